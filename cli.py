@@ -1,0 +1,284 @@
+"""The ``liger-export`` command: one subcommand a stage, from checkpoint to text."""
+
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from liger_export.errors import EnvironmentMismatchError, LigerExportError
+from liger_export.runtime import Sampling, Session, load
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Bring linearized language models onto devices.",
+    epilog="Exit codes: 0 done, 1 a validation bound was missed, 2 bad input or environment.",
+)
+out = Console()
+err = Console(stderr=True)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="LoRA adapter directory; repeatable.")]
+
+
+@app.command()
+def linearize(
+    base: Annotated[str, typer.Argument(help="Hugging Face Llama checkpoint directory, or a hub id.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Liger checkpoint directory to create.")],
+    mixer: Annotated[str, typer.Option(help="Recurrent half of Liger attention.")] = "gla",
+    window: Annotated[int, typer.Option(min=1, help="Keys in the softmax window, the current one included.")] = 64,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a pretrained transformer into a Liger checkpoint; no weight changes."""
+    with _exporter():
+        from liger_export.linearize import linearize as run
+    config = run(base, output, mixer=mixer, window_size=window, overwrite=overwrite)
+    out.print(f"{output}: {config.model_type}, {config.num_hidden_layers} layers, window {config.window_size}")
+
+
+@app.command()
+def finetune(
+    checkpoint: Annotated[Path, typer.Argument(help="Liger checkpoint directory.")],
+    data: Annotated[Path, typer.Option(help="Text or JSONL file, or a directory of such files.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Adapter directory to create.")],
+    heldout: Annotated[Path | None, typer.Option(help="Text to measure on; default: the end of the data.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
+    target: Annotated[str, typer.Option(help="Projections to adapt.")] = "q_proj,k_proj,v_proj",
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a training block.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks a forward pass.")] = 8,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes an optimizer step.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-4,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 2.0,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of --epochs.")] = None,
+    save_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between resume points.")] = 200,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Save memory by computing layers twice.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of initialization and data order.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Restore quality with a small LoRA adapter."""
+    with _exporter():
+        from liger_export.finetune import FinetuneSettings
+        from liger_export.finetune import finetune as run
+    _quiet_transformers()
+    settings = FinetuneSettings(
+        rank=rank,
+        target_modules=tuple(name.strip() for name in target.split(",")),
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        gradient_accumulation=accumulate,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        max_steps=max_steps,
+        save_steps=save_steps,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+    )
+    result = run(checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite)
+    table = Table(
+        "held out", "loss (nats)", "perplexity", "next-token accuracy", title=f"{output}", title_justify="left"
+    )
+    for name, quality in (("before", result.before), ("after", result.after)):
+        table.add_row(name, f"{quality.loss:.4f}", f"{quality.perplexity:.2f}", f"{quality.accuracy:.2%}")
+    out.print(table)
+    out.print(
+        f"{result.trained_parameters:,} parameters, {result.steps:,} steps, {result.after.tokens:,} tokens held out"
+    )
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Liger checkpoint directory.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Package directory to create.")],
+    adapter: Adapters = None,
+    lowering: Annotated[str, typer.Option(help="Operators to use: stock (unmodified ONNX Runtime).")] = "stock",
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge adapters, trace into one ONNX graph, and write a package."""
+    with _exporter():
+        from liger_export.package.build import Progress as Reporter
+        from liger_export.package.build import convert as run
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        reporter = Reporter(
+            stage=lambda stage: bar.update(task, description=stage),
+            total=lambda total: bar.update(task, total=total),
+            advance=lambda done: bar.advance(task, done),
+        )
+        manifest = run(
+            checkpoint,
+            output,
+            adapters=tuple(adapter or ()),
+            lowering=lowering,
+            overwrite=overwrite,
+            progress=reporter,
+        )
+    for described in manifest.adapters:
+        if not described["base_verified"]:
+            err.print(f"note: adapter {described['name']} does not record its base weights; only shapes were checked")
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    out.print(f"{output}: {_megabytes(size)}, {manifest.precision}, {manifest.lowering} lowering")
+
+
+@app.command()
+def validate(
+    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    reference: Annotated[Path, typer.Option(help="The Liger checkpoint it was converted from.")],
+    adapter: Adapters = None,
+    text: Annotated[Path | None, typer.Option(help="Text to read; default: sampled by the package.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to compare logits on.")] = 8192,
+    json: Annotated[Path | None, typer.Option(help="Write the report here too.")] = None,
+) -> None:
+    """Measure a package against PyTorch; exit code 1 if a bound is missed."""
+    with _exporter():
+        from liger_export.validate import validate as run
+    _quiet_transformers()
+    with err.status("comparing with PyTorch") as status:
+        report = run(
+            package,
+            reference,
+            adapters=tuple(adapter or ()),
+            text=text,
+            max_tokens=max_tokens,
+            on_check=lambda check: status.update(f"comparing with PyTorch: {check.name}"),
+        )
+    if json is not None:
+        json.write_text(report.to_json(), encoding="utf-8")
+    table = Table("check", "measured", "bound", "", "how", title=f"{report.package} against {report.reference}")
+    for check in report.checks:
+        bound = "" if check.bound is None else f"{'>=' if check.at_least else '<='} {check.bound:g}"
+        verdict = "" if check.bound is None and check.passed else "[green]ok" if check.passed else "[red]MISSED"
+        table.add_row(check.name, f"{check.value:,.6g}", bound, verdict, f"[dim]{check.detail}")
+    out.print(table)
+    if not report.passed:
+        err.print("[red]a bound was missed[/red]: the package does not compute what the checkpoint computes")
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")]) -> None:
+    """Show what a package holds, and whether its files are as they were written."""
+    with _exporter():
+        from liger_export.package.inspection import inspect as run
+    summary = run(package)
+    table = Table(show_header=False, title=f"{package}", title_justify="left")
+    for name, value in summary.rows:
+        table.add_row(name, value)
+    out.print(table)
+    if summary.damage is not None:
+        raise summary.damage
+
+
+@app.command()
+def run(
+    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=0, help="Most tokens to write.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep tokens that add up to this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Keep tokens this likely relative to the best.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: less repetition.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random choice.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="String to stop at; repeatable.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: ONNX Runtime chooses.")] = None,
+    verify: Annotated[bool, typer.Option(help="Check every file's SHA-256 first.")] = True,
+) -> None:
+    """Continue a text with ONNX Runtime."""
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    session = load(package, threads=threads, verify=verify)
+    pieces = session.generate(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
+    seconds = _stream(prompt, pieces)
+    _print_speed(session, prompt, seconds)
+
+
+def _stream(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:
+    """Write text as it comes; returns the seconds to the first piece and from there to the last."""
+    sys.stdout.write(prompt)
+    sys.stdout.flush()
+    started = time.perf_counter()
+    first = None
+    for piece in pieces:
+        first = first or time.perf_counter()
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    ended = time.perf_counter()
+    return (first or ended) - started, ended - (first or ended)
+
+
+def _print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> None:
+    prompt_tokens = len(session.tokenizer.encode(prompt).ids)
+    decoded = session.position - prompt_tokens
+    rate = f" at {decoded / seconds[1]:,.0f} tokens/s" if decoded and seconds[1] else ""
+    err.print(
+        f"[dim]{prompt_tokens} prompt tokens in {seconds[0] * 1e3:.0f} ms, {decoded} tokens{rate}, "
+        f"state {_megabytes(session.state_bytes)}[/dim]",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def _exporter() -> Iterator[None]:
+    """Import a part that needs the ``export`` extra, and say so where it is not installed."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise EnvironmentMismatchError(
+            f"{error.name} is not installed, which this command needs.", "Run: pip install 'liger-export[export]'"
+        ) from error
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def _terminate(*_: Any) -> None:
+    raise KeyboardInterrupt  # unwinds, so that half-written outputs are removed
+
+
+def main(command: Callable[..., Any] = app) -> None:
+    """Entry point: errors made on purpose become two lines and exit code 2."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command()
+    except LigerExportError as error:
+        err.print(f"[red]error:[/red] {escape(error.cause)}\n[dim]fix:[/dim]   {escape(error.fix)}", highlight=False)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""GPU kernels of the ``liger::`` operators. Empty so far: the operators run in PyTorch and in stock ONNX Runtime."""

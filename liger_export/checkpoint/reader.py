@@ -1,0 +1,144 @@
+"""Lazy, strict reading of safetensors checkpoints."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from liger_export.checkpoint.names import expected_tensors, is_ignored
+from liger_export.config import LigerConfig
+from liger_export.errors import CheckpointError
+
+__all__ = ["Checkpoint", "TensorInfo", "open_safetensors"]
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
+HASH_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies and what it is; ``dtype`` as safetensors names it, such as ``BF16``."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint directory, read one at a time.
+
+    A file is opened for each read and closed after it, so memory holds one tensor's pages, not the file's.
+    """
+
+    directory: Path
+    tensors: dict[str, TensorInfo]
+
+    @classmethod
+    def open(cls, directory: Path) -> "Checkpoint":
+        """Read the headers of every safetensors file; no tensor data yet.
+
+        Raises:
+            CheckpointError: a file is absent, cut, or not safetensors.
+        """
+        tensors: dict[str, TensorInfo] = {}
+        for file in _weight_files(directory):
+            tensors |= open_safetensors(file)
+        return cls(directory, tensors)
+
+    def check(self, config: LigerConfig) -> None:
+        """Compare with the tensors that the config calls for.
+
+        Raises:
+            CheckpointError: a tensor is missing, unexpected, mis-shaped or not of a floating-point type.
+        """
+        expected = expected_tensors(config)
+        fix = "The weights and config.json do not belong together: restore the original checkpoint."
+        missing = [name for name in expected if name not in self.tensors]
+        if missing:
+            raise CheckpointError(f"{self.directory} lacks {_listed(missing)}.", fix)
+        extra = [name for name in self.tensors if name not in expected and not is_ignored(name, config)]
+        if extra:
+            raise CheckpointError(f"{self.directory} holds unexpected {_listed(extra)}.", fix)
+        for name, shape in expected.items():
+            info = self.tensors[name]
+            if info.shape != shape:
+                raise CheckpointError(f"{name} has shape {list(info.shape)} instead of {list(shape)}.", fix)
+            if info.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"{name} is stored as {info.dtype}.", "Start from an unquantized checkpoint (F32, F16 or BF16)."
+                )
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor, in its stored dtype."""
+        return self.read_rows(name, 0, self.tensors[name].shape[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a tensor's first dimension, in its stored dtype."""
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            rows: Tensor = file.get_slice(name)[start:stop]
+            return rows.clone()
+
+    def row_blocks(self, name: str, block_bytes: int) -> Iterator[tuple[int, int]]:
+        """Cut a tensor's rows into ranges of about ``block_bytes`` as float32."""
+        rows, *rest = self.tensors[name].shape
+        step = max(1, block_bytes // (4 * torch.Size(rest).numel()))
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
+
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """SHA-256 over name, dtype, shape and bytes of the named tensors, whatever the sharding."""
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            info = self.tensors[name]
+            digest.update(f"{name} {info.dtype} {list(info.shape)}\n".encode())
+            for start, stop in self.row_blocks(name, HASH_BLOCK_BYTES):
+                digest.update(self.read_rows(name, start, stop).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_safetensors(file: Path) -> dict[str, TensorInfo]:
+    """Name, shape and dtype of every tensor of one file.
+
+    Raises:
+        CheckpointError: the file is absent, cut, or not safetensors.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: TensorInfo(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing.", "Restore the file from the original checkpoint.") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is not a complete safetensors file ({error}).", "Download or copy the file again."
+        ) from error
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index, single = directory / INDEX_FILE, directory / SINGLE_FILE
+    if index.is_file():
+        try:
+            return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not a safetensors index.", "Restore the original file.") from error
+    if single.is_file():
+        return [single]
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+        raise CheckpointError(
+            f"{directory} holds pickled weights only, which can run code when they are read.",
+            "Save the model as safetensors first.",
+        )
+    raise CheckpointError(f"{directory} holds no {SINGLE_FILE}.", "Pass a Hugging Face checkpoint directory.")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"tensor{'s' if len(names) > 1 else ''} {shown}"

@@ -1,0 +1,70 @@
+"""Lowerings: what the traced graph's nodes become for an engine. Weights are the same for all of them."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from liger_export.errors import UnsupportedModelError
+from liger_export.ops.onnx_forms import DOMAIN, stock_function
+
+__all__ = ["LOWERINGS", "lower"]
+
+
+def lower(model: ir.Model, lowering: str) -> None:
+    """Rewrite a traced model in place.
+
+    Args:
+        model: what ``trace`` returned.
+        lowering: a key of ``LOWERINGS``; ``stock`` uses operators that an unmodified ONNX Runtime ships.
+
+    Raises:
+        UnsupportedModelError: there is no such lowering.
+    """
+    if lowering not in LOWERINGS:
+        raise UnsupportedModelError(
+            f"There is no lowering {lowering!r}.", f"Choose one of: {', '.join(sorted(LOWERINGS))}."
+        )
+    LOWERINGS[lowering](model)
+
+
+def _lower_to_stock(model: ir.Model) -> None:
+    for node in model.graph:
+        head_dim = node.attributes.get_int("head_dim", 0)
+        if head_dim % 8:
+            raise UnsupportedModelError(
+                f"head_dim is {head_dim}.", "ONNX Runtime's GroupQueryAttention needs a multiple of 8."
+            )
+    _fuse_transposed_products(model.graph)
+    _add_bodies(model)
+    model.opset_imports["com.microsoft"] = 1
+
+
+LOWERINGS: dict[str, Callable[[ir.Model], None]] = {"stock": _lower_to_stock}
+
+
+def _fuse_transposed_products(graph: ir.Graph) -> None:
+    """Let x W^T read W as the checkpoint stores it, [out, in], instead of a transposed copy.
+
+    A tied embedding then serves as table and as head from one initializer.
+    """
+    for node in list(graph):
+        transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        if transpose is None or transpose.op_type != "Transpose":
+            continue
+        product = ir.node(
+            "FusedMatMul",
+            inputs=[node.inputs[0], transpose.inputs[0]],
+            attributes={"transB": 1},
+            domain="com.microsoft",
+            name=node.name,
+        )
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+        if not transpose.outputs[0].uses():
+            graph.remove(transpose, safe=True)
+
+
+def _add_bodies(model: ir.Model) -> None:
+    """Give every ``liger`` operator in the graph its body as a model-local function."""
+    for name in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
+        function = ir.serde.deserialize_function(stock_function(name))
+        model.functions[function.identifier()] = function

@@ -1,0 +1,168 @@
+"""Trace a Liger model, without its weights, into one ONNX graph for prefill and decode."""
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript.values import Op, Opset
+from torch import Tensor, nn
+
+from liger_export.config import LigerConfig
+from liger_export.modeling import MODEL_CLASSES, LigerCache
+from liger_export.modeling.model import LigerForCausalLM
+from liger_export.ops.onnx_forms import DOMAIN, OPSET, SCHEMAS
+from liger_export.state import StateTensor, state_table
+
+__all__ = ["ONNX_OPSET", "trace"]
+
+ONNX_OPSET = 23
+
+
+@torch.library.custom_op("liger::last_positions", mutates_args=())
+def last_positions(hidden_states: Tensor, count: Tensor) -> Tensor:
+    """The last ``count`` positions of [B, T, hidden_size]; all of them if ``count`` is 0."""
+    return hidden_states[:, -int(count) :].clone()
+
+
+@last_positions.register_fake
+def _last_positions_fake(hidden_states: Tensor, count: Tensor) -> Tensor:
+    kept = torch.library.get_ctx().new_dynamic_size()
+    return hidden_states.new_empty(hidden_states.shape[0], kept, hidden_states.shape[2])
+
+
+class _Stepwise(nn.Module):
+    """The model as a pure function: tokens, positions and past states in, logits and present states out."""
+
+    def __init__(self, model: LigerForCausalLM, table: tuple[StateTensor, ...]) -> None:
+        super().__init__()
+        self.causal_lm = model
+        self.table = table
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, logits_to_keep: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        layers: list[tuple[Tensor, ...]] = [()] * len(self.causal_lm.model.layers)
+        for entry, tensor in zip(self.table, past, strict=True):
+            layers[entry.layer] = (*layers[entry.layer], tensor)
+        cache = LigerCache(layers, position_ids[:, 0])
+        decoded = self.causal_lm.model(input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        logits = self.causal_lm.lm_head(last_positions(decoded.last_hidden_state, logits_to_keep))
+        present = [tensor for layer in decoded.past_key_values.layers for tensor in layer]
+        return logits, *present
+
+
+def trace(config: LigerConfig, config_values: dict[str, Any]) -> ir.Model:
+    """Trace the model that a ``config.json`` describes.
+
+    Inputs are ``input_ids`` and ``position_ids``, int64 [B, T], ``logits_to_keep`` (int64 scalar, 0 for all) and
+    the past states; outputs ``logits`` and the present states, as the state table names them. Initializers carry
+    the checkpoint's tensor names and no data. Liger attention is one ``liger`` node a layer.
+
+    Args:
+        config: the model.
+        config_values: the checkpoint's ``config.json``.
+    """
+    table = state_table(config)
+    model_class = MODEL_CLASSES[config.model_type]
+    with torch.device("meta"):
+        model = _Stepwise(model_class(model_class.config_class.from_dict(config_values)).eval(), table)
+        tokens = torch.zeros(2, 3, dtype=torch.int64)  # sizes that torch.export does not specialize on
+        past = tuple(torch.zeros(2, *entry.shape) for entry in table)
+        arguments = (tokens, tokens.clone(), torch.zeros((), dtype=torch.int64), *past)
+
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    dynamic = ({0: batch, 1: length}, {0: batch, 1: length}, None, tuple({0: batch} for _ in past))
+    with warnings.catch_warnings(), _quiet_exporter():
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.export.export(model, arguments, dynamic_shapes=dynamic, strict=False)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=ONNX_OPSET,
+            custom_translation_table={
+                torch.ops.liger.gla_attention.default: _translate_gla_attention,
+                torch.ops.liger.last_positions.default: _translate_last_positions,
+            },
+        )
+    assert exported is not None  # None only when exporting to a file
+    traced = exported.model
+    _rename(traced, config, table)
+    _strip_notes(traced)
+    return traced
+
+
+_LIGER = Opset(DOMAIN, OPSET)
+_GLA_ATTENTION = Op(_LIGER, "GLAAttention", SCHEMAS["GLAAttention"])
+_LAST_POSITIONS = Op(_LIGER, "LastPositions", SCHEMAS["LastPositions"])
+
+
+def _translate_gla_attention(query: Any, key: Any, *others: Any, **options: Any) -> Any:
+    *tensors, gate_normalizer = (*others, *options.values())
+    _, groups, window_size, head_dim = tensors[-1].shape
+    return _GLA_ATTENTION(
+        query,
+        key,
+        *tensors,
+        num_heads=query.shape[-1] // head_dim,
+        num_key_value_heads=groups,
+        head_dim=head_dim,
+        window_size=window_size,
+        gate_normalizer=gate_normalizer,
+    )
+
+
+def _translate_last_positions(hidden_states: Any, count: Any) -> Any:
+    return _LAST_POSITIONS(hidden_states, count)
+
+
+def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]) -> None:
+    """Give inputs, outputs and initializers the names of the contract and of the checkpoint."""
+    graph = model.graph
+    inputs = ["input_ids", "position_ids", "logits_to_keep", *(entry.past_name for entry in table)]
+    outputs = ["logits", *(entry.present_name for entry in table)]
+    for value, name in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True):
+        value.name = name
+    for value in graph.inputs[:2]:
+        value.shape = ir.Shape(["batch", "length"])
+    graph.inputs[2].shape = ir.Shape([])
+    graph.outputs[0].shape = ir.Shape(["batch", "kept", config.vocab_size])
+    for entry, past, present in zip(table, graph.inputs[3:], graph.outputs[1:], strict=True):
+        past.shape = present.shape = ir.Shape(["batch", *entry.shape])
+    graph.inputs[2].const_value = ir.tensor(np.array(0, dtype=np.int64))  # the default: an optional input
+    graph.register_initializer(graph.inputs[2])
+    for value in list(graph.initializers.values()):
+        name = value.name.removeprefix("causal_lm.") if value.name else ""
+        tied = config.tie_word_embeddings and name == "lm_head.weight"
+        value.name = "model.embed_tokens.weight" if tied else name
+
+
+def _strip_notes(model: ir.Model) -> None:
+    """Drop the exporter's notes: stack traces and file names of the machine that converted."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name = "liger"
+    model.producer_name, model.producer_version = "liger-export", None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+class _quiet_exporter:  # noqa: N801
+    """Silence the exporter's notes about operators of packages that are not installed."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("torch.onnx")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exception: object) -> None:
+        self._logger.setLevel(self._level)

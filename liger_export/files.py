@@ -1,0 +1,121 @@
+"""Writing directories whole or not at all, and hashing files."""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from liger_export.errors import OutputError
+
+__all__ = ["TOKENIZER_FILES", "copy_files", "new_directory", "require_space", "sha256_file"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+@contextmanager
+def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` and rename it to ``path`` when the block ends well.
+
+    On any exception the sibling is removed, so ``path`` is either complete or absent. Siblings that a killed
+    process left behind are removed first.
+
+    Raises:
+        OutputError: ``path`` exists and ``overwrite`` is false, or the disk is full or read-only.
+    """
+    path = path.absolute()
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already.", "Choose another output, remove it, or pass --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
+    except OSError as error:
+        raise _output_error(path, error) from error
+    try:
+        partial.chmod(0o755)
+        yield partial
+        _replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise _output_error(path, error) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    for sibling in path.parent.glob(f".{path.name}.partial-*"):
+        owner = re.search(r"\.partial-(\d+)-", sibling.name)
+        if owner and not _is_running(int(owner[1])):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _replace(partial: Path, path: Path) -> None:
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = partial.with_name(partial.name + "-old")
+    path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = "Free some disk space or choose another disk." if full else "Choose a directory that can be written."
+    return OutputError(f"{path} cannot be written: {error.strerror}.", fix)
+
+
+def require_space(path: Path, nbytes: int) -> None:
+    """Check, before any long work, that ``nbytes`` fit on the disk that will hold ``path``.
+
+    Raises:
+        OutputError: they do not.
+    """
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < nbytes:
+        raise OutputError(
+            f"{path} needs {nbytes / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free.",
+            "Free some disk space or choose another disk.",
+        )
+
+
+def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
+    """Copy those of ``names`` that exist in ``source``; returns the names copied."""
+    present = [name for name in names if (source / name).is_file()]
+    for name in present:
+        shutil.copyfile(source / name, target / name)
+    return present
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,259 @@
+"""LoRA recovery of a linearized model, with PEFT and the transformers Trainer."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from liger_export.checkpoint import Checkpoint, write_base_record
+from liger_export.config import LigerConfig, read_config_json
+from liger_export.errors import DataError, OutputError
+from liger_export.files import new_directory
+from liger_export.modeling import register
+
+__all__ = [
+    "FinetuneResult",
+    "FinetuneSettings",
+    "HeldOut",
+    "finetune",
+    "measure_heldout",
+    "read_documents",
+    "token_blocks",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings:
+    """How to train the adapter; the defaults follow arXiv 2503.01496, section 4.1.
+
+    Attributes:
+        rank: LoRA rank r; alpha is twice the rank.
+        target_modules: projections that get an adapter.
+        sequence_length: tokens of a training block.
+        batch_size: blocks of one optimizer step and device, before accumulation.
+        gradient_accumulation: forward passes of one optimizer step.
+        epochs: passes over the data; ignored if ``max_steps`` is given.
+        max_steps: optimizer steps.
+        heldout_fraction: share of the blocks, taken from the end, to measure on when no held-out data is given.
+        save_steps: optimizer steps between the points that a run can be resumed from.
+        gradient_checkpointing: recompute layers in the backward pass, to save memory.
+    """
+
+    rank: int = 8
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    sequence_length: int = 1024
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    epochs: float = 2.0
+    max_steps: int | None = None
+    heldout_fraction: float = 0.05
+    save_steps: int = 200
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Next-token quality on held-out text.
+
+    Attributes:
+        loss: mean negative log-likelihood in nats.
+        accuracy: share of tokens that are the model's first choice.
+        tokens: predictions counted.
+    """
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneResult:
+    """Held-out quality before and after, and what was trained."""
+
+    before: HeldOut
+    after: HeldOut
+    trained_parameters: int
+    steps: int
+
+
+class _Blocks(Dataset[dict[str, Tensor]]):
+    def __init__(self, blocks: Tensor) -> None:
+        self._blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self._blocks[index], "labels": self._blocks[index]}
+
+
+def finetune(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    settings: FinetuneSettings,
+    *,
+    heldout: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> FinetuneResult:
+    """Train a LoRA adapter for a Liger checkpoint and save it as PEFT does.
+
+    Points to resume from lie in ``OUTPUT.work`` until the run ends.
+
+    Args:
+        checkpoint: a Liger checkpoint directory.
+        data: a text or JSONL file, or a directory of such files.
+        output: adapter directory to create.
+        settings: how to train.
+        heldout: text to measure on; default: the last blocks of ``data``, which are then not trained on.
+        resume: continue an unfinished run.
+        overwrite: replace ``output`` if it exists.
+
+    Raises:
+        DataError: the data is absent, unreadable or too short.
+        OutputError: ``output`` exists, or an unfinished run lies beside it and ``resume`` is false.
+    """
+    weights = Checkpoint.open(checkpoint)
+    weights.check(LigerConfig.from_dict(read_config_json(checkpoint)))
+    work = _work_directory(output, resume, overwrite)
+
+    register()
+    set_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    train = token_blocks(tokenizer, data, settings.sequence_length)
+    if heldout is not None:
+        measured = token_blocks(tokenizer, heldout, settings.sequence_length)
+    else:
+        count = max(1, round(len(train) * settings.heldout_fraction))
+        train, measured = train[:-count], train[-count:]
+    if not len(train):
+        raise DataError(f"{data} gives no training block besides the held-out ones.", "Add text, or pass --heldout.")
+
+    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    if settings.gradient_checkpointing:
+        base.gradient_checkpointing_enable()
+        base.enable_input_require_grads()
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        target_modules=list(settings.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, lora)
+    trainer = Trainer(model, _training_arguments(settings, work), train_dataset=_Blocks(train))
+    with model.disable_adapter():
+        before = measure_heldout(model, measured)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
+    after = measure_heldout(model, measured)
+
+    with new_directory(output, overwrite) as partial:
+        model.save_pretrained(partial)
+        write_base_record(partial, weights)
+    shutil.rmtree(work)
+    return FinetuneResult(before, after, model.get_nb_trainable_parameters()[0], trainer.state.global_step)
+
+
+@torch.no_grad()
+def measure_heldout(model: torch.nn.Module, blocks: Tensor, batch_size: int = 8) -> HeldOut:
+    """Next-token loss and accuracy over token blocks, int64 [N, T], in the model's own precision."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    loss = correct = 0.0
+    for batch in blocks.split(batch_size):
+        batch = batch.to(device)
+        logits = model(input_ids=batch).logits[:, :-1].float()
+        loss += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+        correct += float((logits.argmax(-1) == batch[:, 1:]).sum())
+    model.train(was_training)
+    tokens = blocks[:, 1:].numel()
+    return HeldOut(loss / tokens, correct / tokens, tokens)
+
+
+def token_blocks(tokenizer: Any, data: Path, length: int) -> Tensor:
+    """Tokenize every document, join them, and cut blocks of ``length`` tokens: int64 [N, length].
+
+    Raises:
+        DataError: there is less than one block of text.
+    """
+    ids = [token for text in read_documents(data) for token in tokenizer(text, verbose=False).input_ids]
+    if len(ids) < length:
+        raise DataError(f"{data} holds {len(ids)} tokens.", f"At least one block of {length} is needed: add text.")
+    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+
+
+def read_documents(data: Path) -> Iterator[str]:
+    """Yield the documents of a text file, of a JSONL file's ``text`` fields, or of a directory of such files.
+
+    Raises:
+        DataError: nothing is there, or a file is not UTF-8 text or not JSONL.
+    """
+    if data.is_dir():
+        files = sorted(path for path in data.rglob("*") if path.is_file() and not path.name.startswith("."))
+    else:
+        files = [data]
+    if not files or not files[0].exists():
+        raise DataError(f"{data} holds no files.", "Pass a text or JSONL file, or a directory of them.")
+    for file in files:
+        try:
+            if file.suffix == ".jsonl":
+                with file.open(encoding="utf-8") as lines:
+                    yield from (json.loads(line)["text"] for line in lines if line.strip())
+            else:
+                yield file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 text.", "Convert it or leave it out.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file} is not JSONL.", 'Each line must be an object with a "text" field.') from error
+
+
+def _work_directory(output: Path, resume: bool, overwrite: bool) -> Path:
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists already.", "Choose another output, remove it, or pass --overwrite.")
+    work = output.with_name(output.name + ".work")
+    if work.exists() and not resume:
+        raise OutputError(f"{work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")
+    if resume and not work.exists():
+        raise OutputError(f"There is no unfinished run at {work}.", "Start without --resume.")
+    return work
+
+
+def _training_arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        optim="adamw_torch",
+        bf16=torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=20,
+        report_to="none",
+        seed=settings.seed,
+    )

@@ -1,0 +1,27 @@
+"""Liger models as transformers models."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from liger_export.modeling.cache import LigerCache
+from liger_export.modeling.configuration import LigerGLAConfig, liger_config
+from liger_export.modeling.model import LigerForCausalLM, LigerGLAForCausalLM, LigerModel
+
+__all__ = [
+    "MODEL_CLASSES",
+    "LigerCache",
+    "LigerForCausalLM",
+    "LigerGLAConfig",
+    "LigerGLAForCausalLM",
+    "LigerModel",
+    "liger_config",
+    "register",
+]
+
+MODEL_CLASSES: dict[str, type[LigerForCausalLM]] = {"liger_gla": LigerGLAForCausalLM}
+
+
+def register() -> None:
+    """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know the Liger model types. Calling it again is harmless."""
+    for model_type, model_class in MODEL_CLASSES.items():
+        AutoConfig.register(model_type, model_class.config_class, exist_ok=True)
+        AutoModelForCausalLM.register(model_class.config_class, model_class, exist_ok=True)

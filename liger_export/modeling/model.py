@@ -1,0 +1,241 @@
+"""The Liger decoder: one model for every backbone and mixer, an ordinary transformers ``PreTrainedModel``."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from liger_export.config import LigerConfig, inverse_frequencies
+from liger_export.modeling.cache import LigerCache
+from liger_export.modeling.configuration import LigerGLAConfig, liger_config
+from liger_export.modeling.mixers import MIXERS, Positions, State
+
+__all__ = ["LigerForCausalLM", "LigerGLAForCausalLM", "LigerModel"]
+
+
+class LigerRotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotary angles, computed from the position: no table, no longest context."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: LigerConfig) -> None:
+        super().__init__()
+        self.frequencies = inverse_frequencies(config.rope, config.head_dim).tolist()
+        self.register_buffer("inv_freq", torch.tensor(self.frequencies), persistent=False)
+
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """[B, T] to cosine and sine, each [B, T, D / 2], in float32 or, if ``dtype`` is float64, float64."""
+        wide = torch.promote_types(dtype, torch.float32)
+        angles = position_ids.clamp(min=0).unsqueeze(-1).to(wide) * self.inv_freq.to(wide)
+        return angles.cos(), angles.sin()
+
+
+class LigerAttention(nn.Module):
+    """The backbone's projections around a mixer."""
+
+    def __init__(self, config: LigerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mixer = MIXERS[config.mixer]
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+
+    def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
+        projections = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        mixed, state = self.mixer(projections, positions, state, self.config)
+        return self.o_proj(mixed), state
+
+
+class LigerMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LigerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        return output
+
+
+class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+    """Pre-norm attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: LigerConfig) -> None:
+        super().__init__()
+        self.self_attn = LigerAttention(config)
+        self.mlp = LigerMLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
+        attended, state = self.self_attn(self.input_layernorm(hidden_states), positions, state)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), state
+
+
+class LigerPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What every Liger model class shares."""
+
+    config_class = LigerGLAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["LigerDecoderLayer"]
+    _is_stateful = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LigerRotaryEmbedding):  # not in checkpoints: transformers loads it uninitialised
+            init.copy_(module.inv_freq, torch.tensor(module.frequencies))
+
+
+class LigerModel(LigerPreTrainedModel):
+    """Embedding, decoder layers and final norm."""
+
+    def __init__(self, config: LigerGLAConfig) -> None:
+        super().__init__(config)
+        self.liger = liger_config(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LigerDecoderLayer(self.liger) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LigerRotaryEmbedding(self.liger)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: LigerCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the tokens of one call, continuing from ``past_key_values``.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, columns], zero at padding, for every column so far or for this call's T alone.
+            position_ids: int64 [B, T], counted from the sequence's first token; -1 marks padding, which may only
+                end a row. Instead of ``attention_mask``; default: continue from the cache.
+            past_key_values: the cache that an earlier call returned.
+            inputs_embeds: [B, T, hidden_size], instead of ``input_ids``.
+            use_cache: return a cache; default: only outside training.
+
+        Raises:
+            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``, or both ``attention_mask`` and
+                ``position_ids``.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass input_ids or inputs_embeds, and not both.")
+        if attention_mask is not None and position_ids is not None:
+            raise ValueError("Pass attention_mask or position_ids, not both: each says where the tokens are.")
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, length = hidden_states.shape[:2]
+        past = past_key_values
+        if past is None:
+            past = LigerCache.zeros(self.liger, batch, self._activation_dtype(hidden_states), hidden_states.device)
+
+        order = None
+        if position_ids is None:
+            steps = torch.arange(length, device=hidden_states.device)
+            position_ids = past.seen[:, None] + steps
+            if attention_mask is not None and not bool((is_token := attention_mask[:, -length:].bool()).all()):
+                order = is_token.logical_not().argsort(dim=1, stable=True)  # tokens first, padding last
+                position_ids = torch.where(steps < is_token.sum(1, keepdim=True), position_ids, -1)
+                hidden_states = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states))
+
+        cos, sin = self.rotary_emb(position_ids, hidden_states.dtype)
+        positions = Positions(cos, sin, position_ids)
+        layer_states = []
+        for layer, state in zip(self.layers, past.layers, strict=True):
+            hidden_states, state = layer(hidden_states, positions, state)
+            layer_states.append(state)
+        hidden_states = self.norm(hidden_states)
+
+        if order is not None:
+            hidden_states = torch.empty_like(hidden_states).scatter(
+                1, order.unsqueeze(-1).expand_as(hidden_states), hidden_states
+            )
+        cache = None
+        if use_cache if use_cache is not None else not self.training:
+            cache = LigerCache(layer_states, past.seen + (position_ids >= 0).sum(1), past.columns + length)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=cache)
+
+    def _activation_dtype(self, hidden_states: Tensor) -> torch.dtype:
+        """Dtype of the projections, which autocast may lower below that of the residual stream."""
+        device = hidden_states.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+
+
+class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A Liger decoder with its language-model head."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: LigerGLAConfig) -> None:
+        super().__init__(config)
+        self.model = LigerModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: LigerCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T, vocab_size], or of the last ``logits_to_keep`` positions, and the loss if labels are given.
+
+        Arguments as ``LigerModel.forward``; ``labels`` [B, T] are shifted inside, -100 is ignored.
+        """
+        decoded = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
+        logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=decoded.past_key_values)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 1,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Drop the columns the cache has consumed, and the empty cache that ``generate`` brings of its own."""
+        cache = past_key_values if isinstance(past_key_values, LigerCache) else None
+        return {
+            "input_ids": input_ids[:, cache.columns if cache else 0 :],
+            "past_key_values": cache,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+        }
+
+
+class LigerGLAForCausalLM(LigerForCausalLM):
+    """Llama with Liger-GLA attention (arXiv 2503.01496), model type ``liger_gla``."""
+
+    config_class = LigerGLAConfig

@@ -1,0 +1,103 @@
+"""``convert``: checkpoint and adapters in, package out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint
+from liger_export.config import LigerConfig, read_config_json
+from liger_export.errors import CheckpointError
+from liger_export.export import attach_weights, lower, trace, weight_bytes
+from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file
+from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, describe_files
+
+__all__ = ["Progress", "convert"]
+
+DATA_FILE = MODEL_FILE + ".data"
+MINIMUM_ONNXRUNTIME = {"stock": "1.31.0"}
+GRAPH_BYTES = 64 << 20  # room for everything but the weights
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where ``convert`` reports to: the stage begun, and bytes done of bytes in all."""
+
+    stage: Callable[[str], None] = lambda _: None
+    total: Callable[[int], None] = lambda _: None
+    advance: Callable[[int], None] = lambda _: None
+
+
+def convert(
+    checkpoint: Path,
+    output: Path,
+    *,
+    adapters: tuple[Path, ...] = (),
+    lowering: str = "stock",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Merge adapters into a Liger checkpoint, trace it into one ONNX graph, and write a package.
+
+    Args:
+        checkpoint: a Liger checkpoint directory with a ``tokenizer.json``.
+        output: package directory to create; complete or absent afterwards.
+        adapters: PEFT LoRA adapter directories, merged in this order.
+        lowering: what the graph's Liger attention becomes; a key of ``export.LOWERINGS``.
+        overwrite: replace ``output`` if it exists.
+        progress: where to report.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, AdapterError: the input cannot be converted.
+        OutputError: ``output`` exists or cannot be written.
+    """
+    progress = progress or Progress()
+    values = read_config_json(checkpoint)
+    config = LigerConfig.from_dict(values)
+    weights = MergedCheckpoint(Checkpoint.open(checkpoint), tuple(Adapter.open(path) for path in adapters))
+    weights.checkpoint.check(config)
+    if not (checkpoint / "tokenizer.json").is_file():
+        raise CheckpointError(f"{checkpoint} holds no tokenizer.json.", "Save the model's fast tokenizer there.")
+    weights.check()
+
+    with new_directory(output, overwrite) as partial:
+        progress.stage("tracing")
+        model = trace(config, values)
+        lower(model, lowering)
+        nbytes = weight_bytes(model)
+        require_space(output, nbytes + GRAPH_BYTES)
+        progress.stage("writing weights")
+        progress.total(nbytes)
+        attach_weights(model, weights, config, partial / DATA_FILE, progress.advance)
+        ir.save(model, partial / MODEL_FILE)
+        copy_files(TOKENIZER_FILES, checkpoint, partial)
+        progress.stage("hashing")
+        manifest = Manifest(
+            source=_describe_source(weights.checkpoint),
+            adapters=[_describe_adapter(adapter) for adapter in weights.adapters],
+            config=values,
+            precision="float32",
+            lowering=lowering,
+            opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+            onnxruntime=MINIMUM_ONNXRUNTIME[lowering],
+            files=describe_files(partial),
+        )
+        (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:
+    files = {info.file for info in checkpoint.tensors.values()} | {checkpoint.directory / "config.json"}
+    return {
+        "name": checkpoint.directory.resolve().name,
+        "files": {file.name: sha256_file(file) for file in sorted(files)},
+    }
+
+
+def _describe_adapter(adapter: Adapter) -> dict[str, object]:
+    return {
+        "name": adapter.directory.resolve().name,
+        "sha256": sha256_file(adapter.directory / "adapter_model.safetensors"),
+        "base_verified": adapter.base_sha256 is not None,
+    }

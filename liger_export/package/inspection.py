@@ -1,0 +1,92 @@
+"""``inspect``: a package described in rows of text."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from liger_export.errors import PackageError
+from liger_export.files import sha256_file
+from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest, read_manifest
+from liger_export.state import bytes_per_session
+
+__all__ = ["Summary", "inspect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What ``inspect`` shows.
+
+    Attributes:
+        rows: name and value.
+        damage: what is wrong with the files, if anything is.
+    """
+
+    rows: list[tuple[str, str]]
+    damage: PackageError | None
+
+
+def inspect(directory: Path) -> Summary:
+    """Describe a package and check its files.
+
+    Raises:
+        PackageError: there is no manifest that can be read.
+    """
+    manifest = read_manifest(directory)
+    config = manifest.model_config
+    damage = None
+    try:
+        manifest.check_files(directory)
+    except PackageError as error:
+        damage = error
+    adapters = ", ".join(adapter["name"] for adapter in manifest.adapters) or "none"
+    rows = [
+        ("model", f"{config.model_type} from {manifest.source['name']}, adapters: {adapters}"),
+        ("layers", f"{config.num_hidden_layers} of {config.num_attention_heads} query and "
+                   f"{config.num_key_value_heads} key/value heads, head size {config.head_dim}"),
+        ("precision", f"{manifest.precision}, {manifest.lowering} lowering"),
+        ("needs", f"onnxruntime >= {manifest.onnxruntime}"),
+        ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
+        *_state_rows(manifest),
+        *((name, f"{entry['bytes']:,} bytes") for name, entry in manifest.files.items()),
+        ("files", "as written (SHA-256 of each holds)" if damage is None else damage.cause),
+        ("validated", _verdict(directory / REPORT_FILE, sha256_file(directory / MANIFEST_FILE))),
+    ]  # fmt: skip
+    if (directory / MODEL_FILE).is_file() and damage is None:
+        rows.append(("operators", _histogram(directory / MODEL_FILE)))
+    return Summary(rows, damage)
+
+
+def _state_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    shapes = Counter((entry.name, entry.shape, entry.dtype) for entry in manifest.state)
+    return [(f"  {name}", f"{dtype} {[1, *shape]} in {count} layers") for (name, shape, dtype), count in shapes.items()]
+
+
+def _verdict(path: Path, manifest_sha256: str) -> str:
+    """One line on a package's report: passed, missed, of another manifest, or absent."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["manifest_sha256"] != manifest_sha256:
+            return f"no: {path.name} belongs to another package"
+        missed = [check["name"] for check in values["checks"] if not check["passed"]]
+        return f"missed: {', '.join(missed)}" if missed else f"yes, {len(values['checks'])} checks against PyTorch"
+    except FileNotFoundError:
+        return "not yet (run liger-export validate)"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"no: {path.name} is damaged ({error})"
+
+
+def _histogram(model_file: Path) -> str:
+    model = onnx.load(model_file, load_external_data=False)
+    bodies = {(function.domain, function.name): function for function in model.functions}
+    counts: Counter[str] = Counter()
+    lines = []
+    for node in model.graph.node:
+        counts[f"{node.domain}::{node.op_type}" if node.domain else node.op_type] += 1
+    lines.append(", ".join(f"{count} {name}" for name, count in counts.most_common()))
+    for (domain, name), function in bodies.items():
+        parts = Counter(node.op_type for node in function.node if node.op_type != "Constant")
+        lines.append(f"{domain}::{name} = " + ", ".join(f"{count} {part}" for part, count in parts.most_common()))
+    return "\n".join(lines)

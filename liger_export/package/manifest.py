@@ -1,0 +1,137 @@
+"""``manifest.json``: what a package holds, and whether it still holds it. Imports no torch."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from liger_export.config import LigerConfig
+from liger_export.errors import LigerExportError, PackageError
+from liger_export.files import sha256_file
+from liger_export.state import StateTensor, bytes_per_session, state_table
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_FILE",
+    "MODEL_FILE",
+    "REPORT_FILE",
+    "Manifest",
+    "describe_files",
+    "read_manifest",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
+REPORT_FILE = "parity.json"  # written by validate after the manifest, so not listed in it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The manifest of a package.
+
+    Attributes:
+        source: name of the checkpoint directory and the SHA-256 of its files.
+        adapters: per merged adapter, its name, SHA-256, and whether its base weights were verified.
+        config: the checkpoint's ``config.json``.
+        precision: dtype of weights and activations.
+        lowering: which lowering the graph went through.
+        opsets: version of every operator set the graph imports.
+        onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
+        files: per file, its size and SHA-256.
+    """
+
+    source: dict[str, Any]
+    adapters: list[dict[str, Any]]
+    config: dict[str, Any]
+    precision: str
+    lowering: str
+    opsets: dict[str, int]
+    onnxruntime: str
+    files: dict[str, dict[str, Any]]
+    format_version: int = FORMAT_VERSION
+    liger_export: str = field(default_factory=lambda: version("liger-export"))
+
+    @property
+    def model_config(self) -> LigerConfig:
+        """The model, as the rest of the project describes it."""
+        return LigerConfig.from_dict(self.config)
+
+    @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """The state table."""
+        return state_table(self.model_config, self.precision)
+
+    def to_json(self) -> str:
+        """The manifest as JSON, the state table and its bytes per session written out for readers."""
+        tensors = [
+            {
+                "past": t.past_name,
+                "present": t.present_name,
+                "shape": list(t.shape),
+                "dtype": t.dtype,
+                "bytes": t.nbytes,
+            }
+            for t in self.state
+        ]
+        values = asdict(self)
+        files = values.pop("files")
+        values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
+        return json.dumps({**values, "files": files}, indent=1) + "\n"
+
+    def check_files(self, directory: Path, *, hashes: bool = True) -> None:
+        """Check that every file is present, of its size and, if asked, of its SHA-256.
+
+        Raises:
+            PackageError: naming the first file that is not as it was written.
+        """
+        fix = "Copy or convert the package again."
+        for name, recorded in self.files.items():
+            path = directory / name
+            if not path.is_file():
+                raise PackageError(f"{path} is missing.", fix)
+            size = path.stat().st_size
+            if size != recorded["bytes"]:
+                raise PackageError(f"{path} has {size:,} bytes instead of {recorded['bytes']:,}: it was cut.", fix)
+            if hashes and sha256_file(path) != recorded["sha256"]:
+                raise PackageError(f"{path} has changed since the package was written (its SHA-256 differs).", fix)
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file of a package under construction."""
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(directory.iterdir())
+    }
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read a package's manifest.
+
+    Raises:
+        PackageError: it is missing, damaged, or of a newer format than this version reads.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        format_version = values["format_version"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise PackageError(
+            f"{directory} is no package: it holds no {MANIFEST_FILE}.", "Pass a directory that convert wrote."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.") from error
+    if not isinstance(format_version, int) or format_version > FORMAT_VERSION:
+        raise PackageError(
+            f"{directory} has package format {format_version}; this version reads up to {FORMAT_VERSION}.",
+            "Upgrade liger-export.",
+        )
+    try:
+        recorded_state = values.pop("state")
+        manifest = Manifest(**values)
+        consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
+    except (KeyError, TypeError, AttributeError, LigerExportError) as error:
+        raise PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.") from error
+    if not consistent:
+        raise PackageError(f"{path} is damaged (its state table does not fit its config).", "Convert again.")
+    return manifest

@@ -1,0 +1,328 @@
+"""Run a package in ONNX Runtime: one session, one sequence, memory that does not grow."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.package import MODEL_FILE, Manifest, read_manifest
+from liger_export.runtime.sampling import Sampler, Sampling
+from liger_export.runtime.text import TextStream
+from liger_export.state import StateTensor
+
+__all__ = ["SavedState", "Session", "load"]
+
+PREFILL_CHUNK = 512  # tokens a call: enough to fill the cores, few enough to bound activations
+ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """Everything a sequence has left behind: carry it to another session, process or backend.
+
+    Attributes:
+        position: tokens seen.
+        tensors: by the name of the graph input that takes it, each [1, ...].
+    """
+
+    position: int
+    tensors: dict[str, npt.NDArray[np.float32]]
+
+    def save(self, path: Path) -> None:
+        """Write to a ``.npz`` file."""
+        with path.open("wb") as stream:
+            np.savez(stream, position=np.array(self.position), **self.tensors)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: Path) -> "SavedState":
+        """Read what ``save`` wrote. Raises InputError if the file is not that."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(int(stored["position"]), {name: stored[name] for name in stored.files if name != "position"})
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} holds no saved state ({error}).", "Pass a file that save wrote.") from error
+
+
+class _Buffers:
+    """One set of state tensors, bound to ONNX Runtime where they lie."""
+
+    def __init__(self, table: tuple[StateTensor, ...]) -> None:
+        self.arrays = [np.zeros((1, *entry.shape), dtype=entry.dtype) for entry in table]
+        self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A binding, and the owners of the memory it points to."""
+
+    binding: ort.IOBinding
+    owners: list[ort.OrtValue]
+
+
+class Session:
+    """A sequence being read and written.
+
+    State lives in two fixed sets of buffers: a call reads one and writes the other. Nothing is allocated per
+    token, and nothing depends on how many tokens have been seen.
+
+    Attributes:
+        manifest: what the package says of itself.
+        tokenizer: the package's tokenizer.
+        position: tokens the model has read.
+    """
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, model: ort.InferenceSession) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.position = 0
+        self._model = model
+        self._table = manifest.state
+        self._vocab_size = manifest.model_config.vocab_size
+        self._end_ids = manifest.model_config.eos_token_ids
+        self._pending: list[int] = []  # chosen by generate, not read by the model yet
+        self._logits = np.zeros((1, 1, self._vocab_size), dtype=np.float32)
+        self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
+        self._token = np.zeros((1, 1), dtype=np.int64)
+        self._token_position = np.zeros((1, 1), dtype=np.int64)
+        self._buffers = [_Buffers(self._table), _Buffers(self._table)]  # [past, present]
+        self._steps = [self._bind(self._token, self._token_position, *order) for order in ((0, 1), (1, 0))]
+        self._turn = 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one set of state tensors; the session holds two."""
+        return sum(array.nbytes for array in self._buffers[0].arrays)
+
+    def prefill(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Read tokens and return the logits after the last one, float32 [vocab_size].
+
+        Raises:
+            InputError: there are no tokens, or one is outside the vocabulary.
+        """
+        tokens = np.array([*self._pending, *self._checked(token_ids)], dtype=np.int64)
+        if not len(tokens):
+            raise InputError("There are no tokens to read.", "Pass at least one token.")
+        self._pending = []
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            self._read(tokens[start : start + PREFILL_CHUNK])
+        logits: npt.NDArray[np.float32] = self._logits[0, 0].copy()
+        return logits
+
+    def step(self, token_id: int) -> npt.NDArray[np.float32]:
+        """Read one token and return the logits after it, float32 [vocab_size]. Raises as ``prefill``."""
+        return self.prefill([token_id])
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Read a prompt and yield the continuation's text as it is chosen.
+
+        Continues the session's text: a second call goes on where the first ended. Ends at an end-of-text token,
+        at a stop string (not yielded), or after ``max_new_tokens``.
+
+        Args:
+            prompt: text; at the start of a session the tokenizer's opening token comes before it.
+            max_new_tokens: most tokens to choose.
+            sampling: how to choose them; default greedy.
+            stop: strings to stop at.
+
+        Raises:
+            InputError: the prompt is empty of tokens, or ``max_new_tokens`` is negative.
+        """
+        if max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {max_new_tokens}.", "It must be 0 or more.")
+        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=self.position == 0).ids
+        sampler = Sampler(sampling or Sampling(), self._vocab_size)
+        sampler.observe(prompt_ids)
+        text = TextStream(self.tokenizer, prompt_ids, tuple(stop))
+        logits = self.prefill(prompt_ids)
+        for _ in range(max_new_tokens):
+            token = sampler.choose(logits)
+            if token in self._end_ids:
+                break
+            self._pending = [token]
+            if piece := text.push(token):
+                yield piece
+            if text.stopped:
+                return
+            logits = self.prefill([])
+        if rest := text.finish():
+            yield rest
+
+    def sample_tokens(self, count: int, sampling: Sampling) -> list[int]:
+        """Start over and choose ``count`` tokens, end-of-text tokens included."""
+        self.reset()
+        sampler = Sampler(sampling, self._vocab_size)
+        tokens = self.tokenizer.encode("").ids or [0]
+        while len(tokens) < count:
+            tokens.append(sampler.choose(self.step(tokens[-1])))
+        return tokens
+
+    def reset(self) -> None:
+        """Forget everything read."""
+        for array in self._buffers[self._turn].arrays:
+            array.fill(0)
+        self.position, self._pending = 0, []
+
+    def fork(self) -> "Session":
+        """A second session on the same weights, starting from a copy of this one's state."""
+        other = Session(self.manifest, self.tokenizer, self._model)
+        other.load_state(self.state())
+        other._pending = list(self._pending)
+        return other
+
+    def state(self) -> SavedState:
+        """A copy of the state."""
+        arrays = self._buffers[self._turn].arrays
+        named = zip(self._table, arrays, strict=True)
+        return SavedState(self.position, {entry.past_name: array.copy() for entry, array in named})
+
+    def load_state(self, state: SavedState) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            InputError: its tensors are not those of this model.
+        """
+        for entry in self._table:
+            tensor = state.tensors.get(entry.past_name)
+            if tensor is None or tensor.shape != (1, *entry.shape) or str(tensor.dtype) != entry.dtype:
+                raise InputError(
+                    f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
+                    "Load a state that the same model saved.",
+                )
+        for entry, array in zip(self._table, self._buffers[self._turn].arrays, strict=True):
+            array[:] = state.tensors[entry.past_name]
+        self.position, self._pending = state.position, []
+
+    def all_logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Read tokens in one call and return the logits after each, float32 [T, vocab_size]. Raises as ``prefill``."""
+        tokens = np.array([*self._pending, *self._checked(token_ids)], dtype=np.int64)
+        logits = np.empty((1, len(tokens), self._vocab_size), dtype=np.float32)
+        skip, self._pending = len(self._pending), []
+        self._read(tokens, logits)
+        return logits[0, skip:]
+
+    def run(
+        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, npt.NDArray[np.float32]]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+        """Run the graph on any batch, without touching this session's state.
+
+        ONNX Runtime's CPU kernel continues several sequences by one token a call only; for more tokens the rows
+        run one after the other.
+
+        Args:
+            token_ids: int64 [B, T].
+            position: tokens each sequence has read before.
+            past: the state by input name, each [B, ...].
+
+        Returns:
+            Logits, float32 [B, T, vocab_size], and the next state by input name.
+        """
+        batch, length = token_ids.shape
+        if batch > 1 and length > 1 and position > 0:
+            rows = [{name: tensor[row : row + 1] for name, tensor in past.items()} for row in range(batch)]
+            results = [self.run(token_ids[row : row + 1], position, rows[row]) for row in range(batch)]
+            nexts = {name: np.concatenate([present[name] for _, present in results]) for name in past}
+            return np.concatenate([logits for logits, _ in results]), nexts
+        positions = np.broadcast_to(np.arange(position, position + length), token_ids.shape)
+        feeds = {"input_ids": token_ids, "position_ids": np.ascontiguousarray(positions), **past}
+        logits, *present = self._model.run(["logits", *(entry.present_name for entry in self._table)], feeds)
+        return logits, {entry.past_name: tensor for entry, tensor in zip(self._table, present, strict=True)}
+
+    def buffer_addresses(self) -> list[int]:
+        """Where the state lies in memory; constant for the life of the session."""
+        return [array.ctypes.data for buffers in self._buffers for array in buffers.arrays]
+
+    def _checked(self, token_ids: Sequence[int]) -> Sequence[int]:
+        for token in token_ids:
+            if not 0 <= token < self._vocab_size:
+                raise InputError(
+                    f"Token id {token} is outside the vocabulary of {self._vocab_size} entries.",
+                    "Encode text with the package's own tokenizer.",
+                )
+        return token_ids
+
+    def _read(self, tokens: npt.NDArray[np.int64], logits: npt.NDArray[np.float32] | None = None) -> None:
+        """Run the graph once and swap the state buffers."""
+        if len(tokens) == 1 and logits is None:
+            self._token[0, 0], self._token_position[0, 0] = tokens[0], self.position
+            call = self._steps[self._turn]
+        else:
+            positions = np.arange(self.position, self.position + len(tokens), dtype=np.int64)
+            call = self._bind(tokens[None], positions[None], self._turn, 1 - self._turn, logits)
+        self._model.run_with_iobinding(call.binding)
+        self._turn = 1 - self._turn
+        self.position += len(tokens)
+
+    def _bind(
+        self,
+        tokens: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        past: int,
+        present: int,
+        logits: npt.NDArray[np.float32] | None = None,
+    ) -> _Call:
+        kept = np.array(1 if logits is None else 0, dtype=np.int64)
+        feeds = {"input_ids": tokens, "position_ids": positions, "logits_to_keep": kept}
+        inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        outputs = {"logits": self._logits_value if logits is None else ort.OrtValue.ortvalue_from_numpy(logits)}
+        for index, entry in enumerate(self._table):
+            inputs[entry.past_name] = self._buffers[past].values[index]
+            outputs[entry.present_name] = self._buffers[present].values[index]
+        binding = self._model.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        return _Call(binding, [*inputs.values(), *outputs.values()])
+
+
+def load(directory: str | Path, *, threads: int | None = None, verify: bool = True) -> Session:
+    """Open a package and start a session.
+
+    Args:
+        directory: the package.
+        threads: ONNX Runtime's threads within an operator; None lets it choose.
+        verify: compare every file's SHA-256 with the manifest; otherwise sizes only.
+
+    Raises:
+        PackageError: the package is incomplete, changed, or of a newer format.
+        EnvironmentMismatchError: the installed ONNX Runtime is too old for the graph's operators.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    _check_onnxruntime(manifest)
+    manifest.check_files(directory, hashes=verify)
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        model = ort.InferenceSession(directory / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # ONNX Runtime and tokenizers raise their own types, and bare Exception
+        raise PackageError(f"{directory} cannot be opened ({error}).", "Copy or convert the package again.") from error
+    return Session(manifest, tokenizer, model)
+
+
+def _check_onnxruntime(manifest: Manifest) -> None:
+    installed, needed = ort.__version__, manifest.onnxruntime
+    if _release(installed) < _release(needed):
+        raise EnvironmentMismatchError(
+            f"The package needs ONNX Runtime {needed} or newer; {installed} is installed.",
+            f"Run: pip install 'onnxruntime>={needed}'",
+        )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())

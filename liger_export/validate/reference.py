@@ -1,0 +1,64 @@
+"""The truth: the PyTorch model's full-sequence forward, in float32, adapters merged by PEFT itself."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from liger_export.config import LigerConfig
+from liger_export.errors import InputError
+from liger_export.modeling import LigerCache, register
+from liger_export.runtime import SavedState
+from liger_export.state import StateTensor
+
+__all__ = ["TorchReference"]
+
+LOGIT_BLOCK = 512
+
+
+class TorchReference:
+    """A Liger checkpoint in PyTorch. It shares no code with the package's graph, runtime or LoRA merging."""
+
+    def __init__(self, checkpoint: Path, adapters: tuple[Path, ...]) -> None:
+        register()
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        for adapter in adapters:
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        self._model = model.eval()
+
+    def require_config(self, config: LigerConfig) -> None:
+        """Check that a package's config is this model's. Raises InputError."""
+        if self._model.model.liger != config:
+            raise InputError(
+                "The package was not converted from this checkpoint: their configs differ.",
+                "Pass the checkpoint that the package's manifest names as its source.",
+            )
+
+    @torch.no_grad()
+    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits after each token of one whole sequence from its start, float32 [T, vocab_size]."""
+        decoded = self._model.model(torch.from_numpy(tokens[None]), use_cache=False).last_hidden_state[0]
+        return np.concatenate([self._model.lm_head(rows).numpy() for rows in decoded.split(LOGIT_BLOCK)])
+
+    @torch.no_grad()
+    def continued(
+        self, state: SavedState, table: tuple[StateTensor, ...], tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Logits after each token, [T, vocab_size], continuing from a state that a package saved."""
+        layers: list[tuple[torch.Tensor, ...]] = [()] * len(self._model.model.layers)
+        for entry in table:
+            layers[entry.layer] = (*layers[entry.layer], torch.from_numpy(state.tensors[entry.past_name]))
+        cache = LigerCache(layers, torch.tensor([state.position]), state.position)
+        output = self._model(torch.from_numpy(tokens[None]), past_key_values=cache, use_cache=False)
+        logits: npt.NDArray[np.float32] = output.logits[0].numpy()
+        return logits
+
+    @torch.no_grad()
+    def state_after(self, tokens: npt.NDArray[np.int64], table: tuple[StateTensor, ...]) -> SavedState:
+        """The state after reading a sequence, under the contract's names."""
+        cache = self._model(torch.from_numpy(tokens[None]), use_cache=True, logits_to_keep=1).past_key_values
+        tensors = [tensor.numpy() for layer in cache.layers for tensor in layer]
+        return SavedState(len(tokens), {entry.past_name: tensor for entry, tensor in zip(table, tensors, strict=True)})

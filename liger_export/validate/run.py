@@ -1,0 +1,90 @@
+"""``validate``: measure every law and tolerance on a package and write the report into it."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from liger_export.errors import DataError, InputError
+from liger_export.files import sha256_file
+from liger_export.finetune import read_documents
+from liger_export.package import MANIFEST_FILE, REPORT_FILE
+from liger_export.runtime import Sampling, Session, load
+from liger_export.validate import laws
+from liger_export.validate.reference import TorchReference
+from liger_export.validate.report import Check, ParityReport
+
+__all__ = ["validate"]
+
+DRIFT_STEPS = 4096
+LIBRARIES = ("liger-export", "numpy", "onnxruntime", "peft", "torch", "transformers")
+
+
+def validate(
+    package: Path,
+    checkpoint: Path,
+    *,
+    adapters: tuple[Path, ...] = (),
+    text: Path | None = None,
+    max_tokens: int = 8192,
+    on_check: Callable[[Check], None] = lambda _: None,
+) -> ParityReport:
+    """Compare a package with the PyTorch model it was made from; the report lands in the package.
+
+    Args:
+        package: package directory.
+        checkpoint: the Liger checkpoint it was converted from.
+        adapters: the adapters it was converted with.
+        text: text to read; default: text that the package itself samples with seed 0.
+        max_tokens: tokens of text to compare logits on, at least 4,096.
+        on_check: called with each check as it is measured.
+
+    Raises:
+        PackageError, CheckpointError, AdapterError: an input cannot be read.
+        InputError: the package is of another model, or ``max_tokens`` is too small.
+        DataError: the text is too short.
+    """
+    if max_tokens < DRIFT_STEPS:
+        raise InputError(f"max_tokens is {max_tokens}.", f"The drift check needs {DRIFT_STEPS:,}.")
+    session = load(package)
+    reference = TorchReference(checkpoint, adapters)
+    config = session.manifest.model_config
+    report = ParityReport(
+        package=package.resolve().name,
+        reference=" + ".join(path.resolve().name for path in (checkpoint, *adapters)),
+        manifest_sha256=sha256_file(package / MANIFEST_FILE),
+        versions={name: version(name) for name in LIBRARIES},
+    )
+    reference.require_config(config)
+    tokens = _sample(session, max_tokens) if text is None else _encode(session, text, max_tokens)
+    length = min(config.max_position_embeddings, 1024)
+    blocks = np.split(tokens[: len(tokens) // length * length], len(tokens) // length)
+
+    window = config.window_size
+    for checks in (
+        laws.check_logits(session, reference, blocks),
+        laws.check_splits(session, tokens, window),
+        laws.check_drift(session, reference, tokens, window, DRIFT_STEPS),
+        laws.check_batch_and_padding(session, tokens, window),
+        laws.check_handover(session, reference, tokens, window),
+        laws.check_memory(session, tokens, session.manifest.state),
+    ):
+        for check in checks:
+            report.checks.append(check)
+            on_check(check)
+    (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+    return report
+
+
+def _encode(session: Session, text: Path, max_tokens: int) -> laws.Tokens:
+    encodings = (session.tokenizer.encode(document).ids for document in read_documents(text))
+    tokens = np.array([token for ids in encodings for token in ids][:max_tokens], dtype=np.int64)
+    if len(tokens) < DRIFT_STEPS:
+        raise DataError(f"{text} holds {len(tokens):,} tokens.", f"At least {DRIFT_STEPS:,} are needed: add text.")
+    return tokens
+
+
+def _sample(session: Session, count: int) -> laws.Tokens:
+    """Text from the package itself, so that validation needs no data: tokens it finds likely."""
+    return np.array(session.sample_tokens(count, Sampling(temperature=1.0, seed=0)), dtype=np.int64)

@@ -1,0 +1,86 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint
+from liger_export.errors import AdapterError
+from tests.tiny import edit_json, load_model, write_liger
+
+
+@pytest.fixture
+def adapter_copy(adapter: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(adapter, tmp_path / "adapter"))
+
+
+def test_merge_equals_pefts_own(liger_checkpoint: Path, adapter: Path) -> None:
+    expected = PeftModel.from_pretrained(load_model(liger_checkpoint), str(adapter)).merge_and_unload()
+    merged = MergedCheckpoint(Checkpoint.open(liger_checkpoint), (Adapter.open(adapter),))
+    merged.check()
+    changed = 0
+    for name, parameter in expected.named_parameters():
+        blocks = torch.cat(list(merged.blocks(name, block_bytes=500)))
+        torch.testing.assert_close(blocks, parameter.data, rtol=1e-6, atol=1e-7)
+        changed += not torch.equal(blocks, merged.checkpoint.read(name))
+    assert changed == 6  # q, k and v of two layers
+
+
+def test_adapters_add_up(liger_checkpoint: Path, adapter: Path) -> None:
+    checkpoint, opened = Checkpoint.open(liger_checkpoint), Adapter.open(adapter)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    base = checkpoint.read(name)
+    once = next(MergedCheckpoint(checkpoint, (opened,)).blocks(name, 1 << 20))
+    twice = next(MergedCheckpoint(checkpoint, (opened, opened)).blocks(name, 1 << 20))
+    torch.testing.assert_close(twice - base, 2 * (once - base))
+
+
+def test_rank_stabilized_scale(adapter_copy: Path) -> None:
+    plain = Adapter.open(adapter_copy).scale
+    edit_json(adapter_copy / "adapter_config.json", use_rslora=True)
+    assert Adapter.open(adapter_copy).scale == pytest.approx(plain * 2**0.5)
+
+
+def test_adapter_of_other_weights_is_refused(adapter: Path, tmp_path: Path) -> None:
+    other = write_liger(tmp_path / "other", seed=5)
+    with pytest.raises(AdapterError, match="trained on other weights"):
+        Adapter.open(adapter).check(Checkpoint.open(other))
+
+
+def test_adapter_of_another_shape_is_refused(adapter: Path, tmp_path: Path) -> None:
+    fewer_layers = write_liger(tmp_path / "shallow", num_hidden_layers=1)
+    with pytest.raises(AdapterError, match="does not have"):
+        Adapter.open(adapter).check(Checkpoint.open(fewer_layers))
+    wider = write_liger(tmp_path / "wide", num_attention_heads=8, num_key_value_heads=4)
+    with pytest.raises(AdapterError, match="do not fit"):
+        Adapter.open(adapter).check(Checkpoint.open(wider))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "IA3"}, "Only LoRA"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"r": 0}, "r = 0"),
+    ],
+)
+def test_what_cannot_be_merged_exactly_is_refused(adapter_copy: Path, changes: dict[str, object], words: str) -> None:
+    edit_json(adapter_copy / "adapter_config.json", **changes)
+    with pytest.raises(AdapterError, match=words):
+        Adapter.open(adapter_copy)
+
+
+def test_incomplete_adapter_is_refused(adapter_copy: Path) -> None:
+    file = adapter_copy / "adapter_model.safetensors"
+    factors = load_file(file)
+    factors.pop(next(name for name in factors if "lora_A" in name))
+    save_file(factors, file)
+    with pytest.raises(AdapterError, match="lacks an A or a B"):
+        Adapter.open(adapter_copy)
+    file.unlink()
+    with pytest.raises(AdapterError, match="missing"):
+        Adapter.open(adapter_copy)

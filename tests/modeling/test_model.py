@@ -1,0 +1,195 @@
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+import liger_export
+from liger_export.modeling import LigerGLAConfig, LigerGLAForCausalLM, liger_config, mixers
+from liger_export.ops import rotate, window_attention
+from liger_export.state import state_table
+from tests.tiny import VOCABULARY, Shape, load_model, relative_l2, write_liger
+
+shapes = st.builds(
+    lambda groups, repeats, head_dim, window: Shape(groups * repeats, groups, head_dim, window),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([2, 6, 10]),
+    st.integers(1, 20),
+)
+
+
+def random_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LigerGLAForCausalLM:
+    torch.manual_seed(0)
+    values = {**shape.base_values, "hidden_size": 6 * shape.heads, "window_size": shape.window}
+    return LigerGLAForCausalLM(LigerGLAConfig(**values)).to(dtype).eval()
+
+
+def random_tokens(length: int, batch: int = 2) -> Tensor:
+    return torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+@torch.no_grad()
+def in_calls(model: LigerGLAForCausalLM, tokens: Tensor, cuts: list[int]) -> tuple[Tensor, list[Tensor]]:
+    cache, logits = None, []
+    for start, stop in pairwise([0, *cuts, tokens.shape[1]]):
+        output = model(tokens[:, start:stop], past_key_values=cache)
+        cache = output.past_key_values
+        logits.append(output.logits)
+    assert cache is not None
+    return torch.cat(logits, 1), [tensor for layer in cache.layers for tensor in layer]
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), shape=shapes, length=st.integers(2, 60))
+def test_any_split_into_calls_gives_the_same_logits_and_state(data: st.DataObject, shape: Shape, length: int) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1))))
+    model, tokens = random_model(shape), random_tokens(length)
+    whole, final = in_calls(model, tokens, [])
+    parts, state = in_calls(model, tokens, cuts)
+    assert relative_l2(parts, whole) < 1e-5
+    for measured, expected in zip(state, final, strict=True):
+        assert relative_l2(measured, expected) < 1e-5
+
+
+def test_single_steps_do_not_drift_from_the_full_sequence() -> None:
+    model, tokens = random_model(Shape()), random_tokens(1024, batch=1)
+    whole, _ = in_calls(model, tokens, [])
+    steps, _ = in_calls(model, tokens, list(range(1, 1024)))
+    assert relative_l2(steps[:, -128:], whole[:, -128:]) <= 2 * relative_l2(steps[:, :128], whole[:, :128])
+
+
+def test_state_is_what_the_table_says() -> None:
+    model = random_model(Shape())
+    _, state = in_calls(model, random_tokens(5), [])
+    table = state_table(liger_config(model.config))
+    assert [tuple(tensor.shape) for tensor in state] == [(2, *entry.shape) for entry in table]
+    assert {str(tensor.dtype) for tensor in state} == {"torch.float32"}
+
+
+def test_with_a_softmax_mixer_the_decoder_is_transformers_llama(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but attention is checked against an independent implementation: RoPE scaling, biases, norms, head."""
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    checkpoint = write_liger(
+        tmp_path / "liger", Shape(window=64), rope_parameters=rope, attention_bias=True, mlp_bias=True
+    )
+
+    def softmax(
+        projections: tuple[Tensor, ...], positions: mixers.Positions, state: mixers.State, config: object
+    ) -> tuple[Tensor, mixers.State]:
+        query, key, value = (tensor.unflatten(-1, (-1, 8)) for tensor in projections)
+        query, key = (rotate(tensor, positions.cos, positions.sin) for tensor in (query, key))
+        return window_attention(query, key, value, positions.position_ids, *state[1:])[0].flatten(2), state
+
+    monkeypatch.setitem(mixers.MIXERS, "gla", softmax)
+    tokens = random_tokens(60)
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "liger-base").eval()
+    with torch.no_grad():
+        assert relative_l2(load_model(checkpoint)(tokens).logits, base(tokens).logits) < 1e-5
+
+
+def test_saves_and_loads_through_the_auto_classes(liger_checkpoint: Path, tmp_path: Path) -> None:
+    liger_export.register()
+    liger_export.register()
+    model = AutoModelForCausalLM.from_pretrained(liger_checkpoint, dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path / "copy")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").eval()
+    assert type(again) is LigerGLAForCausalLM
+    assert again.config.window_size == 8
+    tokens = random_tokens(20)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, again(tokens).logits)
+
+
+def test_generate_equals_choosing_from_full_sequence_logits() -> None:
+    model, tokens = random_model(Shape()), random_tokens(6)
+    model.generation_config.eos_token_id = None
+    generated = model.generate(tokens, max_new_tokens=20, do_sample=False)
+    with torch.no_grad():
+        for _ in range(20):
+            tokens = torch.cat((tokens, model(tokens).logits[:, -1:].argmax(-1)), 1)
+    assert torch.equal(generated, tokens)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(side: str) -> None:
+    model, tokens = random_model(Shape()), random_tokens(30)
+    mask = torch.ones_like(tokens)
+    padded = slice(0, 11) if side == "left" else slice(19, 30)
+    kept = slice(11, 30) if side == "left" else slice(0, 19)
+    mask[1, padded] = 0
+    with torch.no_grad():
+        both = model(tokens, attention_mask=mask)
+        alone = model(tokens[1:, kept])
+    assert relative_l2(both.logits[1, kept], alone.logits[0]) < 1e-6
+    for row, expected in zip(both.past_key_values.layers[-1], alone.past_key_values.layers[-1], strict=True):
+        assert relative_l2(row[1], expected[0]) < 1e-6
+
+
+def test_left_padded_batch_generates_as_each_prompt_alone() -> None:
+    model, tokens = random_model(Shape()), random_tokens(12)
+    model.generation_config.eos_token_id = None
+    mask = torch.ones_like(tokens)
+    mask[1, :5] = 0
+    both = model.generate(tokens, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    alone = model.generate(tokens[1:, 5:], max_new_tokens=12, do_sample=False)
+    assert torch.equal(both[1, 12:], alone[0, 7:])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    model, tokens = random_model(Shape()).train(), random_tokens(40)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == len(list(model.parameters()))
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    tokens = random_tokens(40)
+    with torch.no_grad():
+        expected = random_model(Shape())(tokens).logits
+        output = random_model(Shape(), torch.bfloat16)(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = random_model(Shape())(tokens)
+    assert output.logits.dtype == torch.bfloat16
+    assert relative_l2(output.logits, expected) < 5e-2
+    assert relative_l2(mixed.logits, expected) < 5e-2
+    assert [tensor.dtype for tensor in output.past_key_values.layers[0]] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
+
+
+def test_positions_beyond_the_trained_context_are_allowed() -> None:
+    model, tokens = random_model(Shape()), random_tokens(300, batch=1)
+    assert tokens.shape[1] > model.config.max_position_embeddings
+    with torch.no_grad():
+        assert model(tokens).logits.isfinite().all()
+
+
+def test_conflicting_arguments_are_refused() -> None:
+    model, tokens = random_model(Shape()), random_tokens(4)
+    with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+        model()
+    with pytest.raises(ValueError, match="attention_mask or position_ids"):
+        model(tokens, attention_mask=torch.ones_like(tokens), position_ids=torch.arange(4).expand(2, -1))

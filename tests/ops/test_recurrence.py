@@ -1,0 +1,86 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liger_export.ops import chunked_recurrence, gated_recurrence, naive_gla_recurrence, step_recurrence
+from tests.tiny import relative_l2
+
+
+def inputs(
+    length: int, heads: int, groups: int, head_dim: int, *, gate_scale: float = 0.1, seed: int = 0
+) -> list[torch.Tensor]:
+    torch.manual_seed(seed)
+    query = torch.randn(2, length, heads, head_dim, dtype=torch.float64).softmax(-1)
+    key = torch.randn(2, length, groups, head_dim, dtype=torch.float64).softmax(-1)
+    value = torch.randn(2, length, groups, head_dim, dtype=torch.float64)
+    gate = -gate_scale * torch.rand(2, length, groups, head_dim, dtype=torch.float64)
+    state = torch.randn(2, groups, head_dim, head_dim, dtype=torch.float64)
+    return [query, key, value, gate, state]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    length=st.integers(1, 70),
+    groups=st.integers(1, 3),
+    repeats=st.integers(1, 4),
+    head_dim=st.sampled_from([2, 5, 8, 33]),
+    gate_scale=st.sampled_from([1e-4, 0.1, 8.0, 500.0]),
+)
+def test_chunked_form_equals_naive_recurrence(
+    length: int, groups: int, repeats: int, head_dim: int, gate_scale: float
+) -> None:
+    arguments = inputs(length, groups * repeats, groups, head_dim, gate_scale=gate_scale)
+    expected, expected_state = naive_gla_recurrence(*arguments)
+    output, state = chunked_recurrence(*arguments)
+    assert relative_l2(output, expected) < 1e-12
+    assert relative_l2(state, expected_state) < 1e-12
+
+    single = [tensor.float() for tensor in arguments]
+    output, state = chunked_recurrence(*single)
+    assert relative_l2(output, expected) < 1e-5
+    assert relative_l2(state, expected_state) < 1e-5
+
+
+def test_step_form_equals_naive_recurrence() -> None:
+    arguments = inputs(1, heads=6, groups=2, head_dim=8)
+    expected, expected_state = naive_gla_recurrence(*arguments)
+    output, state = step_recurrence(*arguments)
+    assert relative_l2(output, expected) < 1e-14
+    assert relative_l2(state, expected_state) < 1e-14
+
+
+def test_half_precision_inputs_accumulate_in_the_states_float32() -> None:
+    arguments = inputs(300, heads=4, groups=2, head_dim=8, gate_scale=1e-3)
+    rounded = [tensor.bfloat16() for tensor in arguments[:4]] + [arguments[4].float()]
+    expected, _ = naive_gla_recurrence(*(tensor.double() for tensor in rounded))
+    output, state = gated_recurrence(*rounded)
+    assert output.dtype == state.dtype == torch.float32
+    assert relative_l2(output, expected) < 1e-5
+
+
+def test_strongest_gates_neither_overflow_nor_lose_the_current_token() -> None:
+    query, key, value, gate, state = inputs(40, heads=2, groups=1, head_dim=4)
+    output, _ = chunked_recurrence(*(t.float() for t in (query, key, value, torch.full_like(gate, -1e4), state)))
+    only_current = torch.einsum("bthd,btgd,btge->bthe", query, key, value)
+    assert relative_l2(output, only_current) < 1e-5
+
+
+def test_gradient_of_chunked_form_equals_gradient_through_single_steps() -> None:
+    arguments = [tensor.requires_grad_() for tensor in inputs(21, heads=4, groups=2, head_dim=3)]
+    weights = torch.randn(2, 21, 4, 3, dtype=torch.float64)
+    gradients = []
+    for form in (step_by_step, lambda *a: chunked_recurrence(*a)[0]):
+        gradients.append(torch.autograd.grad((form(*arguments) * weights).sum(), arguments))
+    for fast, reference in zip(gradients[1], gradients[0], strict=True):
+        assert relative_l2(fast, reference) < 1e-10
+
+
+def step_by_step(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gate: torch.Tensor, state: torch.Tensor
+) -> torch.Tensor:
+    outputs = []
+    for t in range(query.shape[1]):
+        here = slice(t, t + 1)
+        output, state = step_recurrence(query[:, here], key[:, here], value[:, here], gate[:, here], state)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1)

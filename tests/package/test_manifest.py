@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from liger_export.errors import PackageError
+from liger_export.package import read_manifest
+from tests.tiny import edit_json
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_untouched_package_passes(package: Path) -> None:
+    manifest = read_manifest(package)
+    manifest.check_files(package)
+    assert manifest.state[0].past_name == "past_key_values.0.recurrent_state"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
+def test_changed_cut_and_missing_files_are_named(package_copy: Path, name: str) -> None:
+    manifest = read_manifest(package_copy)
+    file = package_copy / name
+    flip_last_byte(file)
+    with pytest.raises(PackageError, match=f"{name} has changed"):
+        manifest.check_files(package_copy)
+    manifest.check_files(package_copy, hashes=False)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(PackageError, match=f"{name} has .* was cut"):
+        manifest.check_files(package_copy, hashes=False)
+    file.unlink()
+    with pytest.raises(PackageError, match=f"{name} is missing"):
+        manifest.check_files(package_copy, hashes=False)
+
+
+def test_newer_format_asks_for_an_upgrade(package_copy: Path) -> None:
+    edit_json(package_copy / "manifest.json", format_version=2)
+    with pytest.raises(PackageError, match="Upgrade"):
+        read_manifest(package_copy)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"config": {}}, {"unknown": 1}, {"state": {"bytes_per_session": 1}}, {"format_version": "one"}]
+)
+def test_damaged_manifest_is_refused(package_copy: Path, changes: dict[str, object]) -> None:
+    edit_json(package_copy / "manifest.json", **changes)
+    with pytest.raises(PackageError):
+        read_manifest(package_copy)
+
+
+def test_directory_without_manifest_is_no_package(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="no package"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(PackageError, match="damaged"):
+        read_manifest(tmp_path)

@@ -1,0 +1,82 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from liger_export.errors import InputError
+from liger_export.runtime.sampling import Sampler, Sampling
+
+Logits = npt.NDArray[np.float32]
+logits_strategy = arrays(np.float32, st.integers(1, 40), elements=st.floats(-20, 20, width=32))
+
+
+def probabilities(logits: Logits, **settings: float) -> npt.NDArray[np.float64]:
+    sampling = Sampling(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
+    return Sampler(sampling, len(logits)).probabilities(logits)
+
+
+@given(logits_strategy)
+def test_greedy_takes_the_most_likely(logits: Logits) -> None:
+    assert Sampler(Sampling(), len(logits)).choose(logits) == logits.argmax()
+
+
+@given(logits_strategy, st.floats(0.1, 3))
+def test_temperature_alone_is_a_softmax(logits: Logits, temperature: float) -> None:
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    np.testing.assert_allclose(probabilities(logits, temperature=temperature), weights / weights.sum(), atol=1e-12)
+
+
+@given(logits_strategy, st.integers(1, 50))
+def test_top_k_keeps_the_k_most_likely(logits: Logits, k: int) -> None:
+    kept = probabilities(logits, top_k=k) > 0
+    kth = np.sort(logits)[::-1][min(k, len(logits)) - 1]
+    assert np.array_equal(kept, logits >= kth)
+
+
+@given(logits_strategy, st.floats(0.01, 0.99))
+def test_top_p_keeps_the_fewest_that_reach_p(logits: Logits, p: float) -> None:
+    full, kept = probabilities(logits), probabilities(logits, top_p=p) > 0
+    mass = full[kept].sum()
+    assert mass >= p - 1e-9
+    assert mass - full[kept].min() < p + 1e-9
+
+
+@given(logits_strategy, st.floats(0.01, 1))
+def test_min_p_keeps_those_likely_enough(logits: Logits, p: float) -> None:
+    full = probabilities(logits)
+    assert np.array_equal(probabilities(logits, min_p=p) > 0, full >= p * full.max())
+
+
+@given(logits_strategy, st.integers(0, 2**32 - 1))
+def test_same_seed_chooses_the_same(logits: Logits, seed: int) -> None:
+    samplers = [Sampler(Sampling(temperature=1.5, seed=seed), len(logits)) for _ in range(2)]
+    first, second = ([sampler.choose(logits) for _ in range(10)] for sampler in samplers)
+    assert first == second
+
+
+def test_choices_follow_the_probabilities() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32))
+    sampler = Sampler(Sampling(temperature=1.0, seed=0), 3)
+    counts = np.bincount([sampler.choose(logits) for _ in range(4000)], minlength=3) / 4000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.2], atol=0.03)
+
+
+def test_repetition_penalty_lowers_seen_tokens_only() -> None:
+    logits = np.array([2.0, 1.9, -1.0], dtype=np.float32)
+    sampler = Sampler(Sampling(repetition_penalty=1.2), 3)
+    assert sampler.choose(logits) == 0
+    assert sampler.choose(logits) == 1
+    sampler = Sampler(Sampling(repetition_penalty=4.0), 3)
+    sampler.observe([0, 1])
+    assert sampler.choose(np.array([-1.0, -1.0, -2.0], dtype=np.float32)) == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 2}, {"min_p": 2}, {"repetition_penalty": 0}],
+)
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        Sampling(**settings)  # type: ignore[arg-type]

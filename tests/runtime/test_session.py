@@ -1,0 +1,203 @@
+import functools
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.package.build import convert
+from liger_export.runtime import Sampling, SavedState, Session, load
+from tests.tiny import Shape, load_model, relative_l2, write_liger
+
+TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 200)]
+SHAPES = [Shape(), Shape(6, 2, 24, 5), Shape(3, 3, 16, 17), Shape(8, 1, 8, 1)]
+
+
+@functools.cache
+def converted(shape: Shape) -> tuple[Path, Path]:
+    """A checkpoint of a shape and its package, made once a test run."""
+    directory = Path(tempfile.mkdtemp())
+    checkpoint = write_liger(directory / "liger", shape)
+    convert(checkpoint, directory / "package")
+    return checkpoint, directory / "package"
+
+
+@pytest.fixture
+def session(package: Path) -> Session:
+    return load(package)
+
+
+def in_calls(session: Session, tokens: list[int], cuts: list[int]) -> torch.Tensor:
+    session.reset()
+    parts = [session.all_logits(tokens[start:stop]) for start, stop in pairwise([0, *cuts, len(tokens)])]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), shape=st.sampled_from(SHAPES), length=st.integers(2, 120))
+def test_any_split_into_calls_equals_the_pytorch_forward(data: st.DataObject, shape: Shape, length: int) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1))))
+    checkpoint, package = converted(shape)
+    session, model = load(package), load_model(checkpoint)
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS[:length]]))
+    assert relative_l2(in_calls(session, TOKENS[:length], cuts), expected.logits[0]) < 1e-5
+    state = list(session.state().tensors.values())
+    for measured, reference in zip(state, (t for layer in expected.past_key_values.layers for t in layer), strict=True):
+        assert relative_l2(torch.from_numpy(measured), reference) < 1e-5
+
+
+def test_steps_equal_prefill_at_the_windows_edge_and_beyond(session: Session) -> None:
+    whole = in_calls(session, TOKENS, [])
+    session.reset()
+    steps = np.stack([session.step(token) for token in TOKENS])
+    for position in (7, 8, 9, 16, 80):
+        assert relative_l2(torch.from_numpy(steps[position]), whole[position]) < 1e-5
+
+
+def test_prefill_in_chunks_returns_the_last_logits(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = in_calls(session, TOKENS, [])[-1]
+    session.reset()
+    monkeypatch.setattr("liger_export.runtime.session.PREFILL_CHUNK", 33)
+    assert relative_l2(torch.from_numpy(session.prefill(TOKENS)), expected) < 1e-5
+    assert session.position == len(TOKENS)
+
+
+def test_only_one_position_of_logits_is_computed_when_one_is_asked_for(package: Path) -> None:
+    model = ort.InferenceSession(package / "model.onnx", providers=["CPUExecutionProvider"])
+    session = load(package)
+    feeds = {"input_ids": np.array([TOKENS]), "position_ids": np.arange(len(TOKENS))[None], **session.state().tensors}
+    kept = [model.run(["logits"], {**feeds, "logits_to_keep": np.array(count)})[0].shape[1] for count in (0, 1, 3)]
+    assert kept == [len(TOKENS), 1, 3]
+    assert model.run(["logits"], feeds)[0].shape[1] == len(TOKENS)
+
+
+def test_state_never_moves_grows_or_gains_buffers(session: Session) -> None:
+    addresses, size = session.buffer_addresses(), session.state_bytes
+    session.prefill(TOKENS)
+    for token in TOKENS:
+        session.step(token)
+    session.reset()
+    list(session.generate("text", max_new_tokens=5))
+    assert session.buffer_addresses() == addresses
+    assert len(addresses) == 2 * len(session.manifest.state)
+    assert session.state_bytes == size == sum(entry.nbytes for entry in session.manifest.state)
+
+
+def test_batch_rows_equal_single_sequences(session: Session) -> None:
+    rows = np.array([TOKENS[:20], TOKENS[20:40]])
+    past = {entry.past_name: np.zeros((2, *entry.shape), dtype=entry.dtype) for entry in session.manifest.state}
+    logits = []
+    for start, stop in ((0, 11), (11, 12), (12, 20)):
+        part, past = session.run(rows[:, start:stop], start, past)
+        logits.append(part)
+    for row, measured in zip(rows, np.concatenate(logits, axis=1), strict=True):
+        assert relative_l2(torch.from_numpy(measured), in_calls(session, row.tolist(), [])) < 1e-5
+
+
+def test_state_round_trips_through_a_file_and_a_fork(session: Session, package: Path, tmp_path: Path) -> None:
+    session.prefill(TOKENS[:50])
+    session.state().save(tmp_path / "state.npz")
+    fork, other = session.fork(), load(package)
+    other.load_state(SavedState.read(tmp_path / "state.npz"))
+    expected = session.prefill(TOKENS[50:])
+    assert np.array_equal(fork.prefill(TOKENS[50:]), expected)
+    assert np.array_equal(other.prefill(TOKENS[50:]), expected)
+    assert other.position == len(TOKENS)
+
+
+def test_state_of_another_model_is_refused(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"past_key_values\.0\.recurrent_state"):
+        session.load_state(SavedState(3, {}))
+    (tmp_path / "no.npz").write_text("no")
+    with pytest.raises(InputError, match="no saved state"):
+        SavedState.read(tmp_path / "no.npz")
+
+
+def test_reset_starts_over(session: Session) -> None:
+    first = session.prefill(TOKENS)
+    session.reset()
+    assert np.array_equal(session.prefill(TOKENS), first)
+
+
+def test_generate_equals_greedy_choice_step_by_step(session: Session) -> None:
+    text = "".join(session.generate("def f", max_new_tokens=12))
+    session.reset()
+    logits, ids = session.prefill(session.tokenizer.encode("def f").ids), []
+    while len(ids) < 12 and (token := int(logits.argmax())) != 0:
+        ids.append(token)
+        logits = session.step(token)
+    assert text == session.tokenizer.decode(ids)
+    assert text
+
+
+def test_a_second_generate_reads_all_that_the_first_wrote(session: Session) -> None:
+    ids, logits = session.tokenizer.encode("def f").ids, session.prefill(session.tokenizer.encode("def f").ids)
+    for _ in range(5):
+        ids.append(int(logits.argmax()))
+        logits = session.step(ids[-1])
+    session.reset()
+    expected = session.prefill([*ids, *session.tokenizer.encode("()", add_special_tokens=False).ids])
+
+    session.reset()
+    list(session.generate("def f", max_new_tokens=5))
+    fork = session.fork()
+    for continued in (session, fork):
+        list(continued.generate("()", max_new_tokens=0))
+        assert continued.position == len(ids) + 2
+        np.testing.assert_allclose(continued.step(7), reference_step(continued, ids, expected), rtol=1e-4, atol=1e-5)
+
+
+def reference_step(session: Session, ids: list[int], expected: np.ndarray) -> np.ndarray:
+    other = session.fork()
+    other.reset()
+    parentheses = session.tokenizer.encode("()", add_special_tokens=False).ids
+    assert np.array_equal(other.prefill([*ids, *parentheses]), expected)
+    return other.step(7)
+
+
+def test_stop_string_and_token_limit_end_the_text(session: Session) -> None:
+    text = "".join(session.generate("def f", max_new_tokens=30, sampling=Sampling(temperature=1.0, seed=3)))
+    session.reset()
+    stop = text[4:6]
+    stopped = session.generate("def f", max_new_tokens=30, sampling=Sampling(temperature=1.0, seed=3), stop=[stop])
+    assert "".join(stopped) == text.split(stop)[0]
+    session.reset()
+    assert list(session.generate("def f", max_new_tokens=0)) == []
+
+
+def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) -> None:
+    session.prefill(TOKENS[:5])
+    for call in (lambda: session.step(260), lambda: session.step(-1), lambda: session.prefill([1, 999])):
+        with pytest.raises(InputError, match="vocabulary of 260"):
+            call()
+    with pytest.raises(InputError, match="no tokens"):
+        session.prefill([])
+    with pytest.raises(InputError, match="max_new_tokens"):
+        next(session.generate("x", max_new_tokens=-1))
+    assert session.position == 5
+
+
+def test_onnxruntime_too_old_for_the_operators_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.20.1")
+    with pytest.raises(EnvironmentMismatchError, match=r"needs ONNX Runtime 1\.31\.0 .* pip install"):
+        load(package)
+
+
+def test_damaged_package_does_not_open(package_copy: Path) -> None:
+    data = package_copy / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 255
+    data.write_bytes(content)
+    with pytest.raises(PackageError, match="has changed"):
+        load(package_copy)
+    assert load(package_copy, verify=False).position == 0
+    (package_copy / "model.onnx").write_bytes(b"x" * (package_copy / "model.onnx").stat().st_size)
+    with pytest.raises(PackageError, match="cannot be opened"):
+        load(package_copy, verify=False)

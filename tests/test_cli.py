@@ -1,0 +1,99 @@
+"""The commands as a user runs them: exit codes, messages, outputs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import edit_json, write_base
+
+SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "inspect", "run"]
+
+
+def liger_export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "liger_export.cli", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, the cause and the fix on standard error, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert "error:" in result.stderr
+    assert "fix:" in result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_main_path_from_base_to_text(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    text = tmp_path / "text.txt"
+    text.write_text("def add(a, b):\n    return a + b\n\n" * 150)
+    os.chdir(tmp_path)
+    steps = [
+        ("linearize", base, "-o", "liger", "--window", 8),
+        ("finetune", "liger", "--data", text, "-o", "adapter", "--sequence-length", 32, "--max-steps", 3, "--lr", 0.01),
+        ("convert", "liger", "--adapter", "adapter", "-o", "package"),
+        ("validate", "package", "--reference", "liger", "--adapter", "adapter", "--text", text, "--json", "out.json",
+         "--max-tokens", 4096),
+        ("inspect", "package"),
+        ("run", "package", "def add", "-n", 8, "--temperature", 0.7, "--top-k", 20, "--seed", 1),
+    ]  # fmt: skip
+    results = [liger_export(*step) for step in steps]
+    assert [result.returncode for result in results] == [0] * len(steps), [result.stderr for result in results]
+    assert json.loads((tmp_path / "out.json").read_text())["passed"] is True
+    assert (tmp_path / "package" / "parity.json").read_text() == (tmp_path / "out.json").read_text()
+    assert "before" in results[1].stdout
+    assert "as written" in results[4].stdout
+    assert "yes, " in results[4].stdout
+    assert results[5].stdout.startswith("def add")
+    assert "tokens/s" in results[5].stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter", "base", "liger", "out.json", "package", "text.txt",
+    ]  # fmt: skip
+
+
+def test_missed_bound_exits_with_1(package: Path, tmp_path: Path) -> None:
+    from tests.tiny import write_liger
+
+    other = write_liger(tmp_path / "other", seed=4)
+    result = liger_export("validate", package, "--reference", other, "--max-tokens", 4096)
+    assert result.returncode == 1
+    assert "MISSED" in result.stdout
+    missed = liger_export("inspect", package)
+    assert "missed: " in missed.stdout
+    (package / "parity.json").unlink()
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_help_says_what_a_command_does(subcommand: str) -> None:
+    result = liger_export(subcommand, "--help")
+    assert result.returncode == 0
+    assert subcommand in result.stdout
+
+
+def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_refused(liger_export("linearize", tmp_path / "empty", "-o", tmp_path / "out"), "no config.json")
+    assert_refused(liger_export("convert", tmp_path / "empty", "-o", tmp_path / "out"), "no config.json")
+    assert_refused(
+        liger_export("convert", checkpoint_copy, "--adapter", tmp_path / "empty", "-o", tmp_path / "out"),
+        "adapter_config.json is missing",
+    )
+    assert_refused(liger_export("run", tmp_path / "empty", "x"), "no package")
+    assert_refused(liger_export("run", package_copy, "x", "--top-p", 3), "top_p")
+    edit_json(package_copy / "manifest.json", format_version=99)
+    assert_refused(liger_export("run", package_copy, "x"), "99", "Upgrade")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) -> None:
+    data = package_copy / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-5])
+    result = liger_export("inspect", package_copy)
+    assert_refused(result, "was cut")
+    assert "state a session" in result.stdout

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from liger_export.config import LigerConfig, RopeConfig, inverse_frequencies
+from liger_export.errors import CheckpointError, LigerExportError, UnsupportedModelError
+from tests.tiny import Shape
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def values(**changes: object) -> dict[str, object]:
+    return {**Shape().base_values, "model_type": "liger_gla", "rms_norm_eps": 1e-5, **changes}
+
+
+def test_absent_fields_take_the_backbones_defaults() -> None:
+    config = LigerConfig.from_dict(values(num_key_value_heads=None, head_dim=None, hidden_size=48))
+    assert (config.num_key_value_heads, config.head_dim, config.window_size) == (4, 12, 64)
+    assert config.eos_token_ids == (0,)
+
+
+def test_rope_reads_the_same_from_transformers_4_and_5_spellings() -> None:
+    old = LigerConfig.from_dict(values(rope_theta=5e5, rope_scaling=LLAMA3_ROPE))
+    new = LigerConfig.from_dict(values(rope_parameters={**LLAMA3_ROPE, "rope_theta": 5e5}))
+    assert old.rope == new.rope == RopeConfig(5e5, "llama3", 32.0, 1.0, 4.0, 8192)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default"}, LLAMA3_ROPE])
+def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]) -> None:
+    base = LlamaConfig(head_dim=64, hidden_size=128, num_attention_heads=2, rope_parameters={**rope, "rope_theta": 5e5})
+    config = LigerConfig.from_dict({**base.to_dict(), "model_type": "liger_gla"})
+    measured = inverse_frequencies(config.rope, 64)
+    if rope["rope_type"] == "default":
+        expected = torch.tensor([5e5 ** -(i / 64) for i in range(0, 64, 2)])
+    else:
+        expected, scaling = ROPE_INIT_FUNCTIONS["llama3"](base, torch.device("cpu"))
+        assert scaling == 1
+    torch.testing.assert_close(torch.from_numpy(measured), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"model_type": "llama"}, UnsupportedModelError, "linearize"),
+        ({"model_type": "gpt2"}, UnsupportedModelError, "liger_gla"),
+        ({"hidden_act": "gelu"}, UnsupportedModelError, "gelu"),
+        ({"quantization_config": {"bits": 4}}, UnsupportedModelError, "unquantized"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, UnsupportedModelError, "yarn"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, CheckpointError, "low_freq_factor"),
+        ({"num_attention_heads": 3}, UnsupportedModelError, "multiple"),
+        ({"head_dim": 7}, UnsupportedModelError, "even"),
+        ({"window_size": 0}, UnsupportedModelError, "window_size"),
+        ({"vocab_size": "many"}, CheckpointError, "vocab_size"),
+        ({"hidden_size": None}, CheckpointError, "hidden_size"),
+        ({"num_hidden_layers": True}, CheckpointError, "num_hidden_layers"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_by_name(
+    changes: dict[str, object], error: type[LigerExportError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        LigerConfig.from_dict(values(**changes))
+
+
+def test_llama3_scaling_divides_the_longest_wavelength_and_keeps_the_shortest() -> None:
+    scaled = inverse_frequencies(RopeConfig(5e5, "llama3", 32.0, 1.0, 4.0, 8192), 64)
+    plain = inverse_frequencies(RopeConfig(5e5), 64)
+    assert scaled[0] == plain[0]
+    assert math.isclose(scaled[-1], plain[-1] / 32, rel_tol=1e-6)

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerFast
+
+from liger_export.checkpoint import Adapter, Checkpoint
+from liger_export.errors import DataError, OutputError
+from liger_export.finetune import FinetuneSettings, finetune, measure_heldout, read_documents, token_blocks
+from tests.tiny import load_model
+
+SETTINGS = FinetuneSettings(rank=4, sequence_length=32, batch_size=4, learning_rate=2e-2, max_steps=12, save_steps=4)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("def add(a, b):\n    return a + b\n\n" * 200)
+    return path
+
+
+def test_training_improves_the_heldout_loss_and_saves_what_was_measured(
+    liger_checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    result = finetune(liger_checkpoint, text, output, SETTINGS, heldout=text)
+    assert result.after.loss < 0.8 * result.before.loss
+    assert result.steps == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "text.txt"]
+
+    Adapter.open(output).check(Checkpoint.open(liger_checkpoint))
+    model = PeftModel.from_pretrained(load_model(liger_checkpoint), str(output))
+    blocks = token_blocks_of(liger_checkpoint, text)
+    assert measure_heldout(model, blocks).loss == pytest.approx(result.after.loss, rel=1e-5)
+
+
+def token_blocks_of(checkpoint: Path, text: Path) -> torch.Tensor:
+    return token_blocks(PreTrainedTokenizerFast.from_pretrained(checkpoint), text, SETTINGS.sequence_length)
+
+
+def test_heldout_blocks_come_from_the_end_and_are_not_trained_on(
+    liger_checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    result = finetune(liger_checkpoint, text, tmp_path / "adapter", SETTINGS)
+    assert result.before.tokens == round(0.05 * len(token_blocks_of(liger_checkpoint, text))) * 31
+
+
+def test_interrupted_run_resumes_to_the_same_adapter(
+    liger_checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finetune(liger_checkpoint, text, tmp_path / "whole", SETTINGS)
+    monkeypatch.setattr("liger_export.finetune.measure_heldout", interrupt_on_second_call())
+    with pytest.raises(KeyboardInterrupt):
+        finetune(liger_checkpoint, text, tmp_path / "parts", SETTINGS)
+    monkeypatch.undo()
+    assert (tmp_path / "parts.work").is_dir()
+    assert not (tmp_path / "parts").exists()
+    with pytest.raises(OutputError, match="--resume"):
+        finetune(liger_checkpoint, text, tmp_path / "parts", SETTINGS)
+
+    last = max((tmp_path / "parts.work").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for file in sorted(last.rglob("*"), reverse=True):  # forget the last point, so that steps remain to be done
+        file.unlink()
+    last.rmdir()
+    resumed = finetune(liger_checkpoint, text, tmp_path / "parts", SETTINGS, resume=True)
+    assert resumed.steps == whole.steps
+    assert resumed.after.loss == pytest.approx(whole.after.loss, rel=1e-5)
+
+
+def interrupt_on_second_call() -> object:
+    calls: list[object] = []
+
+    def measure(*arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure_heldout(*arguments, **options)  # type: ignore[arg-type]
+
+    return measure
+
+
+def test_documents_come_from_text_jsonl_and_directories(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("two")
+    (tmp_path / "a.jsonl").write_text('{"text": "zero"}\n\n{"text": "one"}\n')
+    (tmp_path / ".hidden").write_text("no")
+    assert list(read_documents(tmp_path)) == ["zero", "one", "two"]
+    assert list(read_documents(tmp_path / "b.txt")) == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"no": 1}', "JSONL"),
+        ("a.jsonl", b"text", "JSONL"),
+        ("a.txt", b"\xff\xfe\xfd", "UTF-8"),
+    ],
+)
+def test_bad_data_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        list(read_documents(tmp_path / name))
+
+
+def test_absent_and_short_data_are_refused(liger_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no files"):
+        list(read_documents(tmp_path / "nowhere"))
+    short = tmp_path / "short.jsonl"
+    short.write_text(json.dumps({"text": "short"}))
+    with pytest.raises(DataError, match="6 tokens"):
+        finetune(liger_checkpoint, short, tmp_path / "adapter", SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.jsonl"]

@@ -1,0 +1,35 @@
+"""What a wheel installs."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist, and a wheel built from it, as pip would."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+def test_wheel_holds_one_package_and_nothing_beside_it(distributions: Path) -> None:
+    names = zipfile.ZipFile(next(distributions.glob("*.whl"))).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"liger_export"}
+    wanted = {f"liger_export/{name}" for name in ("cli.py", "kernels/__init__.py", "plugins/__init__.py", "py.typed")}
+    assert wanted <= set(names)
+    assert not any("test" in name for name in names)
+
+
+def test_sdist_holds_the_source_as_it_lies_in_the_repository(distributions: Path) -> None:
+    with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {"pyproject.toml", "LICENSE", "README.md", "liger_export/cli.py", "liger_export/state.py"} <= names

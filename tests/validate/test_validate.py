@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from liger_export.errors import DataError, InputError
+from liger_export.files import sha256_file
+from liger_export.package.build import convert
+from liger_export.validate import Check, ParityReport, validate
+from liger_export.validate.compare import add_block, relative_l2
+from liger_export.validate.report import LogitParity
+from tests.tiny import edit_json, write_liger
+
+
+def reseal(package: Path) -> None:
+    """Make the manifest agree with files that a test has changed on purpose."""
+    files = json.loads((package / "manifest.json").read_text())["files"]
+    for name in files:
+        path = package / name
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    edit_json(package / "manifest.json", files=files)
+
+
+def failed(report: ParityReport) -> list[str]:
+    return [check.name for check in report.checks if not check.passed]
+
+
+def test_converted_package_meets_every_bound_and_carries_its_report(package_copy: Path, liger_checkpoint: Path) -> None:
+    report = validate(package_copy, liger_checkpoint, max_tokens=4096)
+    assert failed(report) == []
+    names = {check.name.split(":")[0] for check in report.checks}
+    assert names >= {"logits", "perplexity", "split invariance", "step form", "drift", "batch invariance", "state"}
+    written = json.loads((package_copy / "parity.json").read_text())
+    assert written["passed"] is True
+    assert written["manifest_sha256"] == sha256_file(package_copy / "manifest.json")
+    assert len(written["checks"]) == len(report.checks)
+
+
+def test_package_of_other_weights_fails(package_copy: Path, tmp_path: Path) -> None:
+    other = write_liger(tmp_path / "other", seed=3)
+    report = validate(package_copy, other, max_tokens=4096)
+    assert not report.passed
+    assert "logits: relative L2" in failed(report)
+    assert "split invariance: logits, relative L2" not in failed(report)
+
+
+def test_forgotten_adapter_fails(liger_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    convert(liger_checkpoint, tmp_path / "package", adapters=(adapter,))
+    assert "logits: relative L2" in failed(validate(tmp_path / "package", liger_checkpoint, max_tokens=4096))
+
+
+def test_graph_that_forgets_its_state_fails_the_split_law(package_copy: Path, liger_checkpoint: Path) -> None:
+    """The present recurrent state is scaled: one call is right, several are not."""
+    model = onnx.load(package_copy / "model.onnx", load_external_data=False)
+    body = next(function for function in model.functions if function.name == "GLAAttention")
+    node = next(node for node in body.node if node.op_type == "LinearAttention")
+    node.output[1] = "exact_state"
+    body.node.append(onnx.helper.make_node("Mul", ["exact_state", "typed_half"], ["next_recurrent_state"]))
+    onnx.save(model, package_copy / "model.onnx")
+    reseal(package_copy)
+    names = failed(validate(package_copy, liger_checkpoint, max_tokens=4096))
+    assert "logits: relative L2" not in names
+    assert {"split invariance: logits, relative L2", "step form: relative L2"} <= set(names)
+
+
+def test_package_of_another_shape_is_refused(package: Path, tmp_path: Path) -> None:
+    other = write_liger(tmp_path / "other", num_hidden_layers=1)
+    with pytest.raises(InputError, match="not converted from this checkpoint"):
+        validate(package, other)
+
+
+def test_short_text_is_refused(package: Path, liger_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("short")
+    with pytest.raises(DataError, match="6 tokens"):
+        validate(package, liger_checkpoint, text=tmp_path / "short.txt")
+    with pytest.raises(InputError, match="4,096"):
+        validate(package, liger_checkpoint, max_tokens=10)
+
+
+def test_logit_figures_equal_their_definitions() -> None:
+    random = np.random.default_rng(0)
+    reference = random.standard_normal((6, 5)).astype(np.float32)
+    measured = reference + 0.1 * random.standard_normal((6, 5)).astype(np.float32)
+    targets = np.array([0, 4, 2, 2, 1])
+    parity = LogitParity()
+    add_block(parity, measured[:3], reference[:3], targets[:3])
+    add_block(parity, measured[3:], reference[3:], targets[3:])
+    p, q = (np.exp(x.astype(float)) / np.exp(x.astype(float)).sum(1, keepdims=True) for x in (reference, measured))
+    assert parity.relative_l2 == pytest.approx(relative_l2(measured, reference))
+    assert parity.kl == pytest.approx((p * np.log(p / q)).sum())
+    assert parity.top1 == (p.argmax(1) == q.argmax(1)).sum()
+    assert parity.max_abs == pytest.approx(np.abs(measured - reference).max())
+    assert parity.reference_nll == pytest.approx(-np.log(p[np.arange(5), targets]).sum())
+    assert (parity.positions, parity.scored) == (6, 5)
+
+
+def test_a_value_that_is_no_number_never_passes() -> None:
+    nan = float("nan")
+    assert not Check("x", nan, 1.0).passed
+    assert not Check("x", nan, 1.0, at_least=True).passed
+    assert not Check("x", nan).passed
+    assert Check("x", 1.0, 1.0).passed
+    assert not ParityReport("p", "r", "0", {}).passed
+    parity = LogitParity()
+    logits = np.full((2, 3), np.nan, dtype=np.float32)
+    add_block(parity, logits, np.ones_like(logits), np.array([0, 1]))
+    assert np.isnan(parity.relative_l2)
+    assert np.isnan(parity.max_abs)
