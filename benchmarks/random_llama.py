@@ -1,6 +1,6 @@
 """Write a Llama checkpoint of a known model's shape with random bfloat16 weights, one tensor at a time.
 
-    python benchmarks/random_llama.py 1b OUT
+python benchmarks/random_llama.py 1b OUT
 """
 
 import argparse

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.config import LigerConfig, read_config_json
-from liger_export.errors import DataError, OutputError
+from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import new_directory
 from liger_export.modeling import register
 
@@ -129,25 +129,58 @@ def finetune(
         overwrite: replace ``output`` if it exists.
 
     Raises:
+        CheckpointError, UnsupportedModelError: the checkpoint cannot be used.
+        InputError: the model has no such projection.
         DataError: the data is absent, unreadable or too short.
         OutputError: ``output`` exists, or an unfinished run lies beside it and ``resume`` is false.
     """
     weights = Checkpoint.open(checkpoint)
     weights.check(LigerConfig.from_dict(read_config_json(checkpoint)))
+    _check_targets(settings.target_modules, weights)
     work = _work_directory(output, resume, overwrite)
 
     register()
     set_seed(settings.seed)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    train = token_blocks(tokenizer, data, settings.sequence_length)
-    if heldout is not None:
-        measured = token_blocks(tokenizer, heldout, settings.sequence_length)
-    else:
-        count = max(1, round(len(train) * settings.heldout_fraction))
-        train, measured = train[:-count], train[-count:]
-    if not len(train):
-        raise DataError(f"{data} gives no training block besides the held-out ones.", "Add text, or pass --heldout.")
+    train, measured = _load_blocks(checkpoint, data, heldout, settings)
+    model = _with_lora(checkpoint, settings)
+    trainer = Trainer(model, _training_arguments(settings, work), train_dataset=_Blocks(train))
+    with model.disable_adapter():
+        before = measure_heldout(model, measured)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
+    after = measure_heldout(model, measured)
 
+    with new_directory(output, overwrite) as partial:
+        model.peft_config["default"].base_model_name_or_path = checkpoint.name  # not this machine's path
+        model.save_pretrained(partial)
+        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        write_base_record(partial, weights)
+    shutil.rmtree(work)
+    return FinetuneResult(before, after, model.get_nb_trainable_parameters()[0], trainer.state.global_step)
+
+
+def _check_targets(target_modules: tuple[str, ...], weights: Checkpoint) -> None:
+    projections = {name.split(".")[-2] for name, info in weights.tensors.items() if len(info.shape) == 2}
+    unknown = [name for name in target_modules if name not in projections - {"embed_tokens", "lm_head"}]
+    if unknown:
+        known = ", ".join(sorted(projections - {"embed_tokens", "lm_head"}))
+        raise InputError(f"The model has no projection {', '.join(unknown)}.", f"Choose from: {known}.")
+
+
+def _load_blocks(
+    checkpoint: Path, data: Path, heldout: Path | None, settings: FinetuneSettings
+) -> tuple[Tensor, Tensor]:
+    """Blocks to train on and blocks to measure on, each int64 [N, sequence_length]."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    blocks = token_blocks(tokenizer, data, settings.sequence_length)
+    if heldout is not None:
+        return blocks, token_blocks(tokenizer, heldout, settings.sequence_length)
+    count = max(1, round(len(blocks) * settings.heldout_fraction))
+    if count == len(blocks):
+        raise DataError(f"{data} gives no training block besides the held-out ones.", "Add text, or pass --heldout.")
+    return blocks[:-count], blocks[-count:]
+
+
+def _with_lora(checkpoint: Path, settings: FinetuneSettings) -> PeftModel:
     base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     if settings.gradient_checkpointing:
         base.gradient_checkpointing_enable()
@@ -158,18 +191,7 @@ def finetune(
         target_modules=list(settings.target_modules),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, lora)
-    trainer = Trainer(model, _training_arguments(settings, work), train_dataset=_Blocks(train))
-    with model.disable_adapter():
-        before = measure_heldout(model, measured)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
-    after = measure_heldout(model, measured)
-
-    with new_directory(output, overwrite) as partial:
-        model.save_pretrained(partial)
-        write_base_record(partial, weights)
-    shutil.rmtree(work)
-    return FinetuneResult(before, after, model.get_nb_trainable_parameters()[0], trainer.state.global_step)
+    return get_peft_model(base, lora)
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
 from liger_export.checkpoint import Adapter, Checkpoint
-from liger_export.errors import DataError, OutputError
+from liger_export.errors import DataError, InputError, OutputError
 from liger_export.finetune import FinetuneSettings, finetune, measure_heldout, read_documents, token_blocks
 from tests.tiny import load_model
 
@@ -111,3 +112,9 @@ def test_absent_and_short_data_are_refused(liger_checkpoint: Path, tmp_path: Pat
     with pytest.raises(DataError, match="6 tokens"):
         finetune(liger_checkpoint, short, tmp_path / "adapter", SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["short.jsonl"]
+
+
+def test_unknown_projection_is_refused(liger_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, target_modules=("q_proj", "qkv"))
+    with pytest.raises(InputError, match=r"no projection qkv.*q_proj"):
+        finetune(liger_checkpoint, text, tmp_path / "adapter", settings)
