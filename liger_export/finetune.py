@@ -151,7 +151,7 @@ def finetune(
 
     with new_directory(output, overwrite) as partial:
         model.peft_config["default"].base_model_name_or_path = checkpoint.name  # not this machine's path
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, save_embedding_layers=False)  # else PEFT looks the base up on the hub
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         write_base_record(partial, weights)
     shutil.rmtree(work)
