@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
@@ -88,9 +89,7 @@ def finetune(
         seed=seed,
     )
     result = run(checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite)
-    table = Table(
-        "held out", "loss (nats)", "perplexity", "next-token accuracy", title=f"{output}", title_justify="left"
-    )
+    table = Table("held out", "loss (nats)", "perplexity", "next-token accuracy", box=SIMPLE)
     for name, quality in (("before", result.before), ("after", result.after)):
         table.add_row(name, f"{quality.loss:.4f}", f"{quality.perplexity:.2f}", f"{quality.accuracy:.2%}")
     out.print(table)
@@ -158,11 +157,12 @@ def validate(
         )
     if json is not None:
         json.write_text(report.to_json(), encoding="utf-8")
-    table = Table("check", "measured", "bound", "", "how", title=f"{report.package} against {report.reference}")
+    title = f"{report.package} against {report.reference}"
+    table = Table("check", "measured", "bound", "", "over", box=SIMPLE, title=title)
     for check in report.checks:
         bound = "" if check.bound is None else f"{'>=' if check.at_least else '<='} {check.bound:g}"
         verdict = "" if check.bound is None and check.passed else "[green]ok" if check.passed else "[red]MISSED"
-        table.add_row(check.name, f"{check.value:,.6g}", bound, verdict, f"[dim]{check.detail}")
+        table.add_row(check.name, _figure(check.value), bound, verdict, f"[dim]{check.detail}")
     out.print(table)
     if not report.passed:
         err.print("[red]a bound was missed[/red]: the package does not compute what the checkpoint computes")
@@ -175,7 +175,7 @@ def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")])
     with _exporter():
         from liger_export.package.inspection import inspect as run
     summary = run(package)
-    table = Table(show_header=False, title=f"{package}", title_justify="left")
+    table = Table(show_header=False, box=SIMPLE, title=f"{package}", title_justify="left")
     for name, value in summary.rows:
         table.add_row(name, value)
     out.print(table)
@@ -261,6 +261,10 @@ def _exporter() -> Iterator[None]:
 
 def _megabytes(nbytes: int) -> str:
     return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.1e}"
 
 
 def _terminate(*_: Any) -> None:

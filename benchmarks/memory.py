@@ -4,7 +4,7 @@ Each side runs alone in a fresh process and generates tokens one by one; both ar
 Cache is the bytes of the tensors carried from step to step; resident growth is the process's RSS less its RSS
 after the first 64 tokens.
 
-    python benchmarks/memory.py PACKAGE --tokens 16384 --plot docs/memory.png
+    python benchmarks/memory.py PACKAGE --tokens 8192 --plot docs/memory.png
 """
 
 import argparse
@@ -86,7 +86,7 @@ def plot(results: dict[str, list[dict[str, int]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path)
-    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--side", choices=["transformer", "liger"], help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -17,6 +17,7 @@ __all__ = ["check_batch_and_padding", "check_drift", "check_handover", "check_lo
 FP32_RELATIVE_L2 = 1e-5  # design, section 6
 DRIFT_RATIO = 2.0
 DRIFT_BLOCK = 128
+GROWTH_ROUNDS = 3
 RESIDENT_NOISE = 64 << 10  # bytes: what the allocator and the kernel move about
 
 Tokens = npt.NDArray[np.int64]
@@ -28,7 +29,7 @@ def check_logits(session: Session, reference: TorchReference, blocks: list[Token
     for block in blocks:
         session.reset()
         add_block(parity, session.all_logits(block.tolist()), reference.logits(block), block[1:])
-    detail = f"{parity.positions:,} positions in {len(blocks)} sequences"
+    detail = f"{parity.positions:,} tokens, {len(blocks)} sequences"
     yield Check("logits: relative L2", parity.relative_l2, FP32_RELATIVE_L2, detail=detail)
     yield Check("logits: max abs difference", parity.max_abs, detail=detail)
     yield Check("logits: mean KL (nats)", parity.kl / parity.positions, detail=detail)
@@ -50,9 +51,9 @@ def check_splits(session: Session, tokens: Tokens, window_size: int, seed: int =
         parts = [session.all_logits(part.tolist()) for part in np.split(tokens, cut)]
         worst_logits = np.maximum(worst_logits, relative_l2(np.concatenate(parts), whole))
         worst_state = np.maximum(worst_state, _state_distance(session.state(), final))
-    detail = f"{len(tokens)} tokens cut 5 ways, single steps included"
-    yield Check("split invariance: logits, relative L2", float(worst_logits), FP32_RELATIVE_L2, detail=detail)
-    yield Check("split invariance: final state, relative L2", float(worst_state), FP32_RELATIVE_L2, detail=detail)
+    detail = f"{len(tokens)} tokens cut 5 ways"
+    yield Check("any split: logits, relative L2", float(worst_logits), FP32_RELATIVE_L2, detail=detail)
+    yield Check("any split: final state, relative L2", float(worst_state), FP32_RELATIVE_L2, detail=detail)
 
 
 def check_drift(
@@ -66,11 +67,11 @@ def check_drift(
     edges = [window_size - 1, window_size, window_size + 1, 2 * window_size, 10 * window_size]
     for position in (edge for edge in edges if edge < len(tokens)):
         error = relative_l2(stepped[position], expected[position])
-        yield Check("step form: relative L2", error, FP32_RELATIVE_L2, detail=f"at position {position}")
+        yield Check("single steps: relative L2", error, FP32_RELATIVE_L2, detail=f"at position {position}")
     first = relative_l2(stepped[:DRIFT_BLOCK], expected[:DRIFT_BLOCK])
     last = relative_l2(stepped[-DRIFT_BLOCK:], expected[-DRIFT_BLOCK:])
-    detail = f"first {DRIFT_BLOCK} steps {first:.1e}, last {DRIFT_BLOCK} of {len(tokens):,} {last:.1e}"
-    yield Check("drift: last against first, ratio", last / first, DRIFT_RATIO, detail=detail)
+    detail = f"{last:.1e} / {first:.1e}, {len(tokens):,} steps"
+    yield Check("drift: last steps / first steps", last / first, DRIFT_RATIO, detail=detail)
 
 
 def check_batch_and_padding(session: Session, tokens: Tokens, window_size: int) -> Iterator[Check]:
@@ -82,7 +83,7 @@ def check_batch_and_padding(session: Session, tokens: Tokens, window_size: int) 
     batched = session.run(rows, 0, zeros)[0]
     single = [session.run(row[None], 0, {name: past[:1] for name, past in zeros.items()})[0][0] for row in rows]
     error = relative_l2(batched, np.stack(single))
-    yield Check("batch invariance: relative L2", error, FP32_RELATIVE_L2, detail=f"2 rows of {length} tokens")
+    yield Check("batch neighbours: relative L2", error, FP32_RELATIVE_L2, detail=f"2 rows of {length} tokens")
 
     clean, poisoned = session.run(rows, 0, zeros)[1], {}
     for entry in table:
@@ -92,7 +93,7 @@ def check_batch_and_padding(session: Session, tokens: Tokens, window_size: int) 
         poisoned[entry.past_name] = past
     untouched = session.run(rows, length, clean)[0]
     changed = float(np.abs(session.run(rows, length, poisoned)[0] - untouched).max())
-    yield Check("NaN past the sequence's end: change", changed, 0.0, detail=f"window holds {length} of {window_size}")
+    yield Check("NaN in unused window rows: change", changed, 0.0, detail=f"window holds {length} of {window_size}")
 
 
 def check_handover(session: Session, reference: TorchReference, tokens: Tokens, window_size: int) -> Iterator[Check]:
@@ -106,10 +107,10 @@ def check_handover(session: Session, reference: TorchReference, tokens: Tokens, 
     session.all_logits(head.tolist())
     detail = f"after {len(head)} tokens"
     error = relative_l2(reference.continued(session.state(), table, tail), expected)
-    yield Check("state, ONNX Runtime to PyTorch: relative L2", error, FP32_RELATIVE_L2, detail=detail)
+    yield Check("state to PyTorch: relative L2", error, FP32_RELATIVE_L2, detail=detail)
     session.load_state(reference.state_after(head, table))
     error = relative_l2(session.all_logits(tail.tolist()), expected)
-    yield Check("state, PyTorch to ONNX Runtime: relative L2", error, FP32_RELATIVE_L2, detail=detail)
+    yield Check("state from PyTorch: relative L2", error, FP32_RELATIVE_L2, detail=detail)
 
 
 def check_memory(
@@ -118,18 +119,25 @@ def check_memory(
     """State bytes are those of the table, and the process does not grow while stepping."""
     yield Check("state: bytes per session", session.state_bytes, detail="one set of buffers")
     difference = abs(session.state_bytes - bytes_per_session(table))
-    yield Check("state: bytes off the manifest's table", difference, 0, detail=f"{len(table)} tensors")
+    yield Check("state: bytes off the table", difference, 0, detail=f"{len(table)} tensors")
     session.reset()
     warm = len(tokens) // 4
     for token in np.resize(tokens, warm):
         session.step(int(token))
-    addresses, resident = session.buffer_addresses(), _resident_bytes()
-    for token in np.resize(tokens, steps):
-        session.step(int(token))
+    addresses = session.buffer_addresses()
+    growths = [_growth_while_stepping(session, np.resize(tokens, steps)) for _ in range(GROWTH_ROUNDS)]
     moved = len(set(session.buffer_addresses()) ^ set(addresses))
-    yield Check("state: buffers moved or added", moved, 0, detail=f"over {steps:,} steps")
-    growth = _resident_bytes() - resident
-    yield Check("process: resident bytes grown", growth, RESIDENT_NOISE, detail=f"over {steps:,} steps")
+    yield Check("state: buffers moved or added", moved, 0, detail=f"{GROWTH_ROUNDS * steps:,} steps")
+    # A leak shows in every round; what other threads of the process allocate does not.
+    detail = f"least of {GROWTH_ROUNDS} times {steps:,} steps"
+    yield Check("process: resident bytes grown", min(growths), RESIDENT_NOISE, detail=detail)
+
+
+def _growth_while_stepping(session: Session, tokens: Tokens) -> int:
+    before = _resident_bytes()
+    for token in tokens:
+        session.step(int(token))
+    return _resident_bytes() - before
 
 
 def _state_distance(measured: SavedState, reference: SavedState) -> float:
