@@ -33,13 +33,13 @@ class SavedState:
     position: int
     tensors: dict[str, npt.NDArray[np.float32]]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write to a ``.npz`` file."""
-        with path.open("wb") as stream:
+        with Path(path).open("wb") as stream:
             np.savez(stream, position=np.array(self.position), **self.tensors)  # type: ignore[arg-type]
 
     @classmethod
-    def read(cls, path: Path) -> "SavedState":
+    def read(cls, path: str | Path) -> "SavedState":
         """Read what ``save`` wrote. Raises InputError if the file is not that."""
         try:
             with np.load(path, allow_pickle=False) as stored:
