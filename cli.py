@@ -1,5 +1,6 @@
 """The ``liger-export`` command: one subcommand a stage, from checkpoint to text."""
 
+import os
 import signal
 import sys
 import time
@@ -278,6 +279,12 @@ def main(command: Callable[..., Any] = app) -> None:
         command()
     except LigerExportError as error:
         err.print(f"[red]error:[/red] {escape(error.cause)}\n[dim]fix:[/dim]   {escape(error.fix)}", highlight=False)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output has left: nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}\n[dim]fix:[/dim]   Check the path and its permissions.")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         err.print("interrupted")

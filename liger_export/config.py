@@ -143,7 +143,7 @@ class LigerConfig:
             attention_bias=fields.boolean("attention_bias", False),
             mlp_bias=fields.boolean("mlp_bias", False),
             rope=_read_rope(values),
-            bos_token_id=values.get("bos_token_id"),
+            bos_token_id=next(iter(_token_ids(values.get("bos_token_id"))), None),
             eos_token_ids=_token_ids(values.get("eos_token_id")),
             window_size=fields.integer("window_size", 64),
             gate_normalizer=fields.number("gate_normalizer", 16.0),
@@ -219,9 +219,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise CheckpointError(f"config.json has {value!r} as a token id.", "Restore the original file.")
+    return ids
 
 
 def _read_rope(values: Mapping[str, Any]) -> RopeConfig:

@@ -14,7 +14,7 @@ SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "inspect", "run"]
 
 
 def liger_export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "liger_export.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "liger_export", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -89,6 +89,13 @@ def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_
     edit_json(package_copy / "manifest.json", format_version=99)
     assert_refused(liger_export("run", package_copy, "x"), "99", "Upgrade")
     assert not (tmp_path / "out").exists()
+
+
+def test_text_may_be_cut_by_its_reader(package: Path) -> None:
+    command = f"{sys.executable} -m liger_export run {package} def -n 2000 --temperature 1 --seed 0 | head -c 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stdout == "d"
+    assert "Traceback" not in result.stderr
 
 
 def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) -> None:

@@ -60,6 +60,7 @@ def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]
         ({"head_dim": 7}, UnsupportedModelError, "even"),
         ({"window_size": 0}, UnsupportedModelError, "window_size"),
         ({"vocab_size": "many"}, CheckpointError, "vocab_size"),
+        ({"eos_token_id": "end"}, CheckpointError, "token id"),
         ({"hidden_size": None}, CheckpointError, "hidden_size"),
         ({"num_hidden_layers": True}, CheckpointError, "num_hidden_layers"),
     ],

@@ -12,7 +12,7 @@ import liger_export
 ROOT = Path(liger_export.__file__).parent
 LAYERS = [
     *("errors", "files", "config", "state", "ops", "kernels", "checkpoint", "modeling", "linearize", "finetune"),
-    *("export", "plugins", "engine", "package", "runtime", "validate", "bench", "serve", "cli"),
+    *("export", "plugins", "engine", "package", "runtime", "validate", "bench", "serve", "cli", "__main__"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -156,13 +158,13 @@ def _strip_notes(model: ir.Model) -> None:
             value.metadata_props.clear()
 
 
-class _quiet_exporter:  # noqa: N801
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
     """Silence the exporter's notes about operators of packages that are not installed."""
-
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("torch.onnx")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exception: object) -> None:
-        self._logger.setLevel(self._level)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -104,10 +104,9 @@ class Session:
         Raises:
             InputError: there are no tokens, or one is outside the vocabulary.
         """
-        tokens = np.array([*self._pending, *self._checked(token_ids)], dtype=np.int64)
+        tokens = self._take_tokens(token_ids)
         if not len(tokens):
             raise InputError("There are no tokens to read.", "Pass at least one token.")
-        self._pending = []
         for start in range(0, len(tokens), PREFILL_CHUNK):
             self._read(tokens[start : start + PREFILL_CHUNK])
         logits: npt.NDArray[np.float32] = self._logits[0, 0].copy()
@@ -163,7 +162,7 @@ class Session:
         """Start over and choose ``count`` tokens, end-of-text tokens included."""
         self.reset()
         sampler = Sampler(sampling, self._vocab_size)
-        tokens = self.tokenizer.encode("").ids or [0]
+        tokens = [self.manifest.model_config.bos_token_id or 0]
         while len(tokens) < count:
             tokens.append(sampler.choose(self.step(tokens[-1])))
         return tokens
@@ -206,11 +205,12 @@ class Session:
 
     def all_logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Read tokens in one call and return the logits after each, float32 [T, vocab_size]. Raises as ``prefill``."""
-        tokens = np.array([*self._pending, *self._checked(token_ids)], dtype=np.int64)
+        if not len(token_ids):
+            raise InputError("There are no tokens to read.", "Pass at least one token.")
+        tokens = self._take_tokens(token_ids)
         logits = np.empty((1, len(tokens), self._vocab_size), dtype=np.float32)
-        skip, self._pending = len(self._pending), []
         self._read(tokens, logits)
-        return logits[0, skip:]
+        return logits[0, -len(token_ids) :]
 
     def run(
         self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, npt.NDArray[np.float32]]
@@ -243,14 +243,17 @@ class Session:
         """Where the state lies in memory; constant for the life of the session."""
         return [array.ctypes.data for buffers in self._buffers for array in buffers.arrays]
 
-    def _checked(self, token_ids: Sequence[int]) -> Sequence[int]:
-        for token in token_ids:
-            if not 0 <= token < self._vocab_size:
-                raise InputError(
-                    f"Token id {token} is outside the vocabulary of {self._vocab_size} entries.",
-                    "Encode text with the package's own tokenizer.",
-                )
-        return token_ids
+    def _take_tokens(self, token_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Tokens to read now, int64 [T]: the pending one, which is then no longer pending, and ``token_ids``."""
+        fix = "Encode text with the package's own tokenizer."
+        tokens = np.asarray(token_ids)
+        if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
+            raise InputError(f"{token_ids!r} is no sequence of token ids.", fix)
+        outside = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
+        if outside.size:
+            raise InputError(f"Token id {outside[0]} is outside the vocabulary of {self._vocab_size} entries.", fix)
+        pending, self._pending = self._pending, []
+        return np.array([*pending, *tokens], dtype=np.int64)
 
     def _read(self, tokens: npt.NDArray[np.int64], logits: npt.NDArray[np.float32] | None = None) -> None:
         """Run the graph once and swap the state buffers."""

@@ -111,7 +111,7 @@ def test_killed_convert_leaves_no_package_and_the_next_one_works(
     liger_checkpoint: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     output = tmp_path / "package"
-    command = [sys.executable, "-m", "liger_export.cli", "convert", str(liger_checkpoint), "-o", str(output)]
+    command = [sys.executable, "-m", "liger_export", "convert", str(liger_checkpoint), "-o", str(output)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".package.partial-*")):
         assert process.poll() is None

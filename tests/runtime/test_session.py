@@ -177,8 +177,12 @@ def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) ->
     for call in (lambda: session.step(260), lambda: session.step(-1), lambda: session.prefill([1, 999])):
         with pytest.raises(InputError, match="vocabulary of 260"):
             call()
-    with pytest.raises(InputError, match="no tokens"):
-        session.prefill([])
+    for empty in (session.prefill, session.all_logits):
+        with pytest.raises(InputError, match="no tokens"):
+            empty([])
+    for odd in ([1.5], [[1, 2]], ["a"]):
+        with pytest.raises(InputError, match="no sequence of token ids"):
+            session.prefill(odd)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="max_new_tokens"):
         next(session.generate("x", max_new_tokens=-1))
     assert session.position == 5
