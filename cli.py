@@ -14,7 +14,15 @@ import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from liger_export.errors import EnvironmentMismatchError, LigerExportError
@@ -89,7 +97,17 @@ def finetune(
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
     )
-    result = run(checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err) as bar:
+        task = bar.add_task("measuring", total=None)
+
+        def report(step: int, steps: int, loss: float | None) -> None:
+            description = None if loss is None else f"training, loss {loss:.3f}"
+            bar.update(task, completed=step, total=steps, description=description)
+
+        result = run(
+            checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite, progress=report
+        )
     table = Table("held out", "loss (nats)", "perplexity", "next-token accuracy", box=SIMPLE)
     for name, quality in (("before", result.before), ("after", result.after)):
         table.add_row(name, f"{quality.loss:.4f}", f"{quality.perplexity:.2f}", f"{quality.accuracy:.2%}")

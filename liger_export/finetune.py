@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from liger_export.checkpoint import Checkpoint, write_base_record
@@ -30,6 +31,9 @@ __all__ = [
     "read_documents",
     "token_blocks",
 ]
+
+
+StepReport = Callable[[int, int, float | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,17 @@ class _Blocks(Dataset[dict[str, Tensor]]):
         return {"input_ids": self._blocks[index], "labels": self._blocks[index]}
 
 
+class _Reporter(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, report: StepReport) -> None:
+        self._report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._report(state.global_step, state.max_steps, None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        self._report(state.global_step, state.max_steps, logs.get("loss"))
+
+
 def finetune(
     checkpoint: Path,
     data: Path,
@@ -114,6 +129,7 @@ def finetune(
     heldout: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    progress: StepReport = lambda *_: None,
 ) -> FinetuneResult:
     """Train a LoRA adapter for a Liger checkpoint and save it as PEFT does.
 
@@ -127,6 +143,7 @@ def finetune(
         heldout: text to measure on; default: the last blocks of ``data``, which are then not trained on.
         resume: continue an unfinished run.
         overwrite: replace ``output`` if it exists.
+        progress: called with the step, the number of steps, and the training loss where it was logged.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.
@@ -143,7 +160,10 @@ def finetune(
     set_seed(settings.seed)
     train, measured = _load_blocks(checkpoint, data, heldout, settings)
     model = _with_lora(checkpoint, settings)
-    trainer = Trainer(model, _training_arguments(settings, work), train_dataset=_Blocks(train))
+    trainer = Trainer(
+        model, _training_arguments(settings, work), train_dataset=_Blocks(train), callbacks=[_Reporter(progress)]
+    )
+    trainer.remove_callback(PrinterCallback)
     with model.disable_adapter():
         before = measure_heldout(model, measured)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
@@ -275,7 +295,8 @@ def _training_arguments(settings: FinetuneSettings, work: Path) -> TrainingArgum
         dataloader_pin_memory=torch.cuda.is_available(),
         save_steps=settings.save_steps,
         save_total_limit=2,
-        logging_steps=20,
+        logging_steps=10,
         report_to="none",
+        disable_tqdm=True,
         seed=settings.seed,
     )

@@ -26,7 +26,12 @@ def test_training_improves_the_heldout_loss_and_saves_what_was_measured(
     liger_checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "adapter"
-    result = finetune(liger_checkpoint, text, output, SETTINGS, heldout=text)
+    steps: list[tuple[int, int, float | None]] = []
+    result = finetune(
+        liger_checkpoint, text, output, SETTINGS, heldout=text, progress=lambda *report: steps.append(report)
+    )
+    assert [step for step, total, loss in steps if loss is None and total == 12][-1] == 12
+    assert [step for step, _, loss in steps if loss is not None] == [10]
     assert result.after.loss < 0.8 * result.before.loss
     assert result.steps == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "text.txt"]
