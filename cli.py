@@ -56,7 +56,7 @@ def linearize(
     with _exporter():
         from liger_export.linearize import linearize as run
     config = run(base, output, mixer=mixer, window_size=window, overwrite=overwrite)
-    out.print(f"{output}: {config.model_type}, {config.num_hidden_layers} layers, window {config.window_size}")
+    typer.echo(f"{output}: {config.model_type}, {config.num_hidden_layers} layers, window {config.window_size}")
 
 
 @app.command()
@@ -149,7 +149,7 @@ def convert(
         if not described["base_verified"]:
             err.print(f"note: adapter {described['name']} does not record its base weights; only shapes were checked")
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    out.print(f"{output}: {_megabytes(size)}, {manifest.precision}, {manifest.lowering} lowering")
+    typer.echo(f"{output}: {_megabytes(size)}, {manifest.precision}, {manifest.lowering} lowering")
 
 
 @app.command()
@@ -194,7 +194,7 @@ def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")])
     with _exporter():
         from liger_export.package.inspection import inspect as run
     summary = run(package)
-    table = Table(show_header=False, box=SIMPLE, title=f"{package}", title_justify="left")
+    table = Table(show_header=False, box=SIMPLE, title=escape(str(package)), title_justify="left")
     for name, value in summary.rows:
         table.add_row(name, value)
     out.print(table)
@@ -249,8 +249,8 @@ def _stream(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:
 
 def _print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> None:
     prompt_tokens = len(session.tokenizer.encode(prompt).ids)
-    decoded = session.position - prompt_tokens
-    rate = f" at {decoded / seconds[1]:,.0f} tokens/s" if decoded and seconds[1] else ""
+    decoded = session.length - prompt_tokens
+    rate = f" at {(decoded - 1) / seconds[1]:,.0f} tokens/s" if decoded > 1 and seconds[1] else ""
     err.print(
         f"[dim]{prompt_tokens} prompt tokens in {seconds[0] * 1e3:.0f} ms, {decoded} tokens{rate}, "
         f"state {_megabytes(session.state_bytes)}[/dim]",
@@ -290,19 +290,23 @@ def _terminate(*_: Any) -> None:
     raise KeyboardInterrupt  # unwinds, so that half-written outputs are removed
 
 
+def _print_error(cause: str, fix: str) -> None:
+    err.print(f"[red]error:[/red] {escape(cause)}\n[dim]fix:[/dim]   {escape(fix)}", highlight=False)
+
+
 def main(command: Callable[..., Any] = app) -> None:
     """Entry point: errors made on purpose become two lines and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command()
     except LigerExportError as error:
-        err.print(f"[red]error:[/red] {escape(error.cause)}\n[dim]fix:[/dim]   {escape(error.fix)}", highlight=False)
+        _print_error(error.cause, error.fix)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output has left: nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}\n[dim]fix:[/dim]   Check the path and its permissions.")
+        _print_error(str(error), "Check the path and its permissions.")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         err.print("interrupted")

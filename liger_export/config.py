@@ -121,8 +121,8 @@ class LigerConfig:
             CheckpointError: a field is missing or of the wrong type.
         """
         model_type = values.get("model_type")
-        if model_type not in MODEL_TYPES:
-            linearizable = model_type in BACKBONES
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+            linearizable = isinstance(model_type, str) and model_type in BACKBONES
             fix = "Run `liger-export linearize` on it first." if linearizable else f"Supported: {_listed(MODEL_TYPES)}."
             raise UnsupportedModelError(f"config.json has model_type {model_type!r}, which is no Liger model.", fix)
         check_supported(values)
@@ -171,7 +171,10 @@ class _Fields:
         return int(self._get(name, (int,), default))
 
     def number(self, name: str, default: float | None = None) -> float:
-        return float(self._get(name, (float, int), default))
+        value = float(self._get(name, (float, int), default))
+        if not (math.isfinite(value) and value > 0):
+            raise CheckpointError(f"config.json has {value} as {name!r}.", "It needs a number greater than zero there.")
+        return value
 
     def boolean(self, name: str, default: bool) -> bool:
         return bool(self._get(name, (bool,), default))
@@ -211,6 +214,10 @@ def check_supported(values: Mapping[str, Any]) -> None:
         raise UnsupportedModelError(
             f"hidden_act is {values['hidden_act']!r}.", "Only 'silu', which Llama uses, is supported."
         )
+    if values.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModelError(
+            f"partial_rotary_factor is {values['partial_rotary_factor']}.", "Only whole heads can be rotated."
+        )
     _read_rope(values)
 
 
@@ -228,8 +235,11 @@ def _token_ids(value: Any) -> tuple[int, ...]:
 def _read_rope(values: Mapping[str, Any]) -> RopeConfig:
     """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` with ``rope_scaling`` (transformers 4)."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise CheckpointError(f"config.json has {scaling!r} as rope parameters.", "Restore the original file.")
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    theta = float(scaling.get("rope_theta", values.get("rope_theta", 10000.0)))
+    fields = _Fields({"rope_theta": values.get("rope_theta"), **scaling})
+    theta = fields.number("rope_theta", 10000.0)
     if rope_type == "default":
         return RopeConfig(theta=theta)
     if rope_type != "llama3":
@@ -242,8 +252,12 @@ def _read_rope(values: Mapping[str, Any]) -> RopeConfig:
         raise CheckpointError(
             f"The llama3 rope scaling in config.json lacks {', '.join(missing)}.", "Restore the original file."
         )
-    factor, low, high = (float(scaling[name]) for name in names[:3])
-    return RopeConfig(theta, "llama3", factor, low, high, int(scaling[names[3]]))
+    factor, low, high = (fields.number(name) for name in names[:3])
+    if low >= high:
+        raise CheckpointError(
+            f"low_freq_factor is {low} and high_freq_factor {high}.", "The first must be the smaller one."
+        )
+    return RopeConfig(theta, "llama3", factor, low, high, fields.integer(names[3]))
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> npt.NDArray[np.float32]:

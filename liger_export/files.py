@@ -12,7 +12,16 @@ from pathlib import Path
 
 from liger_export.errors import OutputError
 
-__all__ = ["TOKENIZER_FILES", "copy_files", "new_directory", "require_space", "sha256_file"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "copy_files",
+    "new_directory",
+    "require_replaceable",
+    "require_space",
+    "sha256_file",
+]
+
+MARKER_FILES = ("manifest.json", "config.json", "adapter_config.json")  # one of them is in all that is written
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,18 +36,18 @@ TOKENIZER_FILES = (
 
 
 @contextmanager
-def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(path: Path, overwrite: bool = False, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` and rename it to ``path`` when the block ends well.
 
     On any exception the sibling is removed, so ``path`` is either complete or absent. Siblings that a killed
     process left behind are removed first.
 
     Raises:
-        OutputError: ``path`` exists and ``overwrite`` is false, or the disk is full or read-only.
+        OutputError: ``path`` exists and may not be replaced, or the disk is full or read-only. Replaced is, with
+            ``overwrite``, what a command wrote before and is not one of this one's ``inputs``.
     """
     path = path.absolute()
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already.", "Choose another output, remove it, or pass --overwrite.")
+    require_replaceable(path, overwrite, inputs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
@@ -55,6 +64,19 @@ def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_replaceable(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Check that writing ``path`` destroys nothing that was not meant. Raises OutputError."""
+    if path.resolve() in {source.resolve() for source in inputs}:
+        raise OutputError(f"{path} is an input of this command.", "Choose another output.")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{path} exists already.", "Choose another output, remove it, or pass --overwrite.")
+    written = path.is_dir() and (not any(path.iterdir()) or any((path / name).is_file() for name in MARKER_FILES))
+    if not written:
+        raise OutputError(f"{path} is nothing that this tool wrote.", "Choose another output, or remove it yourself.")
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.config import LigerConfig, read_config_json
 from liger_export.errors import DataError, InputError, OutputError
-from liger_export.files import new_directory
+from liger_export.files import new_directory, require_replaceable
 from liger_export.modeling import register
 
 __all__ = [
@@ -66,6 +66,13 @@ class FinetuneSettings:
     save_steps: int = 200
     gradient_checkpointing: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} is {getattr(self, name)}.", "It must be greater than zero.")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}.", "It must be 0 or more.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +266,9 @@ def read_documents(data: Path) -> Iterator[str]:
         try:
             if file.suffix == ".jsonl":
                 with file.open(encoding="utf-8") as lines:
-                    yield from (json.loads(line)["text"] for line in lines if line.strip())
+                    for line in lines:
+                        if line.strip():
+                            yield _text_of(json.loads(line))
             else:
                 yield file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -268,13 +277,20 @@ def read_documents(data: Path) -> Iterator[str]:
             raise DataError(f"{file} is not JSONL.", 'Each line must be an object with a "text" field.') from error
 
 
+def _text_of(record: Any) -> str:
+    text = record["text"]
+    if not isinstance(text, str):
+        raise TypeError("text is no string")
+    return text
+
+
 def _work_directory(output: Path, resume: bool, overwrite: bool) -> Path:
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists already.", "Choose another output, remove it, or pass --overwrite.")
+    require_replaceable(output, overwrite)
     work = output.with_name(output.name + ".work")
-    if work.exists() and not resume:
+    resumable = work.is_dir() and get_last_checkpoint(str(work)) is not None
+    if resumable and not resume:
         raise OutputError(f"{work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")
-    if resume and not work.exists():
+    if resume and not resumable:
         raise OutputError(f"There is no unfinished run at {work}.", "Start without --resume.")
     return work
 

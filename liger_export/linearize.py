@@ -44,7 +44,7 @@ def linearize(
 
     weight_files = sorted({info.file for info in checkpoint.tensors.values()})
     require_space(output, sum(file.stat().st_size for file in weight_files))
-    with new_directory(output, overwrite) as partial:
+    with new_directory(output, overwrite, inputs=(directory,)) as partial:
         for file in weight_files:
             shutil.copyfile(file, partial / file.name)
         copy_files(CARRIED_FILES, directory, partial)
@@ -59,6 +59,8 @@ def liger_config_values(base: dict[str, Any], mixer: str, window_size: int) -> d
         UnsupportedModelError: no Liger model type joins this architecture and mixer.
     """
     backbone = base.get("model_type")
+    if not isinstance(backbone, str):
+        raise CheckpointError(f"config.json has {backbone!r} as model_type.", "Restore the original file.")
     if backbone in MODEL_TYPES:
         raise UnsupportedModelError(f"The checkpoint is a Liger model already ({backbone}).", "Use it as it is.")
     if backbone not in BACKBONES:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.errors import OutputError
-from liger_export.files import new_directory, require_space
+from liger_export.files import new_directory, require_replaceable, require_space
 
 
 def fill(path: Path) -> None:
@@ -33,12 +33,18 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_existing_output_is_kept_unless_overwriting(tmp_path: Path) -> None:
-    fill(tmp_path / "out")
+    out = tmp_path / "out"
+    fill(out)
     with pytest.raises(OutputError, match="--overwrite"):
-        fill(tmp_path / "out")
-    with new_directory(tmp_path / "out", overwrite=True) as partial:
+        fill(out)
+    with pytest.raises(OutputError, match="nothing that this tool wrote"):
+        require_replaceable(out, overwrite=True)
+    (out / "manifest.json").write_text("{}")
+    with pytest.raises(OutputError, match="is an input"):
+        require_replaceable(out, overwrite=True, inputs=(tmp_path / "." / "out",))
+    with new_directory(out, overwrite=True) as partial:
         (partial / "other").write_text("")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+    assert [path.name for path in out.iterdir()] == ["other"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -100,6 +100,7 @@ def test_documents_come_from_text_jsonl_and_directories(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"no": 1}', "JSONL"),
         ("a.jsonl", b"text", "JSONL"),
+        ("a.jsonl", b'{"text": 5}', "JSONL"),
         ("a.txt", b"\xff\xfe\xfd", "UTF-8"),
     ],
 )

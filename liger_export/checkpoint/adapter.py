@@ -56,13 +56,20 @@ class Adapter:
             used.append("bias")
         if used:
             raise AdapterError(f"{directory} uses {', '.join(used)}.", "Train a plain LoRA adapter instead.")
-        rank, alpha = config.get("r"), config.get("lora_alpha")
-        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        rank, alpha = config.get("r", 0), config.get("lora_alpha", 0)
+        if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):
             raise AdapterError(f"{directory / CONFIG_FILE} has r = {rank} and lora_alpha = {alpha}.", "Train it again.")
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         record = directory / BASE_RECORD
         base = _read_json(record).get("base_sha256") if record.is_file() else None
-        return cls(directory, scale, _read_factors(directory / WEIGHTS_FILE), base)
+        factors = _read_factors(directory / WEIGHTS_FILE)
+        for name, (a, b) in factors.items():
+            if a.dim() != 2 or b.dim() != 2 or not (len(a) == b.shape[1] == rank and a.is_floating_point()):
+                raise AdapterError(
+                    f"{directory} adapts {name} with A {list(a.shape)} and B {list(b.shape)}, but says r = {rank}.",
+                    "Train it again.",
+                )
+        return cls(directory, scale, factors, base)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Check that every adapted weight exists in the checkpoint, fits, and is the one trained on.
@@ -75,7 +82,7 @@ class Adapter:
             if name not in checkpoint.tensors:
                 raise AdapterError(f"{self.directory} adapts {name}, which the checkpoint does not have.", fix)
             shape = checkpoint.tensors[name].shape
-            if (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
+            if (b.shape[0], a.shape[1]) != shape:
                 raise AdapterError(
                     f"{self.directory} adapts {name} with A {list(a.shape)} and B {list(b.shape)}, which do not fit "
                     f"its shape {list(shape)}.",

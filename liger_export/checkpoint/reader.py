@@ -127,7 +127,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         try:
             return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index} is not a safetensors index.", "Restore the original file.") from error
     if single.is_file():
         return [single]

@@ -109,7 +109,8 @@ def _backward(ctx: Any, *output_gradients: Tensor | None) -> tuple[Tensor | None
         inputs[index].requires_grad_()
     with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
         outputs = partial(_forward, gate_normalizer=ctx.gate_normalizer)(*inputs)
-    used = [(out, grad) for out, grad in zip(outputs, output_gradients, strict=True) if grad is not None]
+    pairs = zip(outputs, output_gradients, strict=True)
+    used = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
     gradients = torch.autograd.grad(
         [out for out, _ in used], [inputs[index] for index in wanted], [grad for _, grad in used], allow_unused=True
     )

@@ -1,8 +1,10 @@
 """``convert``: checkpoint and adapters in, package out."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -53,7 +55,7 @@ def convert(
         OutputError: ``output`` exists or cannot be written.
     """
     progress = progress or Progress()
-    values = read_config_json(checkpoint)
+    values = _with_generation_ends(read_config_json(checkpoint), checkpoint)
     config = LigerConfig.from_dict(values)
     weights = MergedCheckpoint(Checkpoint.open(checkpoint), tuple(Adapter.open(path) for path in adapters))
     weights.checkpoint.check(config)
@@ -61,7 +63,7 @@ def convert(
         raise CheckpointError(f"{checkpoint} holds no tokenizer.json.", "Save the model's fast tokenizer there.")
     weights.check()
 
-    with new_directory(output, overwrite) as partial:
+    with new_directory(output, overwrite, inputs=(checkpoint, *adapters)) as partial:
         progress.stage("tracing")
         model = trace(config, values)
         lower(model, lowering)
@@ -85,6 +87,18 @@ def convert(
         )
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _with_generation_ends(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """A config whose end-of-text ids are also those that transformers' ``generate`` would stop at."""
+    path = checkpoint / "generation_config.json"
+    if not path.is_file():
+        return values
+    try:
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).", "Restore the original file.") from error
+    return values if ends is None else {**values, "eos_token_id": ends}
 
 
 def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:

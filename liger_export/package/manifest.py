@@ -130,8 +130,12 @@ def read_manifest(directory: Path) -> Manifest:
         recorded_state = values.pop("state")
         manifest = Manifest(**values)
         consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
-    except (KeyError, TypeError, AttributeError, LigerExportError) as error:
+        listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.files.items()}
+        named = [manifest.source["name"], *(adapter["name"] for adapter in manifest.adapters)]
+        consistent = consistent and MODEL_FILE in listed and all(isinstance(name, str) for name in named)
+        consistent = consistent and isinstance(manifest.onnxruntime, str)
+    except (KeyError, TypeError, ValueError, AttributeError, LigerExportError) as error:
         raise PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.") from error
     if not consistent:
-        raise PackageError(f"{path} is damaged (its state table does not fit its config).", "Convert again.")
+        raise PackageError(f"{path} is damaged (its entries do not fit each other).", "Convert again.")
     return manifest

@@ -43,6 +43,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "greater than 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "seed": (self.seed is None or self.seed >= 0, "0 or more"),
         }
         for name, (valid, wanted) in ranges.items():
             if not valid:
@@ -50,27 +51,25 @@ class Sampling:
 
 
 class Sampler:
-    """Applies a ``Sampling`` to one text; remembers which tokens it has seen, in one flag a vocabulary entry."""
+    """Applies a ``Sampling``.
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+    Args:
+        sampling: how to choose.
+        seen: bool [vocab_size], which tokens the text holds; read at each choice, its owner keeps it current.
+    """
+
+    def __init__(self, sampling: Sampling, seen: npt.NDArray[np.bool_]) -> None:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
-        self._seen = np.zeros(vocab_size, dtype=np.bool_)
-
-    def observe(self, token_ids: list[int]) -> None:
-        """Note tokens of the text for the repetition penalty."""
-        self._seen[token_ids] = True
+        self._seen = seen
 
     def choose(self, logits: Logits) -> int:
-        """Pick the next token from logits [vocab_size] and note it."""
+        """Pick the next token from logits [vocab_size]."""
         if self._sampling.repetition_penalty != 1:
             logits = _penalize(logits, self._seen, self._sampling.repetition_penalty)
         if self._sampling.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            token = int(self._random.choice(len(logits), p=self.probabilities(logits)))
-        self._seen[token] = True
-        return token
+            return int(logits.argmax())
+        return int(self._random.choice(len(logits), p=self.probabilities(logits)))
 
     def probabilities(self, logits: Logits) -> npt.NDArray[np.float64]:
         """The distribution that a token is drawn from, [vocab_size], penalty not included."""

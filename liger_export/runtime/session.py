@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ class SavedState:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return cls(int(stored["position"]), {name: stored[name] for name in stored.files if name != "position"})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} holds no saved state ({error}).", "Pass a file that save wrote.") from error
 
 
@@ -84,6 +85,7 @@ class Session:
         self._table = manifest.state
         self._vocab_size = manifest.model_config.vocab_size
         self._end_ids = manifest.model_config.eos_token_ids
+        self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
         self._logits = np.zeros((1, 1, self._vocab_size), dtype=np.float32)
         self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
@@ -97,6 +99,11 @@ class Session:
     def state_bytes(self) -> int:
         """Bytes of one set of state tensors; the session holds two."""
         return sum(array.nbytes for array in self._buffers[0].arrays)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text so far, the one that ``generate`` chose last included."""
+        return self.position + len(self._pending)
 
     def prefill(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Read tokens and return the logits after the last one, float32 [vocab_size].
@@ -140,13 +147,16 @@ class Session:
         """
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}.", "It must be 0 or more.")
+        if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise InputError("The prompt is not valid Unicode text.", "Pass it as UTF-8.")
         prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=self.position == 0).ids
-        sampler = Sampler(sampling or Sampling(), self._vocab_size)
-        sampler.observe(prompt_ids)
-        text = TextStream(self.tokenizer, prompt_ids, tuple(stop))
-        logits = self.prefill(prompt_ids)
+        sampler = Sampler(sampling or Sampling(), self._seen)
+        text = TextStream(self.tokenizer, prompt_ids, (stop,) if isinstance(stop, str) else tuple(stop))
+        self.prefill(prompt_ids)
         for _ in range(max_new_tokens):
-            token = sampler.choose(logits)
+            if self._pending:
+                self.prefill([])
+            token = sampler.choose(self._logits[0, 0])
             if token in self._end_ids:
                 break
             self._pending = [token]
@@ -154,14 +164,13 @@ class Session:
                 yield piece
             if text.stopped:
                 return
-            logits = self.prefill([])
         if rest := text.finish():
             yield rest
 
     def sample_tokens(self, count: int, sampling: Sampling) -> list[int]:
         """Start over and choose ``count`` tokens, end-of-text tokens included."""
         self.reset()
-        sampler = Sampler(sampling, self._vocab_size)
+        sampler = Sampler(sampling, self._seen)
         tokens = [self.manifest.model_config.bos_token_id or 0]
         while len(tokens) < count:
             tokens.append(sampler.choose(self.step(tokens[-1])))
@@ -172,16 +181,19 @@ class Session:
         for array in self._buffers[self._turn].arrays:
             array.fill(0)
         self.position, self._pending = 0, []
+        self._seen.fill(False)
 
     def fork(self) -> "Session":
         """A second session on the same weights, starting from a copy of this one's state."""
         other = Session(self.manifest, self.tokenizer, self._model)
         other.load_state(self.state())
-        other._pending = list(self._pending)
+        other._seen[:] = self._seen
         return other
 
     def state(self) -> SavedState:
-        """A copy of the state."""
+        """A copy of the state, after everything that ``generate`` has yielded."""
+        if self._pending:
+            self.prefill([])
         arrays = self._buffers[self._turn].arrays
         named = zip(self._table, arrays, strict=True)
         return SavedState(self.position, {entry.past_name: array.copy() for entry, array in named})
@@ -192,6 +204,8 @@ class Session:
         Raises:
             InputError: its tensors are not those of this model.
         """
+        if state.position < 0:
+            raise InputError(f"The saved state's position is {state.position}.", "Load a state that save wrote.")
         for entry in self._table:
             tensor = state.tensors.get(entry.past_name)
             if tensor is None or tensor.shape != (1, *entry.shape) or str(tensor.dtype) != entry.dtype:
@@ -266,6 +280,7 @@ class Session:
         self._model.run_with_iobinding(call.binding)
         self._turn = 1 - self._turn
         self.position += len(tokens)
+        self._seen[tokens] = True
 
     def _bind(
         self,

@@ -45,7 +45,7 @@ def check_splits(session: Session, tokens: Tokens, window_size: int, seed: int =
     whole, final = session.all_logits(tokens.tolist()), session.state()
     random = np.random.default_rng(seed)
     worst_logits = worst_state = 0.0
-    cuts = [np.sort(random.choice(np.arange(1, len(tokens)), size, replace=False)) for size in (1, 2, 5, 20)]
+    cuts = [np.sort(random.choice(np.arange(1, len(tokens)), size, replace=False)) for size in (1, 2, 5, 16)]
     for cut in [*cuts, np.arange(1, len(tokens))]:
         session.reset()
         parts = [session.all_logits(part.tolist()) for part in np.split(tokens, cut)]

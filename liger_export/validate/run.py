@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from liger_export.checkpoint import Adapter, Checkpoint
+from liger_export.config import LigerConfig, read_config_json
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
 from liger_export.finetune import read_documents
@@ -47,6 +49,10 @@ def validate(
     """
     if max_tokens < DRIFT_STEPS:
         raise InputError(f"max_tokens is {max_tokens}.", f"The drift check needs {DRIFT_STEPS:,}.")
+    weights = Checkpoint.open(checkpoint)
+    weights.check(LigerConfig.from_dict(read_config_json(checkpoint)))
+    for adapter in adapters:
+        Adapter.open(adapter).check(weights)
     session = load(package)
     reference = TorchReference(checkpoint, adapters)
     config = session.manifest.model_config

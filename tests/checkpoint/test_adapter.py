@@ -66,6 +66,8 @@ def test_adapter_of_another_shape_is_refused(adapter: Path, tmp_path: Path) -> N
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"r": 0}, "r = 0"),
+        ({"r": 4}, "says r = 4"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
     ],
 )
 def test_what_cannot_be_merged_exactly_is_refused(adapter_copy: Path, changes: dict[str, object], words: str) -> None:

@@ -101,6 +101,17 @@ def test_gradient_equals_gradient_of_naive_reference() -> None:
         assert relative_l2(measured, reference) < 1e-10
 
 
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_some_projections_may_need_no_gradient(wanted: tuple[int, ...]) -> None:
+    """As in LoRA on a few projections: the rest of the operator's outputs then have no gradient either."""
+    inputs = projections(9, 4, 2, 4)
+    needing = [inputs[index].requires_grad_() for index in wanted]
+    output, _ = attend(inputs, 2, 4, 5, [], torch.float64)
+    expected = torch.autograd.grad(dense_reference(inputs, 4, 5).square().sum(), needing)
+    for measured, reference in zip(torch.autograd.grad(output.square().sum(), needing), expected, strict=True):
+        assert relative_l2(measured, reference) < 1e-10
+
+
 def dense_reference(inputs: list[torch.Tensor], head_dim: int, window: int) -> torch.Tensor:
     """The same equations with every pair of positions written out, so that autograd can differentiate them."""
     query, key, value = (tensor.unflatten(-1, (-1, head_dim)) for tensor in inputs)

@@ -16,7 +16,7 @@ from liger_export.errors import AdapterError, CheckpointError, OutputError
 from liger_export.package import read_manifest
 from liger_export.package.build import convert
 from liger_export.runtime import load
-from tests.tiny import Shape, load_model, relative_l2, write_liger
+from tests.tiny import Shape, edit_json, load_model, relative_l2, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 40)]
 
@@ -83,6 +83,12 @@ def test_manifest_says_what_is_inside(package: Path, liger_checkpoint: Path) -> 
     assert values["state"]["bytes_per_session"] == sum(tensor["bytes"] for tensor in values["state"]["tensors"])
     assert set(values["files"]) == {path.name for path in package.iterdir()} - {"manifest.json", "parity.json"}
     assert read_manifest(package).config == json.loads((liger_checkpoint / "config.json").read_text())
+
+
+def test_text_ends_where_the_generation_config_says(checkpoint_copy: Path, tmp_path: Path) -> None:
+    edit_json(checkpoint_copy / "generation_config.json", eos_token_id=[0, 105])
+    manifest = convert(checkpoint_copy, tmp_path / "package")
+    assert manifest.model_config.eos_token_ids == (0, 105)
 
 
 def test_adapter_of_another_model_leaves_no_output(adapter: Path, tmp_path: Path) -> None:

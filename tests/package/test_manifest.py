@@ -42,7 +42,15 @@ def test_newer_format_asks_for_an_upgrade(package_copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"config": {}}, {"unknown": 1}, {"state": {"bytes_per_session": 1}}, {"format_version": "one"}]
+    "changes",
+    [
+        {"config": {}},
+        {"unknown": 1},
+        {"state": {"bytes_per_session": 1}},
+        {"format_version": "one"},
+        {"files": {}},
+        {"source": None},
+    ],
 )
 def test_damaged_manifest_is_refused(package_copy: Path, changes: dict[str, object]) -> None:
     edit_json(package_copy / "manifest.json", **changes)

@@ -12,14 +12,18 @@ Logits = npt.NDArray[np.float32]
 logits_strategy = arrays(np.float32, st.integers(1, 40), elements=st.floats(-20, 20, width=32))
 
 
+def unseen(vocab_size: int) -> npt.NDArray[np.bool_]:
+    return np.zeros(vocab_size, dtype=np.bool_)
+
+
 def probabilities(logits: Logits, **settings: float) -> npt.NDArray[np.float64]:
     sampling = Sampling(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
-    return Sampler(sampling, len(logits)).probabilities(logits)
+    return Sampler(sampling, unseen(len(logits))).probabilities(logits)
 
 
 @given(logits_strategy)
 def test_greedy_takes_the_most_likely(logits: Logits) -> None:
-    assert Sampler(Sampling(), len(logits)).choose(logits) == logits.argmax()
+    assert Sampler(Sampling(), unseen(len(logits))).choose(logits) == logits.argmax()
 
 
 @given(logits_strategy, st.floats(0.1, 3))
@@ -51,31 +55,39 @@ def test_min_p_keeps_those_likely_enough(logits: Logits, p: float) -> None:
 
 @given(logits_strategy, st.integers(0, 2**32 - 1))
 def test_same_seed_chooses_the_same(logits: Logits, seed: int) -> None:
-    samplers = [Sampler(Sampling(temperature=1.5, seed=seed), len(logits)) for _ in range(2)]
+    samplers = [Sampler(Sampling(temperature=1.5, seed=seed), unseen(len(logits))) for _ in range(2)]
     first, second = ([sampler.choose(logits) for _ in range(10)] for sampler in samplers)
     assert first == second
 
 
 def test_choices_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32))
-    sampler = Sampler(Sampling(temperature=1.0, seed=0), 3)
+    sampler = Sampler(Sampling(temperature=1.0, seed=0), unseen(3))
     counts = np.bincount([sampler.choose(logits) for _ in range(4000)], minlength=3) / 4000
     np.testing.assert_allclose(counts, [0.5, 0.3, 0.2], atol=0.03)
 
 
 def test_repetition_penalty_lowers_seen_tokens_only() -> None:
-    logits = np.array([2.0, 1.9, -1.0], dtype=np.float32)
-    sampler = Sampler(Sampling(repetition_penalty=1.2), 3)
+    logits, seen = np.array([2.0, 1.9, -1.0], dtype=np.float32), unseen(3)
+    sampler = Sampler(Sampling(repetition_penalty=1.2), seen)
     assert sampler.choose(logits) == 0
+    seen[0] = True
     assert sampler.choose(logits) == 1
-    sampler = Sampler(Sampling(repetition_penalty=4.0), 3)
-    sampler.observe([0, 1])
+    sampler = Sampler(Sampling(repetition_penalty=4.0), np.array([True, True, False]))
     assert sampler.choose(np.array([-1.0, -1.0, -2.0], dtype=np.float32)) == 2
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 2}, {"min_p": 2}, {"repetition_penalty": 0}],
+    [
+        {"temperature": -1},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 2},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"seed": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):

@@ -162,6 +162,33 @@ def reference_step(session: Session, ids: list[int], expected: np.ndarray) -> np
     return other.step(7)
 
 
+@pytest.mark.parametrize("stopped_by", ["a stop string", "the caller"])
+def test_a_state_saved_after_an_early_stop_misses_no_token(session: Session, stopped_by: str) -> None:
+    sampling = Sampling(temperature=1.0, seed=3)
+    text = "".join(session.generate("def f", max_new_tokens=9, sampling=sampling))
+    session.reset()
+    pieces = session.generate("def f", max_new_tokens=9, sampling=sampling, stop=text[3:5])
+    list(pieces) if stopped_by == "a stop string" else next(pieces)
+    other = load_like(session)
+    assert np.array_equal(other.step(5), session.step(5))
+
+
+def load_like(session: Session) -> Session:
+    other = session.fork()
+    other.reset()
+    other.load_state(session.state())
+    return other
+
+
+def test_repetition_penalty_knows_the_whole_text(session: Session) -> None:
+    strong = Sampling(repetition_penalty=1e6)
+    first = "".join(session.generate("abc", max_new_tokens=6, sampling=strong))
+    second = "".join(session.generate("", max_new_tokens=6, sampling=strong))
+    unreadable = {"\ufffd"}  # bytes that a random model chose and that are no UTF-8
+    assert set(second) - unreadable
+    assert not (set(second) - unreadable) & set("abc" + first)
+
+
 def test_stop_string_and_token_limit_end_the_text(session: Session) -> None:
     text = "".join(session.generate("def f", max_new_tokens=30, sampling=Sampling(temperature=1.0, seed=3)))
     session.reset()
