@@ -147,7 +147,7 @@ class Session:
         """
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}.", "It must be 0 or more.")
-        if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # what undecodable arguments become
             raise InputError("The prompt is not valid Unicode text.", "Pass it as UTF-8.")
         prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=self.position == 0).ids
         sampler = Sampler(sampling or Sampling(), self._seen)

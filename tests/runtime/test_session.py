@@ -210,6 +210,8 @@ def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) ->
     for odd in ([1.5], [[1, 2]], ["a"]):
         with pytest.raises(InputError, match="no sequence of token ids"):
             session.prefill(odd)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not valid Unicode"):
+        next(session.generate("a\udcff"))
     with pytest.raises(InputError, match="max_new_tokens"):
         next(session.generate("x", max_new_tokens=-1))
     assert session.position == 5
