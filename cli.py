@@ -46,17 +46,38 @@ Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="LoRA ada
 
 @app.command()
 def linearize(
-    base: Annotated[str, typer.Argument(help="Hugging Face Llama checkpoint directory, or a hub id.")],
+    base: Annotated[str, typer.Argument(help="Checkpoint directory of a Llama, Mistral, Qwen2 or Qwen3, or a hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Liger checkpoint directory to create.")],
-    mixer: Annotated[str, typer.Option(help="Recurrent half of Liger attention.")] = "gla",
+    mixer: Annotated[str, typer.Option(help="What replaces softmax attention: gla, hgrn2, gsa or lolcats.")] = "gla",
     window: Annotated[int, typer.Option(min=1, help="Keys in the softmax window, the current one included.")] = 64,
+    gate_normalizer: Annotated[float | None, typer.Option(help="Divisor of the log gate (gla, gsa). [16]")] = None,
+    recurrent_weight: Annotated[
+        float | None, typer.Option(help="Share of the recurrence beside the window (gla, hgrn2, gsa). [0.5]")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Memory slots (gsa). [head size]")] = None,
+    feature_dim: Annotated[int | None, typer.Option(min=1, help="Feature map outputs (lolcats). [head size]")] = None,
+    keep_softmax_every: Annotated[int | None, typer.Option(help="Keep softmax attention in every n-th layer.")] = None,
+    softmax_window: Annotated[int | None, typer.Option(min=1, help="Keys in those layers' window. [1024]")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a pretrained transformer into a Liger checkpoint; no weight changes."""
     with _exporter():
+        from liger_export.linearize import LinearizeSettings
         from liger_export.linearize import linearize as run
-    config = run(base, output, mixer=mixer, window_size=window, overwrite=overwrite)
-    typer.echo(f"{output}: {config.model_type}, {config.num_hidden_layers} layers, window {config.window_size}")
+    settings = LinearizeSettings(
+        mixer=mixer,
+        window_size=window,
+        gate_normalizer=gate_normalizer,
+        recurrent_weight=recurrent_weight,
+        num_slots=slots,
+        feature_dim=feature_dim,
+        keep_softmax_every=keep_softmax_every,
+        softmax_window=softmax_window,
+    )
+    config = run(base, output, settings, overwrite=overwrite)
+    kept = f", softmax in layers {', '.join(map(str, config.softmax_layers))}" if config.softmax_layers else ""
+    kept += f" (window {config.softmax_window})" if config.softmax_layers else ""
+    typer.echo(f"{output}: {config.model_type}, {config.num_hidden_layers} layers, window {config.window_size}{kept}")
 
 
 @app.command()

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from liger_export.checkpoint import Checkpoint, write_base_record
-from liger_export.config import LigerConfig, read_config_json
+from liger_export.checkpoint import Checkpoint, open_liger, write_base_record
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import new_directory, require_replaceable
 from liger_export.modeling import register
@@ -158,8 +157,7 @@ def finetune(
         DataError: the data is absent, unreadable or too short.
         OutputError: ``output`` exists, or an unfinished run lies beside it and ``resume`` is false.
     """
-    weights = Checkpoint.open(checkpoint)
-    weights.check(LigerConfig.from_dict(read_config_json(checkpoint)))
+    weights = open_liger(checkpoint).weights
     _check_targets(settings.target_modules, weights)
     work = _work_directory(output, resume, overwrite)
 

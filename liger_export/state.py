@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-from liger_export.config import LigerConfig
+from liger_export.config import SOFTMAX, LigerConfig
 
-__all__ = ["StateTensor", "bytes_per_session", "state_table"]
+__all__ = ["WINDOW_STATES", "StateTensor", "bytes_per_session", "state_table"]
+
+WINDOW_STATES = ("key", "value")
 
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -21,7 +23,7 @@ class StateTensor:
 
     Attributes:
         layer: index of the decoder layer.
-        name: ``recurrent_state``, or ``key`` and ``value`` for the window.
+        name: ``key`` and ``value`` for the window; any other name is recurrent state.
         shape: without the leading batch dimension.
         dtype: ``float32`` for recurrent state, the activation dtype for the window.
     """
@@ -47,29 +49,50 @@ class StateTensor:
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
-def _gla_state(config: LigerConfig) -> dict[str, tuple[int, ...]]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _matrix_state(config: LigerConfig) -> Shapes:
     # [G, D (key), D (value)]: one per key/value head, shared by the query heads that read it.
     return {"recurrent_state": (config.num_key_value_heads, config.head_dim, config.head_dim)}
 
 
-RECURRENT_STATES: dict[str, Callable[[LigerConfig], dict[str, tuple[int, ...]]]] = {"gla": _gla_state}
+def _slot_state(config: LigerConfig) -> Shapes:
+    slots = (config.num_key_value_heads, config.num_slots, config.head_dim)  # [G, M, D]
+    return {"slot_key": slots, "slot_value": slots}
+
+
+def _feature_state(config: LigerConfig) -> Shapes:
+    # Per query head, because each head has feature maps of its own.
+    features = (config.num_attention_heads, 2 * config.feature_dim)  # [H, F]
+    return {"recurrent_state": (*features, config.head_dim), "normalizer": features}
+
+
+RECURRENT_STATES: dict[str, Callable[[LigerConfig], Shapes]] = {
+    "gla": _matrix_state,
+    "hgrn2": _matrix_state,
+    "gsa": _slot_state,
+    "lolcats": _feature_state,
+    SOFTMAX: lambda _: {},
+}
 
 
 def state_table(config: LigerConfig, activation_dtype: str = "float32") -> tuple[StateTensor, ...]:
     """List every state tensor, layer by layer: the recurrent state, then the window's key and value.
 
-    Window rows are ordered oldest first; rows past the sequence's length are zero. Keys are stored rotated.
+    Window rows are ordered oldest first; rows past the sequence's length are zero. Keys are stored rotated. A layer
+    that keeps softmax attention has a window of its own size, and nothing else.
 
     Args:
         config: the model.
         activation_dtype: dtype of the window, one of ``float32``, ``float16`` and ``bfloat16``.
     """
-    recurrent = RECURRENT_STATES[config.mixer](config)
-    window = (config.num_key_value_heads, config.window_size, config.head_dim)  # [G, W, D]
     table = []
     for layer in range(config.num_hidden_layers):
+        recurrent = RECURRENT_STATES[config.layer_mixer(layer)](config)
+        window = (config.num_key_value_heads, config.layer_window(layer), config.head_dim)  # [G, W, D]
         table += [StateTensor(layer, name, shape, "float32") for name, shape in recurrent.items()]
-        table += [StateTensor(layer, name, window, activation_dtype) for name in ("key", "value")]
+        table += [StateTensor(layer, name, window, activation_dtype) for name in WINDOW_STATES]
     return tuple(table)
 
 

@@ -19,7 +19,7 @@ LLAMA3_ROPE = {
 
 
 def values(**changes: object) -> dict[str, object]:
-    return {**Shape().base_values, "model_type": "liger_gla", "rms_norm_eps": 1e-5, **changes}
+    return {**Shape().base_values, "model_type": "liger_gla", "liger_format": 1, "rms_norm_eps": 1e-5, **changes}
 
 
 def test_absent_fields_take_the_backbones_defaults() -> None:
@@ -37,7 +37,7 @@ def test_rope_reads_the_same_from_transformers_4_and_5_spellings() -> None:
 @pytest.mark.parametrize("rope", [{"rope_type": "default"}, LLAMA3_ROPE])
 def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]) -> None:
     base = LlamaConfig(head_dim=64, hidden_size=128, num_attention_heads=2, rope_parameters={**rope, "rope_theta": 5e5})
-    config = LigerConfig.from_dict({**base.to_dict(), "model_type": "liger_gla"})
+    config = LigerConfig.from_dict({**base.to_dict(), "model_type": "liger_gla", "liger_format": 1})
     measured = inverse_frequencies(config.rope, 64)
     if rope["rope_type"] == "default":
         expected = torch.tensor([5e5 ** -(i / 64) for i in range(0, 64, 2)])

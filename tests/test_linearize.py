@@ -5,13 +5,13 @@ import pytest
 from safetensors.torch import load_file
 
 from liger_export.errors import CheckpointError, OutputError, UnsupportedModelError
-from liger_export.linearize import linearize
+from liger_export.linearize import LinearizeSettings, linearize
 from tests.tiny import config_of, edit_json, write_base
 
 
 def test_weights_and_tokenizer_are_the_bases_own_bytes(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    config = linearize(str(base), tmp_path / "liger", window_size=16)
+    config = linearize(str(base), tmp_path / "liger", LinearizeSettings(window_size=16))
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "liger" / name).read_bytes() == (base / name).read_bytes()
     assert config == config_of(tmp_path / "liger")
@@ -59,7 +59,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_mixer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="Supported: gla"):
-        linearize(str(write_base(tmp_path / "base")), tmp_path / "liger", mixer="mamba")
+        linearize(str(write_base(tmp_path / "base")), tmp_path / "liger", LinearizeSettings(mixer="mamba"))
 
 
 def test_existing_output_is_kept(tmp_path: Path) -> None:

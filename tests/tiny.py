@@ -1,5 +1,6 @@
-"""Tiny random models for tests: a Llama of a few thousand parameters and everything made from it."""
+"""Tiny random models for tests: bases of a few thousand parameters and everything made from them."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +8,30 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from liger_export.config import LigerConfig, read_config_json
-from liger_export.linearize import linearize
-from liger_export.modeling import LigerGLAForCausalLM
+from liger_export.linearize import LinearizeSettings, linearize
+from liger_export.modeling import MODEL_CLASSES, LigerForCausalLM
 
 VOCABULARY = 260
 END_OF_TEXT = "<|end|>"
+BACKBONES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,7 @@ class Shape:
     def base_values(self) -> dict[str, Any]:
         return {
             "vocab_size": VOCABULARY,
-            "hidden_size": 24,
+            "hidden_size": 6 * self.heads,  # the backbones' own configs refuse one that heads do not divide
             "intermediate_size": 40,
             "num_hidden_layers": 2,
             "num_attention_heads": self.heads,
@@ -56,22 +73,39 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_base(directory: Path, shape: Shape | None = None, *, seed: int = 0, **overrides: Any) -> Path:
-    """A random Llama checkpoint with a tokenizer."""
+def write_base(
+    directory: Path, shape: Shape | None = None, *, backbone: str = "llama", seed: int = 0, **overrides: Any
+) -> Path:
+    """A random checkpoint of a backbone, with a tokenizer; biases and norms are random too."""
     torch.manual_seed(seed)
     values = {**(shape or Shape()).base_values, **overrides}
-    # Llama's own config refuses a hidden size that heads do not divide; Liger does not need it to.
-    config = LlamaConfig(**{**values, "hidden_size": values["num_attention_heads"] * 6})
-    LlamaForCausalLM(config).save_pretrained(directory)
+    if backbone == "qwen2":  # it has no head size of its own
+        values["hidden_size"] = values["num_attention_heads"] * values.pop("head_dim")
+    config_class, model_class = BACKBONES[backbone]
+    model = model_class(config_class(**values))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + ("norm" in name))
+    model.save_pretrained(directory)
     PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), eos_token=END_OF_TEXT).save_pretrained(directory)
     return directory
 
 
-def write_liger(directory: Path, shape: Shape | None = None, *, seed: int = 0, **overrides: Any) -> Path:
-    """A random Liger checkpoint, made from a random Llama by ``linearize``."""
+def write_liger(
+    directory: Path,
+    shape: Shape | None = None,
+    *,
+    backbone: str = "llama",
+    settings: LinearizeSettings | None = None,
+    seed: int = 0,
+    **overrides: Any,
+) -> Path:
+    """A random Liger checkpoint, made from a random base by ``linearize``; the window is the shape's."""
     shape = shape or Shape()
-    base = write_base(directory.with_name(directory.name + "-base"), shape, seed=seed, **overrides)
-    linearize(str(base), directory, window_size=shape.window)
+    base = directory.with_name(directory.name + "-base")
+    write_base(base, shape, backbone=backbone, seed=seed, **overrides)
+    linearize(str(base), directory, dataclasses.replace(settings or LinearizeSettings(), window_size=shape.window))
     return directory
 
 
@@ -79,8 +113,9 @@ def config_of(checkpoint: Path) -> LigerConfig:
     return LigerConfig.from_dict(read_config_json(checkpoint))
 
 
-def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32) -> LigerGLAForCausalLM:
-    model: LigerGLAForCausalLM = LigerGLAForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32) -> LigerForCausalLM:
+    model_class = MODEL_CLASSES[read_config_json(checkpoint)["model_type"]]
+    model: LigerForCausalLM = model_class.from_pretrained(checkpoint, dtype=dtype)
     return model.eval()
 
 
@@ -89,4 +124,6 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def relative_l2(measured: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((measured.double() - reference.double()).norm() / reference.double().norm())
+    """|measured - reference| / |reference| in the 2-norm; 0 if both are zero."""
+    error, norm = float((measured.double() - reference.double()).norm()), float(reference.double().norm())
+    return error / norm if norm else error

@@ -1,8 +1,18 @@
 """Reading checkpoints and adapters: lazily, strictly, and never from pickle."""
 
 from liger_export.checkpoint.adapter import Adapter, write_base_record
+from liger_export.checkpoint.liger import LigerCheckpoint, open_liger
 from liger_export.checkpoint.merged import MergedCheckpoint
-from liger_export.checkpoint.names import expected_tensors
+from liger_export.checkpoint.names import expected_tensors, learned_tensors
 from liger_export.checkpoint.reader import Checkpoint
 
-__all__ = ["Adapter", "Checkpoint", "MergedCheckpoint", "expected_tensors", "write_base_record"]
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "LigerCheckpoint",
+    "MergedCheckpoint",
+    "expected_tensors",
+    "learned_tensors",
+    "open_liger",
+    "write_base_record",
+]

@@ -2,25 +2,31 @@
 
 from liger_export.config import LigerConfig
 
-__all__ = ["expected_tensors", "is_ignored"]
+__all__ = ["expected_tensors", "is_ignored", "learned_tensors"]
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def expected_tensors(config: LigerConfig) -> dict[str, tuple[int, ...]]:
+def expected_tensors(config: LigerConfig) -> Shapes:
     """Name and shape of every tensor of the model, in the order the model runs them.
 
     A tied ``lm_head.weight`` is not listed: it is ``model.embed_tokens.weight``.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     query, key_value = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    attention = {"q_proj": (query, hidden), "k_proj": (key_value, hidden), "v_proj": (key_value, hidden)}
-    attention["o_proj"] = (hidden, query)
+    projections = {"q_proj": (query, hidden), "k_proj": (key_value, hidden), "v_proj": (key_value, hidden)}
     mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    learned = learned_tensors(config)
 
-    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    tensors: Shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}"
         tensors[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        _add_linears(tensors, f"{prefix}.self_attn", attention, config.attention_bias)
+        _add_linears(tensors, f"{prefix}.self_attn", projections, config.qkv_bias)
+        _add_linears(tensors, f"{prefix}.self_attn", {"o_proj": (hidden, query)}, config.output_bias)
+        if config.qk_norm:
+            tensors |= {f"{prefix}.self_attn.{name}.weight": (config.head_dim,) for name in ("q_norm", "k_norm")}
+        tensors |= {name: shape for name, shape in learned.items() if name.startswith(f"{prefix}.")}
         tensors[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
         _add_linears(tensors, f"{prefix}.mlp", mlp, config.mlp_bias)
     tensors["model.norm.weight"] = (hidden,)
@@ -29,9 +35,19 @@ def expected_tensors(config: LigerConfig) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def _add_linears(
-    tensors: dict[str, tuple[int, ...]], prefix: str, shapes: dict[str, tuple[int, int]], bias: bool
-) -> None:
+def learned_tensors(config: LigerConfig) -> Shapes:
+    """The tensors a mixer learns and its base model does not have: lolcats' feature maps and window factors."""
+    if config.mixer != "lolcats":
+        return {}
+    feature_map = (config.num_attention_heads, config.head_dim, config.feature_dim)  # [H, D, F / 2]
+    shapes: Shapes = {"query_map": feature_map, "key_map": feature_map}
+    if config.learned_window_factors:
+        shapes["window_factors"] = (config.num_attention_heads,)
+    layers = [layer for layer in range(config.num_hidden_layers) if layer not in config.softmax_layers]
+    return {f"model.layers.{layer}.self_attn.{name}": shape for layer in layers for name, shape in shapes.items()}
+
+
+def _add_linears(tensors: Shapes, prefix: str, shapes: dict[str, tuple[int, int]], bias: bool) -> None:
     for name, shape in shapes.items():
         tensors[f"{prefix}.{name}.weight"] = shape
         if bias:
@@ -39,5 +55,10 @@ def _add_linears(
 
 
 def is_ignored(name: str, config: LigerConfig) -> bool:
-    """Tell whether a tensor may be present without being used: old rotary buffers, a head saved though tied."""
-    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+    """Tell whether a tensor may be present without being used.
+
+    Old rotary buffers; a head saved though it is tied; q/k norms that a config.json switches off.
+    """
+    unused_norm = not config.qk_norm and name.endswith((".q_norm.weight", ".k_norm.weight"))
+    unused_head = config.tie_word_embeddings and name == "lm_head.weight"
+    return unused_norm or unused_head or name.endswith("rotary_emb.inv_freq")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from liger_export.checkpoint.names import expected_tensors, is_ignored
+from liger_export.checkpoint.names import expected_tensors, is_ignored, learned_tensors
 from liger_export.config import LigerConfig
 from liger_export.errors import CheckpointError
 
@@ -24,19 +24,33 @@ HASH_BLOCK_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies and what it is; ``dtype`` as safetensors names it, such as ``BF16``."""
+    """Where a tensor lies and what it is.
+
+    Attributes:
+        file: the safetensors file.
+        stored_name: its name there.
+        shape: its shape.
+        dtype: as safetensors names it, such as ``BF16``.
+    """
 
     file: Path
+    stored_name: str
     shape: tuple[int, ...]
     dtype: str
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of the first dimension, in the stored dtype.
+
+        The file is opened and closed for each read, so memory holds one tensor's pages, not the file's.
+        """
+        with safe_open(self.file, framework="pt") as opened:
+            rows: Tensor = opened.get_slice(self.stored_name)[start:stop]
+            return rows.clone()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint directory, read one at a time.
-
-    A file is opened for each read and closed after it, so memory holds one tensor's pages, not the file's.
-    """
+    """The tensors of a checkpoint directory, read one at a time."""
 
     directory: Path
     tensors: dict[str, TensorInfo]
@@ -53,15 +67,26 @@ class Checkpoint:
             tensors |= open_safetensors(file)
         return cls(directory, tensors)
 
-    def check(self, config: LigerConfig) -> None:
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, in order."""
+        return sorted({info.file for info in self.tensors.values()})
+
+    def check(self, config: LigerConfig, besides: Container[str] = ()) -> None:
         """Compare with the tensors that the config calls for.
+
+        Args:
+            config: the model.
+            besides: names that the model has and this checkpoint need not hold.
 
         Raises:
             CheckpointError: a tensor is missing, unexpected, mis-shaped or not of a floating-point type.
         """
-        expected = expected_tensors(config)
+        expected = {name: shape for name, shape in expected_tensors(config).items() if name not in besides}
         fix = "The weights and config.json do not belong together: restore the original checkpoint."
         missing = [name for name in expected if name not in self.tensors]
+        if missing and set(missing) <= set(learned_tensors(config)):
+            fix = "The mixer learns these: linearize the base again, or pass the checkpoint that finetune wrote."
         if missing:
             raise CheckpointError(f"{self.directory} lacks {_listed(missing)}.", fix)
         extra = [name for name in self.tensors if name not in expected and not is_ignored(name, config)]
@@ -82,9 +107,7 @@ class Checkpoint:
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of a tensor's first dimension, in its stored dtype."""
-        with safe_open(self.tensors[name].file, framework="pt") as file:
-            rows: Tensor = file.get_slice(name)[start:stop]
-            return rows.clone()
+        return self.tensors[name].read(start, stop)
 
     def row_blocks(self, name: str, block_bytes: int) -> Iterator[tuple[int, int]]:
         """Cut a tensor's rows into ranges of about ``block_bytes`` as float32."""
@@ -113,7 +136,9 @@ def open_safetensors(file: Path) -> dict[str, TensorInfo]:
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: TensorInfo(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            return {
+                name: TensorInfo(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            }
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing.", "Restore the file from the original checkpoint.") from error
     except (SafetensorError, OSError) as error:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from liger_export.config import LigerConfig
 from liger_export.modeling import MODEL_CLASSES, LigerCache
 from liger_export.modeling.model import LigerForCausalLM
+from liger_export.ops import ATTENTIONS, AttentionOp
 from liger_export.ops.onnx_forms import DOMAIN, OPSET, SCHEMAS
 from liger_export.state import StateTensor, state_table
 
@@ -87,7 +88,7 @@ def trace(config: LigerConfig, config_values: dict[str, Any]) -> ir.Model:
             verbose=False,
             opset_version=ONNX_OPSET,
             custom_translation_table={
-                torch.ops.liger.gla_attention.default: _translate_gla_attention,
+                **{attention.torch_op: _translator(attention) for attention in ATTENTIONS.values()},
                 torch.ops.liger.last_positions.default: _translate_last_positions,
             },
         )
@@ -99,23 +100,29 @@ def trace(config: LigerConfig, config_values: dict[str, Any]) -> ir.Model:
 
 
 _LIGER = Opset(DOMAIN, OPSET)
-_GLA_ATTENTION = Op(_LIGER, "GLAAttention", SCHEMAS["GLAAttention"])
 _LAST_POSITIONS = Op(_LIGER, "LastPositions", SCHEMAS["LastPositions"])
 
 
-def _translate_gla_attention(query: Any, key: Any, *others: Any, **options: Any) -> Any:
-    *tensors, gate_normalizer = (*others, *options.values())
-    _, groups, window_size, head_dim = tensors[-1].shape
-    return _GLA_ATTENTION(
-        query,
-        key,
-        *tensors,
-        num_heads=query.shape[-1] // head_dim,
-        num_key_value_heads=groups,
-        head_dim=head_dim,
-        window_size=window_size,
-        gate_normalizer=gate_normalizer,
-    )
+def _translator(attention: AttentionOp) -> Callable[..., Any]:
+    """What turns a call of a torch operator into one ONNX node, sizes as attributes."""
+    node = Op(_LIGER, attention.onnx_name, SCHEMAS[attention.onnx_name])
+
+    def translate(*arguments: Any, **named: Any) -> Any:
+        arguments = (*arguments, *named.values())
+        tensors, options = arguments[: len(attention.inputs)], arguments[len(attention.inputs) :]
+        by_name = dict(zip(attention.inputs, tensors, strict=True))
+        _, groups, window_size, head_dim = by_name["window_value"].shape
+        sizes = {
+            "num_heads": by_name["query"].shape[-1] // head_dim,
+            "num_key_value_heads": groups,
+            "head_dim": head_dim,
+            "window_size": window_size,
+        }
+        if "slot_key" in by_name:
+            sizes["num_slots"] = by_name["slot_key"].shape[2]
+        return node(*tensors, **sizes, **dict(zip(attention.form.options, options, strict=True)))
+
+    return translate
 
 
 def _translate_last_positions(hidden_states: Any, count: Any) -> Any:

@@ -3,21 +3,19 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from liger_export.modeling.cache import LigerCache
-from liger_export.modeling.configuration import LigerGLAConfig, liger_config
-from liger_export.modeling.model import LigerForCausalLM, LigerGLAForCausalLM, LigerModel
+from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
+from liger_export.modeling.model import MODEL_CLASSES, LigerForCausalLM, LigerModel
 
 __all__ = [
+    "CONFIG_CLASSES",
     "MODEL_CLASSES",
     "LigerCache",
     "LigerForCausalLM",
-    "LigerGLAConfig",
-    "LigerGLAForCausalLM",
     "LigerModel",
+    "LigerPreTrainedConfig",
     "liger_config",
     "register",
 ]
-
-MODEL_CLASSES: dict[str, type[LigerForCausalLM]] = {"liger_gla": LigerGLAForCausalLM}
 
 
 def register() -> None:

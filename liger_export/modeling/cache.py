@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from liger_export.config import LigerConfig
-from liger_export.state import state_table
+from liger_export.state import WINDOW_STATES, state_table
 
 __all__ = ["LigerCache"]
 
@@ -41,7 +41,7 @@ class LigerCache:
         wide = torch.promote_types(dtype, torch.float32)
         layers: list[tuple[Tensor, ...]] = [()] * config.num_hidden_layers
         for entry in state_table(config):
-            entry_dtype = dtype if entry.name in ("key", "value") else wide
+            entry_dtype = dtype if entry.name in WINDOW_STATES else wide
             zeros = torch.zeros(batch_size, *entry.shape, dtype=entry_dtype, device=device)
             layers[entry.layer] = (*layers[entry.layer], zeros)
         return cls(layers, torch.zeros(batch_size, dtype=torch.int64, device=device))

@@ -1,5 +1,7 @@
 """The Liger decoder: one model for every backbone and mixer, an ordinary transformers ``PreTrainedModel``."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,12 +12,13 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from liger_export.config import LigerConfig, inverse_frequencies
+from liger_export.checkpoint import expected_tensors, learned_tensors, open_liger
+from liger_export.config import MODEL_TYPES, LigerConfig, inverse_frequencies, read_config_json
 from liger_export.modeling.cache import LigerCache
-from liger_export.modeling.configuration import LigerGLAConfig, liger_config
-from liger_export.modeling.mixers import MIXERS, Positions, State
+from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
+from liger_export.ops import ATTENTIONS, initial_parameters
 
-__all__ = ["LigerForCausalLM", "LigerGLAForCausalLM", "LigerModel"]
+__all__ = ["MODEL_CLASSES", "LigerForCausalLM", "LigerModel", "Positions"]
 
 
 class LigerRotaryEmbedding(nn.Module):
@@ -35,24 +38,71 @@ class LigerRotaryEmbedding(nn.Module):
         return angles.cos(), angles.sin()
 
 
-class LigerAttention(nn.Module):
-    """The backbone's projections around a mixer."""
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where the tokens of one forward stand.
 
-    def __init__(self, config: LigerConfig) -> None:
+    Attributes:
+        cos: [B, T, D / 2], cosine of the rotary angles.
+        sin: [B, T, D / 2].
+        position_ids: int64 [B, T], -1 at padding.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    position_ids: Tensor
+
+
+State = tuple[Tensor, ...]  # one layer's, in the order of the state table
+
+
+class LigerAttention(nn.Module):
+    """The backbone's projections, and its q/k norms if it has them, around a mixer."""
+
+    def __init__(self, config: LigerConfig, layer: int) -> None:
         super().__init__()
-        self.config = config
-        self.mixer = MIXERS[config.mixer]
+        self.attention = ATTENTIONS[config.layer_mixer(layer)]
+        self.options = [float(getattr(config, name)) for name in self.attention.form.options]
+        self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        stored = learned_tensors(config)
+        self.initial = initial_parameters(config) if self.attention.form.parameters else {}
+        for name, value in self.initial.items():
+            if f"model.layers.{layer}.self_attn.{name}" in stored:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value, persistent=False)
+
+    def initialize(self) -> None:
+        """Set learned tensors to their start values, those that no checkpoint has given a value."""
+        for name, value in self.initial.items():
+            init.copy_(getattr(self, name), value)
 
     def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
-        projections = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        mixed, state = self.mixer(projections, positions, state, self.config)
-        return self.o_proj(mixed), state
+        mixed, *next_state = self.mix(self.project(hidden_states), positions, state)
+        return self.o_proj(mixed), tuple(next_state)
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [B, T, H * D], key and value [B, T, G * D]."""
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        if hasattr(self, "q_norm"):
+            query = self.q_norm(query.unflatten(-1, (-1, self.head_dim))).flatten(-2)
+            key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
+        return query, key, value
+
+    def mix(self, projected: tuple[Tensor, Tensor, Tensor], positions: Positions, state: State) -> tuple[Tensor, ...]:
+        """The mixer's output [B, T, H * D], then the next state tensors."""
+        learned = [getattr(self, name) for name in self.attention.form.parameters]
+        at = (positions.cos, positions.sin, positions.position_ids)
+        return self.attention(*projected, *at, *state, *learned, *self.options)
 
 
 class LigerMLP(nn.Module):
@@ -72,9 +122,9 @@ class LigerMLP(nn.Module):
 class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     """Pre-norm attention and feed-forward, each with a residual."""
 
-    def __init__(self, config: LigerConfig) -> None:
+    def __init__(self, config: LigerConfig, layer: int) -> None:
         super().__init__()
-        self.self_attn = LigerAttention(config)
+        self.self_attn = LigerAttention(config, layer)
         self.mlp = LigerMLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -88,7 +138,7 @@ class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
 class LigerPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """What every Liger model class shares."""
 
-    config_class = LigerGLAConfig
+    config_class = LigerPreTrainedConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["LigerDecoderLayer"]
@@ -98,16 +148,18 @@ class LigerPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         super()._init_weights(module)
         if isinstance(module, LigerRotaryEmbedding):  # not in checkpoints: transformers loads it uninitialised
             init.copy_(module.inv_freq, torch.tensor(module.frequencies))
+        if isinstance(module, LigerAttention):
+            module.initialize()
 
 
 class LigerModel(LigerPreTrainedModel):
     """Embedding, decoder layers and final norm."""
 
-    def __init__(self, config: LigerGLAConfig) -> None:
+    def __init__(self, config: LigerPreTrainedConfig) -> None:
         super().__init__(config)
         self.liger = liger_config(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LigerDecoderLayer(self.liger) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(LigerDecoderLayer(self.liger, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LigerRotaryEmbedding(self.liger)
         self.post_init()
@@ -184,11 +236,22 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
-    def __init__(self, config: LigerGLAConfig) -> None:
+    def __init__(self, config: LigerPreTrainedConfig) -> None:
         super().__init__(config)
         self.model = LigerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *arguments: Any, **options: Any) -> Any:
+        """As every transformers model; a local checkpoint of the Liger paper's implementation loads too."""
+        directory = Path(str(name))
+        if not directory.is_dir() or read_config_json(directory).get("liger_format") is not None:
+            return super().from_pretrained(name, *arguments, **options)
+        checkpoint = open_liger(directory)
+        options["config"] = cls.config_class.from_dict(checkpoint.values)
+        weights = {name: checkpoint.weights.read(name) for name in expected_tensors(checkpoint.config)}
+        return super().from_pretrained(None, *arguments, state_dict=weights, **options)
 
     def forward(
         self,
@@ -235,7 +298,9 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
         }
 
 
-class LigerGLAForCausalLM(LigerForCausalLM):
-    """Llama with Liger-GLA attention (arXiv 2503.01496), model type ``liger_gla``."""
+def _model_class(model_type: str) -> type[LigerForCausalLM]:
+    namespace = {"config_class": CONFIG_CLASSES[model_type], "__module__": __name__}
+    return type(MODEL_TYPES[model_type].architecture, (LigerForCausalLM,), namespace)
 
-    config_class = LigerGLAConfig
+
+MODEL_CLASSES = {model_type: _model_class(model_type) for model_type in MODEL_TYPES}

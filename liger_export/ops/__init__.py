@@ -1,19 +1,23 @@
-"""The operators of Liger attention: a naive reference, fast PyTorch forms, and their ONNX form."""
+"""The operators of Liger attention: naive references, fast PyTorch forms, and their ONNX form."""
 
-from liger_export.ops.attention import gla_attention
-from liger_export.ops.naive import naive_gla_attention, naive_gla_recurrence, naive_rotary, naive_window_attention
-from liger_export.ops.recurrence import chunked_recurrence, gated_recurrence, step_recurrence
+from liger_export.ops.attention import ATTENTIONS, AttentionOp
+from liger_export.ops.lolcats import initial_parameters
+from liger_export.ops.mixers import FORMS, Form
+from liger_export.ops.naive import NAIVE_ATTENTIONS, naive_gla_recurrence, naive_rotary, naive_window_attention
+from liger_export.ops.recurrence import gated_recurrence
 from liger_export.ops.window import rotate, window_attention
 
 __all__ = [
-    "chunked_recurrence",
+    "ATTENTIONS",
+    "FORMS",
+    "NAIVE_ATTENTIONS",
+    "AttentionOp",
+    "Form",
     "gated_recurrence",
-    "gla_attention",
-    "naive_gla_attention",
+    "initial_parameters",
     "naive_gla_recurrence",
     "naive_rotary",
     "naive_window_attention",
     "rotate",
-    "step_recurrence",
     "window_attention",
 ]

@@ -1,123 +1,118 @@
-"""``liger::gla_attention``: Liger attention of one layer as one torch operator.
+"""``liger::gla_attention`` and its siblings: the attention of one layer as one torch operator a mixer.
 
 The operator is what the model calls, what the exporter traces to one node a layer, and where a faster kernel
 registers itself. Its gradient recomputes the forward, so training keeps only the operator's inputs.
 """
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from liger_export.ops.recurrence import gated_recurrence
-from liger_export.ops.window import rotate, window_attention
+from liger_export.ops.mixers import FORMS, Form, Heads
 
-__all__ = ["gla_attention"]
+__all__ = ["ATTENTIONS", "AttentionOp"]
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    position_ids: Tensor,
-    recurrent_state: Tensor,
-    window_key: Tensor,
-    window_value: Tensor,
-    gate_normalizer: float,
-) -> Outputs:
-    head_dim = window_key.shape[-1]
-    query, key, value = (tensor.unflatten(-1, (-1, head_dim)) for tensor in (query, key, value))
-    is_token = (position_ids >= 0)[:, :, None, None]
-
-    wide = torch.promote_types(query.dtype, torch.float32)
-    features = torch.where(is_token, key.to(wide).softmax(-1), 0)
-    gate = torch.where(is_token, F.logsigmoid(key.to(wide)) / gate_normalizer, 0)
-    values = torch.where(is_token, value, 0)
-    recurrent, recurrent_state = gated_recurrence(query.to(wide).softmax(-1), features, values, gate, recurrent_state)
-
-    rotated_query, rotated_key = rotate(query, cos, sin), rotate(key, cos, sin)
-    window, window_key, window_value = window_attention(
-        rotated_query, rotated_key, values, position_ids, window_key, window_value
-    )
-    output = 0.5 * recurrent.to(query.dtype) + 0.5 * window
-    return output.flatten(2), recurrent_state, window_key, window_value
+CALL_INPUTS = ("query", "key", "value", "cos", "sin", "position_ids")
 
 
-@torch.library.custom_op("liger::gla_attention", mutates_args=())
-def gla_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    position_ids: Tensor,
-    recurrent_state: Tensor,
-    window_key: Tensor,
-    window_value: Tensor,
-    gate_normalizer: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Half gated linear attention, half softmax window (arXiv 2503.01496, equations 5 to 8).
+@dataclass(frozen=True)
+class AttentionOp:
+    """The operator ``liger::{mixer}_attention``.
 
-    Args:
-        query: [B, T, H * D], as projected.
-        key: [B, T, G * D], as projected.
-        value: [B, T, G * D].
-        cos: [B, T, D / 2], cosine of the rotary angles, float32 (float64 with float64 inputs).
-        sin: [B, T, D / 2].
-        position_ids: int64 [B, T], consecutive within a row; -1 marks padding, which may only end a row and
-            leaves no trace.
-        recurrent_state: float32 [B, G, D (key), D (value)].
-        window_key: [B, G, W, D], rotated keys, oldest first.
-        window_value: [B, G, W, D].
-        gate_normalizer: divisor of the log gate.
+    Its tensors, in order:
 
-    Returns:
-        Output [B, T, H * D] and the next recurrent state, window key and window value.
+    - query [B, T, H * D], key and value [B, T, G * D], as projected, after biases and q/k norms;
+    - cos and sin [B, T, D / 2] of the rotary angles, float32 (float64 with float64 inputs);
+    - position_ids, int64 [B, T], consecutive within a row; -1 marks padding, which may only end a row and
+      leaves no trace;
+    - the layer's state tensors, as the state table lists them: the recurrent ones, in float32, then window_key
+      and window_value [B, G, W, D], oldest first;
+    - the mixer's learned tensors.
+
+    Its options, numbers, follow. It returns the output [B, T, H * D] and the next state tensors.
     """
-    outputs = _forward(
-        query, key, value, cos, sin, position_ids, recurrent_state, window_key, window_value, gate_normalizer
-    )
-    return tuple(tensor.contiguous() for tensor in outputs)  # type: ignore[return-value]
+
+    mixer: str
+    form: Form
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the state tensors."""
+        return (*self.form.recurrent_states, "window_key", "window_value")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all tensors the operator takes."""
+        return (*CALL_INPUTS, *self.states, *self.form.parameters)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of all tensors it returns."""
+        return ("output", *(f"next_{name}" for name in self.states))
+
+    @property
+    def onnx_name(self) -> str:
+        """Name of the ONNX operator that a traced graph holds for it."""
+        return f"{self.form.title}Attention"
+
+    @property
+    def torch_op(self) -> Any:
+        """The operator as ``torch.export`` sees it."""
+        return getattr(torch.ops.liger, f"{self.mixer}_attention").default
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """Run the operator on its tensors and options, in order."""
+        outputs: tuple[Tensor, ...] = self.torch_op(*arguments)
+        return outputs
+
+    def register(self) -> None:
+        """Define the operator, its shapes and its gradient with torch."""
+        tensors = ", ".join(f"Tensor {name}" for name in self.inputs)
+        options = "".join(f", float {name}" for name in self.form.options)
+        schema = f"({tensors}{options}) -> ({', '.join('Tensor' for _ in self.outputs)})"
+        op = torch.library.custom_op(f"liger::{self.mixer}_attention", self._run, mutates_args=(), schema=schema)
+        op.register_fake(self._fake)
+        op.register_autograd(self._backward, setup_context=self._save_inputs)
+
+    def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        tensors, options = arguments[: len(self.inputs)], arguments[len(self.inputs) :]
+        state = tensors[len(CALL_INPUTS) :][: len(self.states)]
+        learned = tensors[len(CALL_INPUTS) + len(self.states) :]
+        heads = Heads.of(state[-1].shape[-1], *tensors[: len(CALL_INPUTS)])
+        output, *next_state = self.form.forward(heads, state, learned, *options)
+        return output.flatten(2), *next_state
+
+    def _run(self, *arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(tensor.contiguous() for tensor in self._forward(*arguments))
+
+    def _fake(self, *arguments: Any) -> tuple[Tensor, ...]:
+        query, states = arguments[0], arguments[len(CALL_INPUTS) :][: len(self.states)]
+        return query.new_empty(query.shape), *(torch.empty_like(state) for state in states)
+
+    def _save_inputs(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[: len(self.inputs)])
+        ctx.options = inputs[len(self.inputs) :]
+
+    def _backward(self, ctx: Any, *output_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = [tensor.detach() for tensor in ctx.saved_tensors]
+        wanted = [index for index, needed in enumerate(ctx.needs_input_grad[: len(inputs)]) if needed]
+        for index in wanted:
+            inputs[index].requires_grad_()
+        with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+            outputs = self._forward(*inputs, *ctx.options)
+        pairs = zip(outputs, output_gradients, strict=True)
+        used = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
+        gradients = torch.autograd.grad(
+            [out for out, _ in used], [inputs[index] for index in wanted], [grad for _, grad in used], allow_unused=True
+        )
+        by_input: list[Tensor | None] = [None] * (len(inputs) + len(ctx.options))
+        for index, gradient in zip(wanted, gradients, strict=True):
+            by_input[index] = gradient
+        return tuple(by_input)
 
 
-@gla_attention.register_fake
-def _fake(query: Tensor, key: Tensor, *others: Any) -> Outputs:
-    recurrent_state, window_key, window_value = others[4:7]
-    return (
-        query.new_empty(query.shape),
-        torch.empty_like(recurrent_state),
-        torch.empty_like(window_key),
-        torch.empty_like(window_value),
-    )
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.gate_normalizer = inputs[-1]
-
-
-def _backward(ctx: Any, *output_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    inputs = [tensor.detach() for tensor in ctx.saved_tensors]
-    wanted = [index for index, needed in enumerate(ctx.needs_input_grad[: len(inputs)]) if needed]
-    for index in wanted:
-        inputs[index].requires_grad_()
-    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
-        outputs = partial(_forward, gate_normalizer=ctx.gate_normalizer)(*inputs)
-    pairs = zip(outputs, output_gradients, strict=True)
-    used = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
-    gradients = torch.autograd.grad(
-        [out for out, _ in used], [inputs[index] for index in wanted], [grad for _, grad in used], allow_unused=True
-    )
-    by_input: list[Tensor | None] = [None] * (len(inputs) + 1)
-    for index, gradient in zip(wanted, gradients, strict=True):
-        by_input[index] = gradient
-    return tuple(by_input)
-
-
-gla_attention.register_autograd(_backward, setup_context=_save_inputs)
+ATTENTIONS = {mixer: AttentionOp(mixer, form) for mixer, form in FORMS.items()}
+for _op in ATTENTIONS.values():
+    _op.register()

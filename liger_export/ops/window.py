@@ -4,11 +4,13 @@ Reference: ``naive_window_attention``. In the buffer [B, G, W, D] rows are oldes
 sequence's length are zero on the way out and never read on the way in.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["rotate", "window_attention"]
+__all__ = ["Blocks", "Span", "join_window", "leave_window", "rotate", "window_attention"]
 
 NO_POSITION = -(2**40)  # further than any window from every real position
 
@@ -43,23 +45,49 @@ def window_attention(
         Output [B, T, H, D] (zero at padding), and the window's keys and values after the last token.
     """
     window = window_key.shape[2]
-    is_token = position_ids >= 0  # [B, T]
-    seen = torch.where(is_token[:, 0], position_ids[:, 0], 0)  # [B], tokens before this call
+    span = join_window(key, value, position_ids, window_key, window_value)
+    output = _blockwise(query, span, position_ids, window)
+    output = torch.where((position_ids >= 0)[:, :, None, None], output, 0)
+    return output, *leave_window(span, window)
 
-    keys = torch.cat((_newest_last(window_key, seen), key.transpose(1, 2)), dim=2)  # [B, G, W + T, D]
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The window's rows and after them the call's own, newest last.
+
+    Attributes:
+        keys: [B, G, W + T, D].
+        values: [B, G, W + T, D].
+        positions: int64 [B, W + T], ``NO_POSITION`` where a row holds no token.
+        seen: int64 [B], tokens before this call.
+        added: int64 [B], tokens of this call, padding not counted.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    seen: Tensor
+    added: Tensor
+
+
+def join_window(key: Tensor, value: Tensor, position_ids: Tensor, window_key: Tensor, window_value: Tensor) -> Span:
+    """Join the window with the call's rotated keys and its values. Arguments as ``window_attention``."""
+    window = window_key.shape[2]
+    is_token = position_ids >= 0  # [B, T]
+    seen = torch.where(is_token[:, 0], position_ids[:, 0], 0)
+    keys = torch.cat((_newest_last(window_key, seen), key.transpose(1, 2)), dim=2)
     values = torch.cat((_newest_last(window_value, seen), value.transpose(1, 2)), dim=2)
     past_positions = seen[:, None] + torch.arange(-window, 0, device=seen.device)  # [B, W]
-    key_positions = torch.cat((past_positions, position_ids), dim=1)
-    key_positions = torch.where(key_positions >= 0, key_positions, NO_POSITION)
+    positions = torch.cat((past_positions, position_ids), dim=1)
+    return Span(keys, values, torch.where(positions >= 0, positions, NO_POSITION), seen, is_token.sum(1))
 
-    output = _blockwise(query, keys, values, position_ids, key_positions, window)
-    output = torch.where(is_token[:, :, None, None], output, 0)
 
-    added = is_token.sum(1)
-    held = (seen + added).clamp(max=window)
-    source = (window + added - held)[:, None] + torch.arange(window, device=seen.device)  # [B, W]
-    filled = torch.arange(window, device=seen.device) < held[:, None]
-    return output, _take_rows(keys, source, filled), _take_rows(values, source, filled)
+def leave_window(span: Span, window: int) -> tuple[Tensor, Tensor]:
+    """The window's keys and values after the call, each [B, G, W, D]."""
+    held = (span.seen + span.added).clamp(max=window)
+    rows = torch.arange(window, device=held.device)
+    source, filled = (window + span.added - held)[:, None] + rows, rows < held[:, None]  # [B, W]
+    return _take_rows(span.keys, source, filled), _take_rows(span.values, source, filled)
 
 
 def _newest_last(buffer: Tensor, seen: Tensor) -> Tensor:
@@ -76,33 +104,68 @@ def _take_rows(rows: Tensor, source: Tensor, filled: Tensor) -> Tensor:
     return torch.where(filled[:, None, :, None], rows.gather(2, index), 0)
 
 
-def _blockwise(
-    query: Tensor, keys: Tensor, values: Tensor, query_positions: Tensor, key_positions: Tensor, window: int
-) -> Tensor:
+def _blockwise(query: Tensor, span: Span, position_ids: Tensor, window: int) -> Tensor:
     """Banded attention in blocks of C queries against the C + W keys that they can see.
 
     Args:
         query: [B, T, H, D].
-        keys: [B, G, W + T, D].
-        values: [B, G, W + T, D].
-        query_positions: [B, T].
-        key_positions: [B, W + T].
+        span: the keys and values.
+        position_ids: [B, T].
+        window: W.
     """
-    length, groups = query.shape[1], keys.shape[1]
-    block = min(length, max(window, 32))
-    padding = -length % block
-    query = F.pad(query, (0, 0, 0, 0, 0, padding)).transpose(1, 2)
-    query = query.unflatten(1, (groups, -1)).unflatten(3, (-1, block))  # [B, G, H/G, N, C, D]
-    keys, values = (F.pad(rows, (0, 0, 0, padding)).unfold(2, block + window, block) for rows in (keys, values))
-    query_positions = F.pad(query_positions, (0, padding), value=-1).unflatten(1, (-1, block))  # [B, N, C]
-    key_positions = F.pad(key_positions, (0, padding), value=NO_POSITION).unfold(1, block + window, block)
-
-    distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)  # [B, N, C, C + W]
+    length, groups = query.shape[1], span.keys.shape[1]
+    blocks = Blocks(length, window)
+    query = blocks.queries(query.transpose(1, 2)).unflatten(1, (groups, -1))  # [B, G, H/G, N, C, D]
+    keys, values = (blocks.spans(rows).unsqueeze(2) for rows in (span.keys, span.values))  # [B, G, 1, N, C + W, D]
+    distance = blocks.distances(position_ids, span.positions)
     visible = ((distance >= 0) & (distance < window))[:, None, None]
-    scores = query @ keys.unsqueeze(2) * query.shape[-1] ** -0.5  # [B, G, H/G, N, C, C + W]
+    scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5  # [B, G, H/G, N, C, C + W]
     # A finite fill keeps rows that see nothing (padding) free of NaN, forwards and backwards.
     scores = scores.float() if scores.dtype != torch.float64 else scores
     weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
-    output = weights.to(values.dtype) @ values.unsqueeze(2).transpose(-1, -2)
-    attended: Tensor = output.flatten(3, 4).flatten(1, 2).transpose(1, 2)
-    return attended[:, :length]
+    output = weights.to(values.dtype) @ values
+    return blocks.joined(output.flatten(1, 2)).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """T queries in N blocks of C, each beside the C + W rows of a span that hold all its window's keys."""
+
+    length: int
+    window: int
+
+    @property
+    def size(self) -> int:
+        """C."""
+        return min(self.length, max(self.window, 32))
+
+    @property
+    def padding(self) -> int:
+        """Rows appended to fill the last block."""
+        return -self.length % self.size
+
+    def queries(self, rows: Tensor) -> Tensor:
+        """[B, heads, T, D] to [B, heads, N, C, D]."""
+        padded: Tensor = F.pad(rows, (0, 0, 0, self.padding)).unflatten(2, (-1, self.size))
+        return padded
+
+    def spans(self, rows: Tensor) -> Tensor:
+        """[B, heads, W + T, D] to [B, heads, N, C + W, D]."""
+        padded = F.pad(rows, (0, 0, 0, self.padding))
+        return padded.unfold(2, self.size + self.window, self.size).transpose(-1, -2)
+
+    def distances(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """How many tokens each key lies behind each query: int64 [B, N, C, C + W], negative if ahead.
+
+        Args:
+            query_positions: [B, T].
+            key_positions: [B, W + T].
+        """
+        query_positions = F.pad(query_positions, (0, self.padding), value=-1).unflatten(1, (-1, self.size))
+        key_positions = F.pad(key_positions, (0, self.padding), value=NO_POSITION)
+        key_positions = key_positions.unfold(1, self.size + self.window, self.size)
+        return query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """[B, heads, N, C, D] to [B, heads, T, D]."""
+        return rows.flatten(2, 3)[:, :, : self.length]

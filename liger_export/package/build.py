@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint
-from liger_export.config import LigerConfig, read_config_json
+from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, open_liger
+from liger_export.config import LigerConfig
 from liger_export.errors import CheckpointError
 from liger_export.export import attach_weights, lower, trace, weight_bytes
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file
@@ -55,10 +55,10 @@ def convert(
         OutputError: ``output`` exists or cannot be written.
     """
     progress = progress or Progress()
-    values = _with_generation_ends(read_config_json(checkpoint), checkpoint)
+    opened = open_liger(checkpoint)
+    values = _with_generation_ends(opened.values, checkpoint)
     config = LigerConfig.from_dict(values)
-    weights = MergedCheckpoint(Checkpoint.open(checkpoint), tuple(Adapter.open(path) for path in adapters))
-    weights.checkpoint.check(config)
+    weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
     if not (checkpoint / "tokenizer.json").is_file():
         raise CheckpointError(f"{checkpoint} holds no tokenizer.json.", "Save the model's fast tokenizer there.")
     weights.check()
@@ -102,7 +102,7 @@ def _with_generation_ends(values: dict[str, Any], checkpoint: Path) -> dict[str,
 
 
 def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:
-    files = {info.file for info in checkpoint.tensors.values()} | {checkpoint.directory / "config.json"}
+    files = [*checkpoint.files, checkpoint.directory / "config.json"]
     return {
         "name": checkpoint.directory.resolve().name,
         "files": {file.name: sha256_file(file) for file in sorted(files)},

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from liger_export.checkpoint import Adapter, Checkpoint
-from liger_export.config import LigerConfig, read_config_json
+from liger_export.checkpoint import Adapter, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
 from liger_export.finetune import read_documents
@@ -49,8 +48,7 @@ def validate(
     """
     if max_tokens < DRIFT_STEPS:
         raise InputError(f"max_tokens is {max_tokens}.", f"The drift check needs {DRIFT_STEPS:,}.")
-    weights = Checkpoint.open(checkpoint)
-    weights.check(LigerConfig.from_dict(read_config_json(checkpoint)))
+    weights = open_liger(checkpoint).weights
     for adapter in adapters:
         Adapter.open(adapter).check(weights)
     session = load(package)

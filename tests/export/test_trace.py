@@ -42,6 +42,7 @@ def test_liger_attention_is_one_node_a_layer(traced: ir.Model) -> None:
         "head_dim": 8,
         "window_size": 8,
         "gate_normalizer": 16.0,
+        "recurrent_weight": 0.5,
     }
 
 

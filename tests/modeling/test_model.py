@@ -1,18 +1,19 @@
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import liger_export
-from liger_export.modeling import LigerGLAConfig, LigerGLAForCausalLM, liger_config, mixers
-from liger_export.ops import rotate, window_attention
+from liger_export.config import MIXERS
+from liger_export.modeling import CONFIG_CLASSES, MODEL_CLASSES, LigerForCausalLM, liger_config
 from liger_export.state import state_table
-from tests.tiny import VOCABULARY, Shape, load_model, relative_l2, write_liger
+from tests.tiny import VOCABULARY, Shape, edit_json, load_model, relative_l2, write_liger
 
 shapes = st.builds(
     lambda groups, repeats, head_dim, window: Shape(groups * repeats, groups, head_dim, window),
@@ -23,10 +24,16 @@ shapes = st.builds(
 )
 
 
-def random_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LigerGLAForCausalLM:
+def random_model(
+    shape: Shape, dtype: torch.dtype = torch.float32, *, model_type: str = "liger_gla", **fields: object
+) -> LigerForCausalLM:
     torch.manual_seed(0)
-    values = {**shape.base_values, "hidden_size": 6 * shape.heads, "window_size": shape.window}
-    return LigerGLAForCausalLM(LigerGLAConfig(**values)).to(dtype).eval()
+    config = CONFIG_CLASSES[model_type](**{**shape.base_values, "window_size": shape.window, **fields})
+    return MODEL_CLASSES[model_type](config).to(dtype).eval()
+
+
+TYPES = {mixer: "lolcats" if mixer == "lolcats" else f"liger_{mixer}" for mixer in MIXERS}
+mixers = pytest.mark.parametrize("model_type", TYPES.values(), ids=list(TYPES))
 
 
 def random_tokens(length: int, batch: int = 2) -> Tensor:
@@ -34,7 +41,7 @@ def random_tokens(length: int, batch: int = 2) -> Tensor:
 
 
 @torch.no_grad()
-def in_calls(model: LigerGLAForCausalLM, tokens: Tensor, cuts: list[int]) -> tuple[Tensor, list[Tensor]]:
+def in_calls(model: LigerForCausalLM, tokens: Tensor, cuts: list[int]) -> tuple[Tensor, list[Tensor]]:
     cache, logits = None, []
     for start, stop in pairwise([0, *cuts, tokens.shape[1]]):
         output = model(tokens[:, start:stop], past_key_values=cache)
@@ -44,11 +51,15 @@ def in_calls(model: LigerGLAForCausalLM, tokens: Tensor, cuts: list[int]) -> tup
     return torch.cat(logits, 1), [tensor for layer in cache.layers for tensor in layer]
 
 
-@settings(max_examples=15, deadline=None)
-@given(data=st.data(), shape=shapes, length=st.integers(2, 60))
-def test_any_split_into_calls_gives_the_same_logits_and_state(data: st.DataObject, shape: Shape, length: int) -> None:
+@mixers
+@settings(max_examples=6, deadline=None)
+@given(data=st.data(), shape=shapes, length=st.integers(2, 60), hybrid=st.booleans())
+def test_any_split_into_calls_gives_the_same_logits_and_state(
+    model_type: str, data: st.DataObject, shape: Shape, length: int, hybrid: bool
+) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1))))
-    model, tokens = random_model(shape), random_tokens(length)
+    kept = {"softmax_layers": [1], "softmax_window": 3 * shape.window} if hybrid else {}
+    model, tokens = random_model(shape, model_type=model_type, **kept), random_tokens(length)
     whole, final = in_calls(model, tokens, [])
     parts, state = in_calls(model, tokens, cuts)
     assert relative_l2(parts, whole) < 1e-5
@@ -56,8 +67,9 @@ def test_any_split_into_calls_gives_the_same_logits_and_state(data: st.DataObjec
         assert relative_l2(measured, expected) < 1e-5
 
 
-def test_single_steps_do_not_drift_from_the_full_sequence() -> None:
-    model, tokens = random_model(Shape()), random_tokens(1024, batch=1)
+@mixers
+def test_single_steps_do_not_drift_from_the_full_sequence(model_type: str) -> None:
+    model, tokens = random_model(Shape(), model_type=model_type), random_tokens(1024, batch=1)
     whole, _ = in_calls(model, tokens, [])
     steps, _ = in_calls(model, tokens, list(range(1, 1024)))
     assert relative_l2(steps[:, -128:], whole[:, -128:]) <= 2 * relative_l2(steps[:, :128], whole[:, :128])
@@ -71,32 +83,37 @@ def test_state_is_what_the_table_says() -> None:
     assert {str(tensor.dtype) for tensor in state} == {"torch.float32"}
 
 
-def test_with_a_softmax_mixer_the_decoder_is_transformers_llama(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "overrides"),
+    [
+        ("llama", {"rope_parameters": LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+        ("mistral", {"sliding_window": 40}),
+        ("qwen2", {}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 0}),
+        ("qwen3", {}),
+        ("qwen3", {"attention_bias": True}),
+    ],
+)
+def test_with_every_layer_softmax_the_decoder_is_transformers_own(
+    tmp_path: Path, backbone: str, overrides: dict[str, Any]
 ) -> None:
-    """All but attention is checked against an independent implementation: RoPE scaling, biases, norms, head."""
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 1e4,
-        "factor": 4.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    }
-    checkpoint = write_liger(
-        tmp_path / "liger", Shape(window=64), rope_parameters=rope, attention_bias=True, mlp_bias=True
-    )
-
-    def softmax(
-        projections: tuple[Tensor, ...], positions: mixers.Positions, state: mixers.State, config: object
-    ) -> tuple[Tensor, mixers.State]:
-        query, key, value = (tensor.unflatten(-1, (-1, 8)) for tensor in projections)
-        query, key = (rotate(tensor, positions.cos, positions.sin) for tensor in (query, key))
-        return window_attention(query, key, value, positions.position_ids, *state[1:])[0].flatten(2), state
-
-    monkeypatch.setitem(mixers.MIXERS, "gla", softmax)
+    """All but the mixers is checked against independent implementations: rope scaling, biases, norms, head."""
+    window = overrides.get("sliding_window", 64)
+    checkpoint = write_liger(tmp_path / "liger", Shape(window=8), backbone=backbone, **overrides)
+    edit_json(checkpoint / "config.json", softmax_layers=[0, 1], softmax_window=window)
     tokens = random_tokens(60)
-    base = LlamaForCausalLM.from_pretrained(tmp_path / "liger-base").eval()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "liger-base").eval()
     with torch.no_grad():
         assert relative_l2(load_model(checkpoint)(tokens).logits, base(tokens).logits) < 1e-5
 
@@ -107,7 +124,7 @@ def test_saves_and_loads_through_the_auto_classes(liger_checkpoint: Path, tmp_pa
     model = AutoModelForCausalLM.from_pretrained(liger_checkpoint, dtype=torch.float32).eval()
     model.save_pretrained(tmp_path / "copy")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").eval()
-    assert type(again) is LigerGLAForCausalLM
+    assert type(again) is MODEL_CLASSES["liger_gla"]
     assert again.config.window_size == 8
     tokens = random_tokens(20)
     with torch.no_grad():
@@ -124,9 +141,10 @@ def test_generate_equals_choosing_from_full_sequence_logits() -> None:
     assert torch.equal(generated, tokens)
 
 
+@mixers
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(side: str) -> None:
-    model, tokens = random_model(Shape()), random_tokens(30)
+def test_padding_changes_nothing(side: str, model_type: str) -> None:
+    model, tokens = random_model(Shape(), model_type=model_type), random_tokens(30)
     mask = torch.ones_like(tokens)
     padded = slice(0, 11) if side == "left" else slice(19, 30)
     kept = slice(11, 30) if side == "left" else slice(0, 19)
@@ -149,8 +167,9 @@ def test_left_padded_batch_generates_as_each_prompt_alone() -> None:
     assert torch.equal(both[1, 12:], alone[0, 7:])
 
 
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
-    model, tokens = random_model(Shape()).train(), random_tokens(40)
+@mixers
+def test_gradient_checkpointing_gives_the_same_gradients(model_type: str) -> None:
+    model, tokens = random_model(Shape(), model_type=model_type).train(), random_tokens(40)
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:

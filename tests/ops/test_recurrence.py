@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liger_export.ops import chunked_recurrence, gated_recurrence, naive_gla_recurrence, step_recurrence
+from liger_export.ops import gated_recurrence, naive_gla_recurrence
 from tests.tiny import relative_l2
 
 
@@ -20,7 +21,7 @@ def inputs(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    length=st.integers(1, 70),
+    length=st.integers(2, 70),
     groups=st.integers(1, 3),
     repeats=st.integers(1, 4),
     head_dim=st.sampled_from([2, 5, 8, 33]),
@@ -31,12 +32,12 @@ def test_chunked_form_equals_naive_recurrence(
 ) -> None:
     arguments = inputs(length, groups * repeats, groups, head_dim, gate_scale=gate_scale)
     expected, expected_state = naive_gla_recurrence(*arguments)
-    output, state = chunked_recurrence(*arguments)
+    output, state = gated_recurrence(*arguments)
     assert relative_l2(output, expected) < 1e-12
     assert relative_l2(state, expected_state) < 1e-12
 
     single = [tensor.float() for tensor in arguments]
-    output, state = chunked_recurrence(*single)
+    output, state = gated_recurrence(*single)
     assert relative_l2(output, expected) < 1e-5
     assert relative_l2(state, expected_state) < 1e-5
 
@@ -44,7 +45,7 @@ def test_chunked_form_equals_naive_recurrence(
 def test_step_form_equals_naive_recurrence() -> None:
     arguments = inputs(1, heads=6, groups=2, head_dim=8)
     expected, expected_state = naive_gla_recurrence(*arguments)
-    output, state = step_recurrence(*arguments)
+    output, state = gated_recurrence(*arguments)
     assert relative_l2(output, expected) < 1e-14
     assert relative_l2(state, expected_state) < 1e-14
 
@@ -60,7 +61,7 @@ def test_half_precision_inputs_accumulate_in_the_states_float32() -> None:
 
 def test_strongest_gates_neither_overflow_nor_lose_the_current_token() -> None:
     query, key, value, gate, state = inputs(40, heads=2, groups=1, head_dim=4)
-    output, _ = chunked_recurrence(*(t.float() for t in (query, key, value, torch.full_like(gate, -1e4), state)))
+    output, _ = gated_recurrence(*(t.float() for t in (query, key, value, torch.full_like(gate, -1e4), state)))
     only_current = torch.einsum("bthd,btgd,btge->bthe", query, key, value)
     assert relative_l2(output, only_current) < 1e-5
 
@@ -69,7 +70,7 @@ def test_gradient_of_chunked_form_equals_gradient_through_single_steps() -> None
     arguments = [tensor.requires_grad_() for tensor in inputs(21, heads=4, groups=2, head_dim=3)]
     weights = torch.randn(2, 21, 4, 3, dtype=torch.float64)
     gradients = []
-    for form in (step_by_step, lambda *a: chunked_recurrence(*a)[0]):
+    for form in (step_by_step, lambda *a: gated_recurrence(*a)[0]):
         gradients.append(torch.autograd.grad((form(*arguments) * weights).sum(), arguments))
     for fast, reference in zip(gradients[1], gradients[0], strict=True):
         assert relative_l2(fast, reference) < 1e-10
@@ -81,6 +82,20 @@ def step_by_step(
     outputs = []
     for t in range(query.shape[1]):
         here = slice(t, t + 1)
-        output, state = step_recurrence(query[:, here], key[:, here], value[:, here], gate[:, here], state)
+        output, state = gated_recurrence(query[:, here], key[:, here], value[:, here], gate[:, here], state)
         outputs.append(output)
     return torch.cat(outputs, dim=1)
+
+
+@pytest.mark.parametrize("length", [1, 37])
+def test_reading_along_the_values_equals_multiplying_each_state_with_the_query(length: int) -> None:
+    _, key, value, gate, _ = inputs(length, heads=6, groups=2, head_dim=5)
+    value = torch.randn(2, length, 2, 8, dtype=torch.float64)
+    query = torch.randn(2, length, 6, 8, dtype=torch.float64)
+    state = torch.randn(2, 2, 5, 8, dtype=torch.float64)
+    output, last = gated_recurrence(query, key, value, gate, state, read_values=True)
+    for t in range(length):
+        state = gate[:, t].exp().unsqueeze(-1) * state + key[:, t].unsqueeze(-1) * value[:, t].unsqueeze(-2)
+        expected = torch.einsum("bgkv,bgrv->bgrk", state, query[:, t].unflatten(1, (2, 3))).flatten(1, 2)
+        assert relative_l2(output[:, t], expected) < 1e-13
+    assert relative_l2(last, state) < 1e-13

@@ -1,0 +1,101 @@
+"""The backbones and mixers that can be joined, as data: a new one is one more row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["BACKBONES", "MIXERS", "MODEL_TYPES", "SOFTMAX", "Backbone", "Mixer", "ModelType", "base_window"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """What a pretrained architecture's layers hold beyond Llama's.
+
+    Attributes:
+        qkv_bias: whether q, k and v have biases; None: the config's ``attention_bias`` says.
+        output_bias: the same of the output projection.
+        mlp_bias: the same of the feed-forward projections; None: the config's ``mlp_bias`` says.
+        qk_norm: whether each head's query and key are RMS-normalized before they are rotated.
+        head_dim: head size where ``config.json`` names none; None: hidden_size / num_attention_heads.
+        sliding_window: the base's own window where ``config.json`` names none.
+    """
+
+    qkv_bias: bool | None = None
+    output_bias: bool | None = None
+    mlp_bias: bool | None = False
+    qk_norm: bool = False
+    head_dim: int | None = None
+    sliding_window: int | None = None
+
+
+BACKBONES = {
+    "llama": Backbone(mlp_bias=None),
+    "mistral": Backbone(qkv_bias=False, output_bias=False, sliding_window=4096),
+    "qwen2": Backbone(qkv_bias=True, output_bias=False),
+    "qwen3": Backbone(qk_norm=True, head_dim=128),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mixer:
+    """What takes the place of softmax attention.
+
+    Attributes:
+        title: the name as the literature writes it.
+        fields: its own fields of ``config.json``, beside those that every Liger model has.
+    """
+
+    title: str
+    fields: tuple[str, ...]
+
+
+MIXERS = {
+    "gla": Mixer("GLA", ("gate_normalizer", "recurrent_weight")),
+    "hgrn2": Mixer("HGRN2", ("recurrent_weight",)),
+    "gsa": Mixer("GSA", ("gate_normalizer", "recurrent_weight", "num_slots")),
+    "lolcats": Mixer("LoLCATs", ("feature_dim",)),
+}
+
+SOFTMAX = "softmax"  # the mixer of a layer that keeps the base's attention, in a bounded window
+
+
+@dataclass(frozen=True, slots=True)
+class ModelType:
+    """What one Liger ``model_type`` combines.
+
+    Attributes:
+        backbone: ``model_type`` of the pretrained architecture, a key of ``BACKBONES``.
+        mixer: what replaces its softmax attention, a key of ``MIXERS``.
+        architecture: class name, as ``config.json`` lists it.
+    """
+
+    backbone: str
+    mixer: str
+    architecture: str
+
+
+def _model_types() -> dict[str, ModelType]:
+    """Every backbone with every mixer, under the names of the Liger paper's implementation where it has one."""
+    types = {}
+    for backbone in BACKBONES:
+        family = "" if backbone == "llama" else backbone
+        for key, mixer in MIXERS.items():
+            name = "_".join(part for part in ("liger", family, key) if part)
+            architecture = f"Liger{family.capitalize()}{mixer.title}ForCausalLM"
+            types["lolcats" if name == "liger_lolcats" else name] = ModelType(backbone, key, architecture)
+    return types
+
+
+MODEL_TYPES = _model_types()
+
+
+def base_window(backbone: str, values: Mapping[str, Any], layer: int) -> int | None:
+    """Keys that a layer of the pretrained model attends to by its own ``config.json``; None: all of them."""
+    window: int | None = values.get("sliding_window", BACKBONES[backbone].sliding_window)
+    if backbone in ("qwen2", "qwen3"):
+        if not values.get("use_sliding_window", False):
+            return None
+        kinds = values.get("layer_types")
+        slides = kinds[layer] == "sliding_attention" if kinds else layer >= values.get("max_window_layers", 28)
+        return window if slides else None
+    return window if backbone == "mistral" else None

@@ -1,0 +1,79 @@
+"""Rotary position embedding: which kinds are supported, and their frequencies."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from liger_export.config.fields import RESTORE, Fields
+from liger_export.errors import CheckpointError, UnsupportedModelError
+
+__all__ = ["RopeConfig", "inverse_frequencies", "read_rope"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding: ``default``, ``linear`` with its factor, or ``llama3`` with its four values."""
+
+    theta: float = 10000.0
+    rope_type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+def read_rope(values: Mapping[str, Any]) -> RopeConfig:
+    """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` with ``rope_scaling`` (transformers 4).
+
+    Raises:
+        UnsupportedModelError: the rope type is not supported.
+        CheckpointError: a value is missing or makes no sense.
+    """
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise CheckpointError(f"config.json has {scaling!r} as rope parameters.", RESTORE)
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    fields = Fields({"rope_theta": values.get("rope_theta"), **scaling})
+    theta = fields.number("rope_theta", 10000.0)
+    if rope_type == "default":
+        return RopeConfig(theta=theta)
+    if rope_type == "linear":
+        return RopeConfig(theta, "linear", fields.number("factor"))
+    if rope_type != "llama3":
+        raise UnsupportedModelError(
+            f"The rope type is {rope_type!r}.",
+            "Supported: 'default', 'linear' and 'llama3' (Llama 3.1 and later). Start from the checkpoint as it was "
+            "before its context was extended.",
+        )
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    missing = [name for name in names if name not in scaling]
+    if missing:
+        raise CheckpointError(f"The llama3 rope scaling in config.json lacks {', '.join(missing)}.", RESTORE)
+    factor, low, high = (fields.number(name) for name in names[:3])
+    if low >= high:
+        raise CheckpointError(
+            f"low_freq_factor is {low} and high_freq_factor {high}.", "The first must be the smaller one."
+        )
+    return RopeConfig(theta, "llama3", factor, low, high, fields.integer(names[3]))
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> npt.NDArray[np.float32]:
+    """Rotary inverse frequencies, float32 [head_dim / 2].
+
+    RoPE is arXiv 2104.09864, equation 15. ``linear`` divides them by ``factor`` (arXiv 2306.15595, equation 4);
+    ``llama3`` keeps short wavelengths, divides long ones and blends in between, as published with Llama 3.1.
+    """
+    frequencies = rope.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if rope.rope_type == "linear":
+        frequencies /= rope.factor
+    elif rope.rope_type == "llama3":
+        wavelengths = 2 * math.pi / frequencies
+        rotations = rope.original_max_position_embeddings / wavelengths
+        blend = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        blend = np.clip(blend, 0.0, 1.0)  # 0: a long wavelength, wholly scaled; 1: a short one, kept
+        frequencies = (1 - blend) * frequencies / rope.factor + blend * frequencies
+    return frequencies.astype(np.float32)

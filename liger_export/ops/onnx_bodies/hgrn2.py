@@ -1,0 +1,26 @@
+"""Liger-HGRN2: the forget gate f = sigmoid(k) is the decay, and 1 - f the key (arXiv 2404.07904)."""
+
+from liger_export.ops.onnx_bodies.gla import RECURRENCE
+from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, WINDOW, mixer, softmax_per_head
+
+__all__ = ["HGRN2"]
+
+# 1 - sigmoid(k) = 1 / (1 + exp k). ONNX Runtime's Sigmoid clips its input at -18 on CPU; this form keeps its digits,
+# and an overflowing exp still gives 0.
+FEATURES = """
+    typed_one_scalar = Constant <value = float {1.0}> ()
+    typed_one = CastLike (typed_one_scalar, key)
+    key_exp = Exp (key)
+    key_exp_plus_one = Add (key_exp, typed_one)
+    key_features = Reciprocal (key_exp_plus_one)
+    negative_key = Neg (key)
+    softplus = Softplus (negative_key)
+    gate = Neg (softplus)
+"""
+
+HGRN2 = mixer(
+    "HGRN2Attention",
+    states=("recurrent_state",),
+    attributes=RECURRENT_WEIGHT,
+    body=SIZES + softmax_per_head("query") + FEATURES + RECURRENCE + WINDOW + MIX,
+)

@@ -1,0 +1,149 @@
+"""What the bodies share: how an operator is declared, and the pieces of text that several bodies are made of.
+
+Names are the contract between pieces: each says which names it reads and which it gives. Sizes are computed from
+attributes and lengths from the inputs, so ONNX Runtime folds them or shares them across layers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnx.defs import OpSchema
+
+__all__ = [
+    "ATTENTION_INPUTS",
+    "HEAD_ATTRIBUTES",
+    "MIX",
+    "RECURRENT_WEIGHT",
+    "SIZES",
+    "WINDOW",
+    "WINDOW_STATES",
+    "Operator",
+    "gate",
+    "mixer",
+    "softmax_per_head",
+]
+
+Kind = OpSchema.AttrType
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of the ``liger`` domain with its stock body, ONNX text.
+
+    ``attributes`` gives each attribute's type, or the value that stands where a node leaves it out.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Kind | float]
+    body: str
+
+    @property
+    def text(self) -> str:
+        """The function in ONNX's text format."""
+        declared = [
+            f"{name}: float = {kind}" if isinstance(kind, float) else name for name, kind in self.attributes.items()
+        ]
+        attributes = f"<{', '.join(declared)}>" if declared else ""
+        return (
+            '<domain: "liger", opset_import: ["" : 23, "com.microsoft" : 1]>\n'
+            f"{self.name} {attributes} ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})\n{{{self.body}}}\n"
+        )
+
+
+ATTENTION_INPUTS = ("query", "key", "value", "cos", "sin", "position_ids")
+WINDOW_STATES = ("window_key", "window_value")
+HEAD_ATTRIBUTES: dict[str, Kind | float] = {
+    "num_heads": Kind.INT,
+    "num_key_value_heads": Kind.INT,
+    "head_dim": Kind.INT,
+    "window_size": Kind.INT,
+}
+RECURRENT_WEIGHT: dict[str, Kind | float] = {"recurrent_weight": 0.5}
+
+
+def mixer(
+    name: str, states: tuple[str, ...], attributes: Mapping[str, Kind | float], body: str, learned: tuple[str, ...] = ()
+) -> Operator:
+    """An attention operator: projections, angles and positions, states, learned tensors; output and next states."""
+    states = (*states, *WINDOW_STATES)
+    return Operator(
+        name=name,
+        inputs=(*ATTENTION_INPUTS, *states, *learned),
+        outputs=("output", *(f"next_{state}" for state in states)),
+        attributes={**HEAD_ATTRIBUTES, **attributes},
+        body=body,
+    )
+
+
+def _size(name: str, attribute: str) -> str:
+    return f"""
+    {name}_scalar = Constant <value_int: int = @{attribute}> ()
+    {name} = Reshape ({name}_scalar, one)"""
+
+
+# Gives the sizes as int64[1], ready to be concatenated into shapes.
+SIZES = f"""
+    zero = Constant <value = int64[1] {{0}}> ()
+    one = Constant <value = int64[1] {{1}}> ()
+    rest = Constant <value = int64[1] {{-1}}> ()
+    {_size("heads", "num_heads")}
+    {_size("groups", "num_key_value_heads")}
+    {_size("head_dim", "head_dim")}
+    {_size("window_size", "window_size")}
+    repeats = Div (heads, groups)
+    split_heads = Concat <axis = 0> (zero, zero, rest, head_dim)
+    join_heads = Constant <value = int64[3] {{0, 0, -1}}> ()
+"""
+
+
+def softmax_per_head(of: str) -> str:
+    """Give ``{of}_features``, the softmax of [B, T, heads * D] within each head. Reads SIZES."""
+    return f"""
+    {of}_heads = Reshape ({of}, split_heads)
+    {of}_softmax = Softmax <axis = -1> ({of}_heads)
+    {of}_features = Reshape ({of}_softmax, join_heads)
+"""
+
+
+def gate(of: str) -> str:
+    """Give ``gate`` = logsigmoid(x) / gate_normalizer, as softplus(-x) / -gate_normalizer."""
+    return f"""
+    normalizer = Constant <value_float: float = @gate_normalizer> ()
+    negative_normalizer = Neg (normalizer)
+    typed_normalizer = CastLike (negative_normalizer, {of})
+    negative_{of} = Neg ({of})
+    softplus = Softplus (negative_{of})
+    gate = Div (softplus, typed_normalizer)
+"""
+
+
+# Gives rotated_query and rotated_key, then window (the attention's output) and the next window states.
+ROTATE = """
+    rotated_query = RotaryEmbedding <num_heads: int = @num_heads> (query, cos, sin)
+    rotated_key = RotaryEmbedding <num_heads: int = @num_key_value_heads> (key, cos, sin)
+"""
+WINDOW = f"""
+    {ROTATE}
+    last = Constant <value = int64 {{-1}}> ()
+    last_position_wide = Gather <axis = 1> (position_ids, last)
+    last_position = Cast <to = 6> (last_position_wide)
+    furthest_position = ReduceMax <keepdims = 0> (last_position)
+    one_more = Constant <value = int32 {{1}}> ()
+    total_length = Add (furthest_position, one_more)
+    window, next_window_key, next_window_value = com.microsoft.GroupQueryAttention
+        <num_heads: int = @num_heads, kv_num_heads: int = @num_key_value_heads,
+         local_window_size: int = @window_size, sliding_window_cache = 1, do_rotary = 0>
+        (rotated_query, rotated_key, value, window_key, window_value, last_position, total_length)
+"""
+
+# Reads recurrent, which LinearAttention has already scaled by recurrent_weight: any weight costs what one half does.
+MIX = """
+    all = Constant <value = float {1.0}> ()
+    recurrent_weight = Constant <value_float: float = @recurrent_weight> ()
+    window_weight = Sub (all, recurrent_weight)
+    typed_window_weight = CastLike (window_weight, window)
+    window_share = Mul (window, typed_window_weight)
+    output = Add (recurrent, window_share)
+"""
