@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from liger_export.errors import EnvironmentMismatchError, LigerExportError
+from liger_export.errors import EnvironmentMismatchError, InputError, LigerExportError
 from liger_export.runtime import Sampling, Session, load
 
 __all__ = ["app", "main"]
@@ -84,7 +84,10 @@ def linearize(
 def finetune(
     checkpoint: Annotated[Path, typer.Argument(help="Liger checkpoint directory.")],
     data: Annotated[Path, typer.Option(help="Text or JSONL file, or a directory of such files.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Adapter directory to create.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Adapter (or, with transfer, checkpoint) to create.")],
+    stage: Annotated[
+        str, typer.Option(help="lora, or before it for lolcats: transfer, from softmax attention.")
+    ] = "lora",
     heldout: Annotated[Path | None, typer.Option(help="Text to measure on; default: the end of the data.")] = None,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
     target: Annotated[str, typer.Option(help="Projections to adapt.")] = "q_proj,k_proj,v_proj",
@@ -100,11 +103,17 @@ def finetune(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Restore quality with a small LoRA adapter."""
+    """Restore quality with a small LoRA adapter. Runs under `accelerate launch -m liger_export` too."""
     with _exporter():
-        from liger_export.finetune import FinetuneSettings
-        from liger_export.finetune import finetune as run
+        from accelerate import PartialState
+
+        from liger_export.finetune import FinetuneSettings, transfer
+        from liger_export.finetune import finetune as lora
+    if stage not in ("lora", "transfer"):
+        raise InputError(f"There is no stage {stage!r}.", "Choose lora or transfer.")
+    run = lora if stage == "lora" else transfer
     _quiet_transformers()
+    is_main = PartialState().is_main_process  # accelerate launch runs this on every process
     settings = FinetuneSettings(
         rank=rank,
         target_modules=tuple(name.strip() for name in target.split(",")),
@@ -119,7 +128,7 @@ def finetune(
         seed=seed,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=err) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_main) as bar:
         task = bar.add_task("measuring", total=None)
 
         def report(step: int, steps: int, loss: float | None) -> None:
@@ -129,6 +138,8 @@ def finetune(
         result = run(
             checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite, progress=report
         )
+    if not is_main:
+        return
     table = Table("held out", "loss (nats)", "perplexity", "next-token accuracy", box=SIMPLE)
     for name, quality in (("before", result.before), ("after", result.after)):
         table.add_row(name, f"{quality.loss:.4f}", f"{quality.perplexity:.2f}", f"{quality.accuracy:.2%}")

@@ -1,17 +1,14 @@
 """From a pretrained checkpoint to a Liger checkpoint: the same weights under a Liger config."""
 
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from liger_export.checkpoint import Checkpoint, learned_tensors
-from liger_export.checkpoint.reader import INDEX_FILE
+from liger_export.checkpoint import Checkpoint, learned_tensors, write_weights
 from liger_export.config import (
     BACKBONES,
     FORMAT,
@@ -105,7 +102,7 @@ def linearize(
     nbytes = sum(file.stat().st_size for file in checkpoint.files) + sum(t.nbytes for t in learned.values())
     require_space(output, nbytes)
     with new_directory(output, overwrite, inputs=(directory,)) as partial:
-        _write_weights(checkpoint, learned, partial)
+        write_weights(checkpoint, learned, partial)
         copy_files(CARRIED_FILES, directory, partial)
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     return config
@@ -178,25 +175,6 @@ def _initial_tensors(config: LigerConfig) -> dict[str, Tensor]:
     names = learned_tensors(config)
     initial = initial_parameters(config) if names else {}
     return {name: initial[name.rsplit(".", 1)[1]].clone() for name in names}
-
-
-def _write_weights(checkpoint: Checkpoint, learned: dict[str, Tensor], directory: Path) -> None:
-    """Copy the weight files; with learned tensors, as shards of one index that has them in a last shard."""
-    if not learned:
-        for file in checkpoint.files:
-            shutil.copyfile(file, directory / file.name)
-        copy_files((INDEX_FILE,), checkpoint.directory, directory)
-        return
-    count = len(checkpoint.files) + 1
-    shards = {file: f"model-{i:05}-of-{count:05}.safetensors" for i, file in enumerate(checkpoint.files, start=1)}
-    for file, shard in shards.items():
-        shutil.copyfile(file, directory / shard)
-    last = f"model-{count:05}-of-{count:05}.safetensors"
-    save_file(learned, directory / last, metadata={"format": "pt"})
-    weight_map = {name: shards[info.file] for name, info in checkpoint.tensors.items()} | dict.fromkeys(learned, last)
-    size = sum((directory / shard).stat().st_size for shard in (*shards.values(), last))
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _local_directory(base: str) -> Path:

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from liger_export.checkpoint import Adapter, Checkpoint
 from liger_export.errors import DataError, InputError, OutputError
-from liger_export.finetune import FinetuneSettings, finetune, measure_heldout, read_documents, token_blocks
+from liger_export.finetune import FinetuneSettings, finetune
+from liger_export.quality import measure_quality, read_documents, token_blocks
 from tests.tiny import load_model
 
 SETTINGS = FinetuneSettings(rank=4, sequence_length=32, batch_size=4, learning_rate=2e-2, max_steps=12, save_steps=4)
@@ -39,7 +40,7 @@ def test_training_improves_the_heldout_loss_and_saves_what_was_measured(
     Adapter.open(output).check(Checkpoint.open(liger_checkpoint))
     model = PeftModel.from_pretrained(load_model(liger_checkpoint), str(output))
     blocks = token_blocks_of(liger_checkpoint, text)
-    assert measure_heldout(model, blocks).loss == pytest.approx(result.after.loss, rel=1e-5)
+    assert measure_quality(model, blocks).loss == pytest.approx(result.after.loss, rel=1e-5)
 
 
 def token_blocks_of(checkpoint: Path, text: Path) -> torch.Tensor:
@@ -57,7 +58,7 @@ def test_interrupted_run_resumes_to_the_same_adapter(
     liger_checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = finetune(liger_checkpoint, text, tmp_path / "whole", SETTINGS)
-    monkeypatch.setattr("liger_export.finetune.measure_heldout", interrupt_on_second_call())
+    monkeypatch.setattr("liger_export.finetune.training.measure_quality", interrupt_on_second_call())
     with pytest.raises(KeyboardInterrupt):
         finetune(liger_checkpoint, text, tmp_path / "parts", SETTINGS)
     monkeypatch.undo()
@@ -82,7 +83,7 @@ def interrupt_on_second_call() -> object:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return measure_heldout(*arguments, **options)  # type: ignore[arg-type]
+        return measure_quality(*arguments, **options)  # type: ignore[arg-type]
 
     return measure
 

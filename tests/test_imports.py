@@ -11,8 +11,21 @@ import liger_export
 
 ROOT = Path(liger_export.__file__).parent
 LAYERS = [
-    *("errors", "files", "config", "state", "ops", "kernels", "checkpoint", "modeling", "linearize", "finetune"),
-    *("export", "plugins", "engine", "package", "runtime", "validate", "bench", "serve", "cli", "__main__"),
+    *("errors", "files", "config", "state", "ops", "kernels", "checkpoint", "modeling", "linearize", "quality"),
+    *(
+        "finetune",
+        "export",
+        "plugins",
+        "engine",
+        "package",
+        "runtime",
+        "validate",
+        "evaluate",
+        "bench",
+        "serve",
+        "cli",
+        "__main__",
+    ),
 ]
 
 

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from liger_export import register
-from liger_export.finetune import HeldOut, measure_heldout, token_blocks
 from liger_export.linearize import linearize
+from liger_export.quality import Quality, measure_quality, token_blocks
 
 HERE = Path(__file__).parent
 CONTEXT = 1024
@@ -26,12 +26,12 @@ def main() -> None:
         linearize(str(HERE / "base"), checkpoint)
         base = AutoModelForCausalLM.from_pretrained(HERE / "base", dtype=torch.float32)
         linearized = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    results: dict[str, HeldOut] = {
-        "base": measure_heldout(base, blocks),
-        "linearized, no LoRA": measure_heldout(linearized, blocks),
+    results: dict[str, Quality] = {
+        "base": measure_quality(base, blocks),
+        "linearized, no LoRA": measure_quality(linearized, blocks),
     }
     adapted = PeftModel.from_pretrained(linearized, str(HERE / "adapter"))
-    results["linearized, with LoRA"] = measure_heldout(adapted, blocks)
+    results["linearized, with LoRA"] = measure_quality(adapted, blocks)
 
     print(f"| {results['base'].tokens:,} held-out tokens | perplexity | next-token accuracy | of the base's |")
     print("| --- | --- | --- | --- |")

@@ -5,6 +5,7 @@ from liger_export.checkpoint.liger import LigerCheckpoint, open_liger
 from liger_export.checkpoint.merged import MergedCheckpoint
 from liger_export.checkpoint.names import expected_tensors, learned_tensors
 from liger_export.checkpoint.reader import Checkpoint
+from liger_export.checkpoint.writer import write_weights
 
 __all__ = [
     "Adapter",
@@ -15,4 +16,5 @@ __all__ = [
     "learned_tensors",
     "open_liger",
     "write_base_record",
+    "write_weights",
 ]

@@ -9,8 +9,8 @@ import numpy as np
 from liger_export.checkpoint import Adapter, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
-from liger_export.finetune import read_documents
 from liger_export.package import MANIFEST_FILE, REPORT_FILE
+from liger_export.quality import read_documents
 from liger_export.runtime import Sampling, Session, load
 from liger_export.validate import laws
 from liger_export.validate.reference import TorchReference
