@@ -34,6 +34,10 @@ def _lower_to_stock(model: ir.Model) -> None:
             raise UnsupportedModelError(
                 f"head_dim is {head_dim}.", "ONNX Runtime's GroupQueryAttention needs a multiple of 8."
             )
+        if node.attributes.get_float("recurrent_weight", 1.0) == 0:
+            raise UnsupportedModelError(
+                "recurrent_weight is 0.", "ONNX Runtime's LinearAttention reads a scale of 0 as 1/sqrt(head_dim)."
+            )
     _fuse_transposed_products(model.graph)
     _add_bodies(model)
     model.opset_imports["com.microsoft"] = 1

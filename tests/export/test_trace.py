@@ -75,6 +75,15 @@ def test_head_size_that_stock_operators_refuse_is_refused_first(tmp_path: Path) 
         lower(trace(config_of(checkpoint), read_config_json(checkpoint)), "stock")
 
 
+def test_recurrent_weight_of_zero_is_refused_first(traced: ir.Model) -> None:
+    model = traced.clone()
+    for node in model.graph:
+        if node.op_type == "GLAAttention":
+            node.attributes["recurrent_weight"] = ir.AttrFloat32("recurrent_weight", 0.0)
+    with pytest.raises(UnsupportedModelError, match="recurrent_weight is 0"):
+        lower(model, "stock")
+
+
 def test_unknown_lowering_is_refused(traced: ir.Model) -> None:
     with pytest.raises(UnsupportedModelError, match="stock"):
         lower(traced, "magic")

@@ -1,6 +1,15 @@
 """Liger-GLA: softmax features, gates pooled from the keys (arXiv 2503.01496, equations 5 to 8)."""
 
-from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, WINDOW, Kind, gate, mixer, softmax_per_head
+from liger_export.ops.onnx_bodies.parts import (
+    MIX,
+    RECURRENT_WEIGHT,
+    SIZES,
+    Kind,
+    gate,
+    mixer,
+    softmax_per_head,
+    window_attention,
+)
 
 __all__ = ["GLA", "RECURRENCE"]
 
@@ -16,5 +25,13 @@ GLA = mixer(
     "GLAAttention",
     states=("recurrent_state",),
     attributes={"gate_normalizer": Kind.FLOAT, **RECURRENT_WEIGHT},
-    body=SIZES + softmax_per_head("query") + softmax_per_head("key") + gate("key") + RECURRENCE + WINDOW + MIX,
+    body=(
+        SIZES
+        + softmax_per_head("query")
+        + softmax_per_head("key")
+        + gate("key")
+        + RECURRENCE
+        + window_attention("window")
+        + MIX
+    ),
 )

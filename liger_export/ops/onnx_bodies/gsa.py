@@ -4,7 +4,7 @@ The second pass reads along its slots' decays as LinearAttention does. The first
 stock operator does: one token is written out, more run in chunks (``benchmarks/gsa_forms.py`` compares the forms).
 """
 
-from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, WINDOW, Kind, gate, mixer
+from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, Kind, gate, mixer, window_attention
 
 __all__ = ["CHUNK", "GSA", "SLOT_SIZES", "chunks", "one_token"]
 
@@ -172,5 +172,5 @@ GSA = mixer(
     "GSAAttention",
     states=("slot_key", "slot_value"),
     attributes={"num_slots": Kind.INT, "gate_normalizer": Kind.FLOAT, **RECURRENT_WEIGHT},
-    body=SIZES + SLOT_SIZES + SLOT_GATES + FIRST_PASS + SECOND_PASS + WINDOW + MIX,
+    body=SIZES + SLOT_SIZES + SLOT_GATES + FIRST_PASS + SECOND_PASS + window_attention("window") + MIX,
 )

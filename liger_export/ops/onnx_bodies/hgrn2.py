@@ -1,7 +1,7 @@
 """Liger-HGRN2: the forget gate f = sigmoid(k) is the decay, and 1 - f the key (arXiv 2404.07904)."""
 
 from liger_export.ops.onnx_bodies.gla import RECURRENCE
-from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, WINDOW, mixer, softmax_per_head
+from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, mixer, softmax_per_head, window_attention
 
 __all__ = ["HGRN2"]
 
@@ -22,5 +22,5 @@ HGRN2 = mixer(
     "HGRN2Attention",
     states=("recurrent_state",),
     attributes=RECURRENT_WEIGHT,
-    body=SIZES + softmax_per_head("query") + FEATURES + RECURRENCE + WINDOW + MIX,
+    body=SIZES + softmax_per_head("query") + FEATURES + RECURRENCE + window_attention("window") + MIX,
 )

@@ -14,13 +14,15 @@ __all__ = [
     "HEAD_ATTRIBUTES",
     "MIX",
     "RECURRENT_WEIGHT",
+    "ROTATE",
     "SIZES",
-    "WINDOW",
     "WINDOW_STATES",
+    "Kind",
     "Operator",
     "gate",
     "mixer",
     "softmax_per_head",
+    "window_attention",
 ]
 
 Kind = OpSchema.AttrType
@@ -119,12 +121,15 @@ def gate(of: str) -> str:
 """
 
 
-# Gives rotated_query and rotated_key, then window (the attention's output) and the next window states.
 ROTATE = """
     rotated_query = RotaryEmbedding <num_heads: int = @num_heads> (query, cos, sin)
     rotated_key = RotaryEmbedding <num_heads: int = @num_key_value_heads> (key, cos, sin)
 """
-WINDOW = f"""
+
+
+def window_attention(output: str) -> str:
+    """Give ``{output}``, softmax attention over the last W keys, and the next window states."""
+    return f"""
     {ROTATE}
     last = Constant <value = int64 {{-1}}> ()
     last_position_wide = Gather <axis = 1> (position_ids, last)
@@ -132,13 +137,15 @@ WINDOW = f"""
     furthest_position = ReduceMax <keepdims = 0> (last_position)
     one_more = Constant <value = int32 {{1}}> ()
     total_length = Add (furthest_position, one_more)
-    window, next_window_key, next_window_value = com.microsoft.GroupQueryAttention
+    {output}, next_window_key, next_window_value = com.microsoft.GroupQueryAttention
         <num_heads: int = @num_heads, kv_num_heads: int = @num_key_value_heads,
          local_window_size: int = @window_size, sliding_window_cache = 1, do_rotary = 0>
         (rotated_query, rotated_key, value, window_key, window_value, last_position, total_length)
 """
 
-# Reads recurrent, which LinearAttention has already scaled by recurrent_weight: any weight costs what one half does.
+
+# Reads window, and recurrent, which LinearAttention has already scaled by recurrent_weight: any weight then costs
+# what one half does. Not 0, which LinearAttention takes for its own default scale.
 MIX = """
     all = Constant <value = float {1.0}> ()
     recurrent_weight = Constant <value_float: float = @recurrent_weight> ()

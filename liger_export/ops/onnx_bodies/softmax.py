@@ -1,12 +1,7 @@
 """A softmax layer of a hybrid model: attention over the last N keys."""
 
-from liger_export.ops.onnx_bodies.parts import WINDOW, mixer
+from liger_export.ops.onnx_bodies.parts import mixer, window_attention
 
 __all__ = ["SOFTMAX"]
 
-SOFTMAX = mixer(
-    "SoftmaxAttention",
-    states=(),
-    attributes={},
-    body=WINDOW.replace("window, next_window_key", "output, next_window_key"),
-)
+SOFTMAX = mixer("SoftmaxAttention", states=(), attributes={}, body=window_attention("output"))
