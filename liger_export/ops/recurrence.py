@@ -11,7 +11,8 @@ from torch import Tensor
 
 __all__ = ["gated_recurrence"]
 
-CHUNK = 16
+CHUNK = 16  # tokens
+GROUP = 32  # chunks
 
 
 def gated_recurrence(
@@ -58,16 +59,15 @@ def _chunked(
     length, groups = query.shape[1], key.shape[2]
     query = _into_chunks(query).unflatten(1, (groups, -1))  # [B, G, H/G, N, C, K or V]
     key, value, gate = (_into_chunks(tensor) for tensor in (key, value, gate))  # [B, G, N, C, K or V]
-    ones = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=query.device)
-    is_after, is_visible = ones.tril(-1).unsqueeze(-1), ones.tril().unsqueeze(-1)  # [C (to), C (from), 1]
-    pairwise = torch.where(is_after, gate.unsqueeze(-2), 0).cumsum(-3)  # [B, G, N, C, C, K]: gates of (from, to]
+    pairwise = _sums_between(gate)  # [B, G, N, C (to), C (from), K]
     cumulative = gate.cumsum(-2)
 
     added = (key * pairwise[..., -1, :, :].exp()).transpose(-1, -2) @ value  # [B, G, N, K, V]
-    entering, state = _pass_over_chunks(cumulative[..., -1:, :].exp().transpose(-1, -2), added, state)
+    entering, state = _pass_over_chunks(cumulative[..., -1, :], added, state)
     entering = entering.unsqueeze(2)  # [B, G, 1, N, K, V]
     decay_since_entry = cumulative.exp().unsqueeze(2)
 
+    is_visible = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=query.device).tril().unsqueeze(-1)
     decayed_keys = pairwise.exp() * is_visible * key.unsqueeze(-3)  # [B, G, N, C (query), C (key), K]
     if read_values:
         before = decay_since_entry * (query @ entering.transpose(-1, -2))
@@ -80,19 +80,33 @@ def _chunked(
     return output.flatten(3, 4).flatten(1, 2).transpose(1, 2)[:, :length], state
 
 
-def _pass_over_chunks(decays: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _sums_between(gate: Tensor) -> Tensor:
+    """Sum of the gates after one token up to another: [..., C, K] to [..., C (to), C (from), K], 0 if not after."""
+    size = gate.shape[-2]
+    is_after = torch.ones(size, size, dtype=torch.bool, device=gate.device).tril(-1).unsqueeze(-1)
+    return torch.where(is_after, gate.unsqueeze(-2), 0).cumsum(-3)
+
+
+def _pass_over_chunks(gate: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The state that enters each chunk, [B, G, N, K, V], and the one that leaves the last.
 
+    Chunks are taken 32 at a time, in parallel, by the decays between each pair of them: a call for each chunk would
+    leave a GPU waiting.
+
     Args:
-        decays: [B, G, N, K, 1], of a whole chunk.
+        gate: [B, G, N, K], of a whole chunk.
         added: [B, G, N, K, V], what a chunk's tokens leave at its end.
         state: [B, G, K, V].
     """
     entering = []
-    for decay, addition in zip(decays.unbind(2), added.unbind(2), strict=True):
-        entering.append(state)
-        state = decay * state + addition
-    return torch.stack(entering, dim=2), state
+    for gates, additions in zip(gate.split(GROUP, 2), added.split(GROUP, 2), strict=True):
+        between = _sums_between(gates)  # [B, G, N (to), N (from), K]
+        is_past = torch.ones(between.shape[2:4], dtype=torch.bool, device=gate.device).tril().unsqueeze(-1)
+        leaving = torch.einsum("bgnmk,bgmkv->bgnkv", between.exp() * is_past, additions)
+        leaving = leaving + gates.cumsum(2).exp().unsqueeze(-1) * state.unsqueeze(2)  # the state after each chunk
+        entering.append(torch.cat((state.unsqueeze(2), leaving[:, :, :-1]), dim=2))
+        state = leaving[:, :, -1]
+    return torch.cat(entering, dim=2), state
 
 
 def _into_chunks(tensor: Tensor) -> Tensor:
