@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from liger_export.errors import DataError
 
 __all__ = ["Quality", "measure_quality", "read_documents", "token_blocks"]
+
+TOKENIZER_BATCH = 512  # documents that a fast tokenizer takes at once, one a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,11 @@ def token_blocks(tokenizer: Any, data: Path, length: int) -> Tensor:
     Raises:
         DataError: there is less than one block of text.
     """
-    ids = [token for text in read_documents(data) for token in tokenizer(text, verbose=False).input_ids]
+    ids: list[int] = []
+    documents = read_documents(data)
+    while batch := list(islice(documents, TOKENIZER_BATCH)):
+        for encoded in tokenizer(batch, verbose=False).input_ids:
+            ids += encoded
     if len(ids) < length:
         raise DataError(f"{data} holds {len(ids)} tokens.", f"At least one block of {length} is needed: add text.")
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreT
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from liger_export.errors import DataError, InputError, LigerExportError
-from liger_export.finetune import measure_heldout, token_blocks
+from liger_export.quality import measure_quality, token_blocks
 
 CONTEXT = 1024
 END_OF_TEXT = "<|endoftext|>"
@@ -158,7 +158,7 @@ def train(model: LlamaForCausalLM, tokens: Tensor, heldout: Tensor, shape: Shape
         if step % report_every == 0:
             speed = (step - reported_step) * shape.batch * CONTEXT / (now - reported)
             with autocast(device):
-                quality = measure_heldout(model, heldout)
+                quality = measure_quality(model, heldout)
             print(
                 f"step {step}, {now - began:.0f} s: train {loss:.4f}, held out {quality.loss:.4f}, "
                 f"accuracy {quality.accuracy:.2%}, {speed:,.0f} tokens/s",
@@ -215,7 +215,7 @@ def run(corpus: Path, out: Path, shape: Shape, seed: int, report_every: int) -> 
     print(f"wrote {out}")
 
     model.float().set_attn_implementation("sdpa")
-    quality = measure_heldout(model, heldout)
+    quality = measure_quality(model, heldout)
     print(
         f"held out, {quality.tokens:,} tokens: loss {quality.loss:.4f}, perplexity {quality.perplexity:.2f}, "
         f"next-token accuracy {quality.accuracy:.2%}"

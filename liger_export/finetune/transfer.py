@@ -6,7 +6,7 @@ The teacher's output goes on to the next layer, so every layer learns beside the
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +42,9 @@ class AttentionTransfer(nn.Module):
         self.student = model
         values, config = model.config.to_dict(), model.model.liger
         self.windows = [base_window(config.backbone, values, layer) for layer in range(config.num_hidden_layers)]
-        names = learned_tensors(config)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in names)
+        self.learned = {f"student.{name}" for name in learned_tensors(config)}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in self.learned)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> CausalLMOutputWithPast:
         """In training the distance, as the loss; in evaluation mode the model's own logits.
@@ -54,6 +54,10 @@ class AttentionTransfer(nn.Module):
             labels: what the Trainer passes along; not used.
         """
         return CausalLMOutputWithPast(loss=self._distance(input_ids)) if self.training else self.student(input_ids)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """The learned tensors alone: nothing else changes, so points to resume from hold nothing else."""
+        return {name: t for name, t in super().state_dict(*arguments, **options).items() if name in self.learned}
 
     def _distance(self, input_ids: Tensor) -> Tensor:
         """Mean squared error of the layers' attention outputs, averaged over layers."""
