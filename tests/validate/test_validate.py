@@ -57,7 +57,7 @@ def test_graph_that_forgets_its_state_fails_the_split_law(package_copy: Path, li
     body = next(function for function in model.functions if function.name == "GLAAttention")
     node = next(node for node in body.node if node.op_type == "LinearAttention")
     node.output[1] = "exact_state"
-    body.node.append(onnx.helper.make_node("Mul", ["exact_state", "typed_half"], ["next_recurrent_state"]))
+    body.node.append(onnx.helper.make_node("Mul", ["exact_state", "typed_window_weight"], ["next_recurrent_state"]))
     onnx.save(model, package_copy / "model.onnx")
     reseal(package_copy)
     names = failed(validate(package_copy, liger_checkpoint, max_tokens=4096))
