@@ -1,11 +1,20 @@
 import math
+from itertools import product
 
 import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from liger_export.config import LigerConfig, RopeConfig, inverse_frequencies
+from liger_export.config import (
+    BACKBONES,
+    MIXERS,
+    MODEL_TYPES,
+    LigerConfig,
+    RopeConfig,
+    base_window,
+    inverse_frequencies,
+)
 from liger_export.errors import CheckpointError, LigerExportError, UnsupportedModelError
 from tests.tiny import Shape
 
@@ -34,7 +43,7 @@ def test_rope_reads_the_same_from_transformers_4_and_5_spellings() -> None:
     assert old.rope == new.rope == RopeConfig(5e5, "llama3", 32.0, 1.0, 4.0, 8192)
 
 
-@pytest.mark.parametrize("rope", [{"rope_type": "default"}, LLAMA3_ROPE])
+@pytest.mark.parametrize("rope", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}, LLAMA3_ROPE])
 def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]) -> None:
     base = LlamaConfig(head_dim=64, hidden_size=128, num_attention_heads=2, rope_parameters={**rope, "rope_theta": 5e5})
     config = LigerConfig.from_dict({**base.to_dict(), "model_type": "liger_gla", "liger_format": 1})
@@ -42,7 +51,7 @@ def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]
     if rope["rope_type"] == "default":
         expected = torch.tensor([5e5 ** -(i / 64) for i in range(0, 64, 2)])
     else:
-        expected, scaling = ROPE_INIT_FUNCTIONS["llama3"](base, torch.device("cpu"))
+        expected, scaling = ROPE_INIT_FUNCTIONS[str(rope["rope_type"])](base, torch.device("cpu"))
         assert scaling == 1
     torch.testing.assert_close(torch.from_numpy(measured), expected, rtol=1e-6, atol=0)
 
@@ -69,6 +78,14 @@ def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]
         ({"eos_token_id": "end"}, CheckpointError, "token id"),
         ({"hidden_size": None}, CheckpointError, "hidden_size"),
         ({"num_hidden_layers": True}, CheckpointError, "num_hidden_layers"),
+        ({"model_type": "liger_gsa", "num_slots": 3}, UnsupportedModelError, "does not divide head_dim"),
+        ({"recurrent_weight": 1.5}, UnsupportedModelError, "between 0 and 1"),
+        ({"softmax_layers": [2]}, UnsupportedModelError, "from 0 to 1"),
+        ({"softmax_layers": [1, 0]}, UnsupportedModelError, "in order"),
+        ({"softmax_layers": "all"}, CheckpointError, "softmax_layers"),
+        ({"softmax_layers": [0.5]}, CheckpointError, "whole numbers"),
+        ({"liger_format": None}, CheckpointError, "open_liger"),
+        ({"liger_format": 2}, UnsupportedModelError, "Upgrade"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_by_name(
@@ -83,3 +100,60 @@ def test_llama3_scaling_divides_the_longest_wavelength_and_keeps_the_shortest() 
     plain = inverse_frequencies(RopeConfig(5e5), 64)
     assert scaled[0] == plain[0]
     assert math.isclose(scaled[-1], plain[-1] / 32, rel_tol=1e-6)
+
+
+def test_every_backbone_goes_with_every_mixer_under_one_name() -> None:
+    pairs = {(parts.backbone, parts.mixer) for parts in MODEL_TYPES.values()}
+    assert pairs == set(product(BACKBONES, MIXERS))
+    assert len(MODEL_TYPES) == len(pairs) == 16
+    paper = {
+        "liger_gla",
+        "liger_gsa",
+        "liger_hgrn2",
+        "liger_mistral_gla",
+        "liger_qwen2_gla",
+        "liger_qwen3_gla",
+        "lolcats",
+    }
+    assert paper <= set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fields", "expected"),
+    [
+        ("llama", {}, (False, False, False, False)),
+        ("llama", {"attention_bias": True, "mlp_bias": True}, (True, True, True, False)),
+        ("mistral", {"attention_bias": True}, (False, False, False, False)),
+        ("qwen2", {}, (True, False, False, False)),
+        ("qwen3", {}, (False, False, False, True)),
+        ("qwen3", {"attention_bias": True}, (True, True, False, True)),
+    ],
+)
+def test_backbones_differ_in_biases_and_norms(
+    backbone: str, fields: dict[str, bool], expected: tuple[bool, bool, bool, bool]
+) -> None:
+    name = "liger_gla" if backbone == "llama" else f"liger_{backbone}_gla"
+    config = LigerConfig.from_dict(values(model_type=name, **fields))
+    assert (config.qkv_bias, config.output_bias, config.mlp_bias, config.qk_norm) == expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fields", "windows"),
+    [
+        ("llama", {"sliding_window": 8}, [None, None]),
+        ("mistral", {}, [4096, 4096]),
+        ("mistral", {"sliding_window": None}, [None, None]),
+        ("mistral", {"sliding_window": 16}, [16, 16]),
+        ("qwen2", {"sliding_window": 16}, [None, None]),
+        ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, [None, 16]),
+        (
+            "qwen3",
+            {"sliding_window": 16, "use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
+            [16, None],
+        ),
+    ],
+)
+def test_a_bases_own_window_is_read_layer_by_layer(
+    backbone: str, fields: dict[str, object], windows: list[int | None]
+) -> None:
+    assert [base_window(backbone, values(**fields), layer) for layer in range(2)] == windows

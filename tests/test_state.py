@@ -1,5 +1,7 @@
 import dataclasses
 
+import pytest
+
 from liger_export.config import LigerConfig
 from liger_export.state import bytes_per_session, state_table
 from tests.test_config import values
@@ -36,3 +38,26 @@ def test_llama_3_8b_holds_the_bytes_the_design_states() -> None:
 def test_state_does_not_depend_on_the_number_of_query_heads() -> None:
     config = LigerConfig.from_dict(values())
     assert state_table(config) == state_table(dataclasses.replace(config, num_attention_heads=8))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shapes"),
+    [
+        ("liger_gla", {"recurrent_state": (2, 8, 8)}),
+        ("liger_qwen3_hgrn2", {"recurrent_state": (2, 8, 8)}),
+        ("liger_mistral_gsa", {"slot_key": (2, 4, 8), "slot_value": (2, 4, 8)}),
+        ("lolcats", {"recurrent_state": (4, 6, 8), "normalizer": (4, 6)}),
+    ],
+)
+def test_each_mixer_has_its_own_recurrent_state(model_type: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    config = LigerConfig.from_dict(values(model_type=model_type, num_slots=4, feature_dim=3))
+    layer = [entry for entry in state_table(config, "float16") if entry.layer == 1]
+    assert {entry.name: entry.shape for entry in layer[:-2]} == shapes
+    assert [(entry.name, entry.shape) for entry in layer[-2:]] == [("key", (2, 64, 8)), ("value", (2, 64, 8))]
+    assert [entry.dtype for entry in layer] == ["float32"] * len(shapes) + ["float16"] * 2
+
+
+def test_layers_that_keep_softmax_have_a_window_of_their_own_and_nothing_else() -> None:
+    config = LigerConfig.from_dict(values(softmax_layers=[1], softmax_window=100))
+    layer = [entry for entry in state_table(config) if entry.layer == 1]
+    assert [(entry.name, entry.shape) for entry in layer] == [("key", (2, 100, 8)), ("value", (2, 100, 8))]

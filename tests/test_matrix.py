@@ -1,0 +1,73 @@
+"""Every mixer on every backbone, tied and untied, biased and normed: convert, then validate against PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liger_export.config import MIXERS
+from liger_export.linearize import LinearizeSettings
+from liger_export.package import read_manifest
+from liger_export.package.build import convert
+from liger_export.state import bytes_per_session
+from liger_export.validate import validate
+from tests.tiny import Shape, config_of, write_liger
+
+# Sums that never decay lose digits in float32, least where many features share the error: LoLCATs is validated at the
+# head size and window that models have.
+SHAPES = {mixer: Shape(window=8) for mixer in MIXERS} | {"lolcats": Shape(2, 1, head_dim=64, window=64)}
+SCALE = dict.fromkeys(MIXERS, 0.3) | {"lolcats": 0.05}
+
+VARIANTS = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {"sliding_window": 64}),
+    "mistral-tied": ("mistral", {"sliding_window": None, "tie_word_embeddings": True}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-tied-biased": ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+}
+
+
+def assert_valid(checkpoint: Path, package: Path) -> None:
+    report = validate(package, checkpoint, max_tokens=4096)
+    missed = [f"{check.name} {check.value:.2g} {check.detail}" for check in report.checks if not check.passed]
+    assert missed == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_package_validates_within_the_float32_tolerances(mixer: str, variant: str, tmp_path: Path) -> None:
+    backbone, overrides = VARIANTS[variant]
+    settings = LinearizeSettings(mixer=mixer, num_slots=4 if mixer == "gsa" else None)
+    values: dict[str, Any] = {"num_hidden_layers": 1, "initializer_range": SCALE[mixer], **overrides}
+    checkpoint = write_liger(tmp_path / "liger", SHAPES[mixer], backbone=backbone, settings=settings, **values)
+    convert(checkpoint, tmp_path / "package")
+    assert_valid(checkpoint, tmp_path / "package")
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_hybrid_validates_and_its_manifest_says_what_it_holds(mixer: str, tmp_path: Path) -> None:
+    settings = LinearizeSettings(mixer=mixer, keep_softmax_every=2, softmax_window=96)
+    checkpoint = write_liger(
+        tmp_path / "liger", SHAPES[mixer], settings=settings, num_hidden_layers=2, initializer_range=SCALE[mixer]
+    )
+    convert(checkpoint, tmp_path / "package")
+    assert_valid(checkpoint, tmp_path / "package")
+    manifest, shape = read_manifest(tmp_path / "package"), SHAPES[mixer]
+    kept = [entry for entry in manifest.state if entry.layer == 1]
+    assert [(entry.name, entry.shape) for entry in kept] == [
+        (name, (shape.key_value_heads, 96, shape.head_dim)) for name in ("key", "value")
+    ]
+    assert config_of(checkpoint).layer_mixer(1) == "softmax"
+    assert bytes_per_session(manifest.state) == sum(entry.nbytes for entry in manifest.state)
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_slots_may_be_as_few_as_one_and_as_many_as_the_head_size(slots: int, tmp_path: Path) -> None:
+    settings = LinearizeSettings(mixer="gsa", num_slots=slots)
+    checkpoint = write_liger(tmp_path / "liger", settings=settings, num_hidden_layers=1)
+    convert(checkpoint, tmp_path / "package")
+    assert_valid(checkpoint, tmp_path / "package")
