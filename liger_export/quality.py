@@ -1,8 +1,8 @@
-"""Next-token quality of a PyTorch model on text: the figures that finetuning and evaluation report."""
+"""Next-token quality on text: the figures that finetuning and evaluation report."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,11 +12,29 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import reduce
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from liger_export.errors import DataError
 
-__all__ = ["Quality", "measure_quality", "read_documents", "token_blocks"]
+__all__ = [
+    "PositionScores",
+    "Quality",
+    "ScoreReport",
+    "measure_quality",
+    "read_documents",
+    "read_tokens",
+    "score_blocks",
+    "token_blocks",
+]
+
+FIRST_RANGE = 64  # positions; each range after it reaches twice as far
+
+Reader = Callable[[Tensor], Iterator[Tensor]]
+"""Reads sequences [B, T] from their start; yields logits [B, t, vocab_size] of consecutive positions, T in all."""
+
+ScoreReport = Callable[[int, int], None]
+"""Called with the batches that this process has read and those it has to read."""
 
 TOKENIZER_BATCH = 512  # documents that a fast tokenizer takes at once, one a core
 
@@ -41,33 +59,98 @@ class Quality:
         return math.exp(self.loss)
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True, eq=False)
+class PositionScores:
+    """Next-token scores over blocks of T + 1 tokens, by position; a prediction at position p has read p + 1 tokens.
+
+    Attributes:
+        losses: float64 [T], negative log-likelihood summed over the blocks.
+        hits: float64 [T], in how many blocks the next token was the model's first choice.
+        blocks: how many there were.
+    """
+
+    losses: Tensor
+    hits: Tensor
+    blocks: int
+
+    @property
+    def total(self) -> Quality:
+        """Over all positions."""
+        return self.over(range(len(self.losses)))
+
+    def over(self, positions: range) -> Quality:
+        """Over positions from ``positions.start`` until ``positions.stop``."""
+        part = slice(positions.start, positions.stop)
+        count = self.blocks * len(positions)
+        return Quality(float(self.losses[part].sum()) / count, float(self.hits[part].sum()) / count, count)
+
+    def ranges(self) -> list[tuple[range, Quality]]:
+        """Over positions 0 to 63, 64 to 127, 128 to 255, and so on in powers of two."""
+        starts = [0]
+        while (start := max(2 * starts[-1], FIRST_RANGE)) < len(self.losses):
+            starts.append(start)
+        stops = [*starts[1:], len(self.losses)]
+        return [(range(*bounds), self.over(range(*bounds))) for bounds in zip(starts, stops, strict=True)]
+
+
 def measure_quality(model: nn.Module, blocks: Tensor, batch_size: int = 8) -> Quality:
     """Next-token loss and accuracy over token blocks, int64 [N, T], in the model's own precision.
 
     Started by ``accelerate launch``, the processes share the blocks and each returns the figures of all.
     """
+
+    def read(batch: Tensor) -> Iterator[Tensor]:
+        yield model(input_ids=batch).logits
+
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch, is_counted in _share(blocks, batch_size):
-        batch = batch.to(device)
-        logits = model(input_ids=batch).logits[:, :-1]
-        if is_counted:
-            sums += _loss_and_hits(logits, batch[:, 1:])
+    scores = score_blocks(read, blocks, batch_size, next(model.parameters()).device)
     model.train(was_training)
-    loss, hits = reduce(sums.to(device if device.type != "mps" else "cpu")).tolist()
-    tokens = blocks[:, 1:].numel()
-    return Quality(loss / tokens, hits / tokens, tokens)
+    return scores.total
 
 
-def _loss_and_hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed negative log-likelihood and count of right first choices, float64 [2]; row by row, to save memory."""
-    sums = torch.zeros(2, dtype=torch.float64)
+@torch.no_grad()
+def score_blocks(
+    read: Reader,
+    blocks: Tensor,
+    batch_size: int,
+    device: torch.device | str,
+    progress: ScoreReport = lambda *_: None,
+) -> PositionScores:
+    """Score every token of each block but its first.
+
+    Started by ``accelerate launch``, the processes share the blocks and each returns the scores of all.
+
+    Args:
+        read: the model.
+        blocks: int64 [N, T], T >= 2.
+        batch_size: blocks to read at once.
+        device: where ``read`` wants its tokens.
+        progress: called after each batch.
+    """
+    sums = torch.zeros(2, blocks.shape[1] - 1, dtype=torch.float64)
+    shared = list(_share(blocks, batch_size))
+    for done, (batch, is_counted) in enumerate(shared, start=1):
+        batch = batch.to(device)
+        start = 0
+        for logits in read(batch[:, :-1]):
+            stop = start + logits.shape[1]
+            if is_counted:
+                sums[:, start:stop] += _losses_and_hits(logits, batch[:, 1 + start : 1 + stop])
+            start = stop
+        progress(done, len(shared))
+    # by name, because reduce means by default; float64 is not to be had on every device
+    place = PartialState().device
+    losses, hits = reduce(sums.to("cpu" if place.type == "mps" else place), reduction="sum").cpu()
+    return PositionScores(losses, hits, len(blocks))
+
+
+def _losses_and_hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood and right first choices, float64 [2, t], summed over rows: one by one, to save memory."""
+    sums = torch.zeros(2, targets.shape[1], dtype=torch.float64)
     for scores, wanted in zip(logits, targets, strict=True):
-        sums[0] += float(F.cross_entropy(scores.float(), wanted, reduction="sum"))
-        sums[1] += int((scores.argmax(-1) == wanted).sum())
+        sums[0] += F.cross_entropy(scores.float(), wanted, reduction="none").cpu()
+        sums[1] += (scores.argmax(-1) == wanted).cpu()
     return sums
 
 
@@ -83,20 +166,38 @@ def _share(blocks: Tensor, batch_size: int) -> Iterator[tuple[Tensor, bool]]:
         yield batches[min(index, len(batches) - 1)], index < len(batches)
 
 
-def token_blocks(tokenizer: Any, data: Path, length: int) -> Tensor:
-    """Tokenize every document, join them, and cut blocks of ``length`` tokens: int64 [N, length].
+def token_blocks(tokenizer: Any, data: Path, length: int, max_tokens: int | None = None) -> Tensor:
+    """The tokens of ``read_tokens`` in blocks of ``length``, the rest left out: int64 [N, length].
 
     Raises:
         DataError: there is less than one block of text.
     """
-    ids: list[int] = []
-    documents = read_documents(data)
-    while batch := list(islice(documents, TOKENIZER_BATCH)):
-        for encoded in tokenizer(batch, verbose=False).input_ids:
-            ids += encoded
+    ids = read_tokens(tokenizer, data, max_tokens)
     if len(ids) < length:
         raise DataError(f"{data} holds {len(ids)} tokens.", f"At least one block of {length} is needed: add text.")
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+
+
+def read_tokens(tokenizer: Any, data: Path, max_tokens: int | None = None) -> list[int]:
+    """Tokenize every document of ``read_documents`` and join them.
+
+    Args:
+        tokenizer: a transformers tokenizer, or a package's own.
+        data: as ``read_documents``.
+        max_tokens: stop after these.
+    """
+    documents, ids = read_documents(data), list[int]()
+    while (max_tokens is None or len(ids) < max_tokens) and (batch := list(islice(documents, TOKENIZER_BATCH))):
+        for encoded in _encode(tokenizer, batch):
+            ids += encoded
+    return ids[:max_tokens]
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if isinstance(tokenizer, Tokenizer):
+        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    ids: list[list[int]] = tokenizer(texts, verbose=False).input_ids
+    return ids
 
 
 def read_documents(data: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from liger_export.checkpoint import Adapter, Checkpoint
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.finetune import FinetuneSettings, finetune
-from liger_export.quality import measure_quality, read_documents, token_blocks
+from liger_export.quality import measure_quality, token_blocks
 from tests.tiny import load_model
 
 SETTINGS = FinetuneSettings(rank=4, sequence_length=32, batch_size=4, learning_rate=2e-2, max_steps=12, save_steps=4)
@@ -88,32 +88,7 @@ def interrupt_on_second_call() -> object:
     return measure
 
 
-def test_documents_come_from_text_jsonl_and_directories(tmp_path: Path) -> None:
-    (tmp_path / "b.txt").write_text("two")
-    (tmp_path / "a.jsonl").write_text('{"text": "zero"}\n\n{"text": "one"}\n')
-    (tmp_path / ".hidden").write_text("no")
-    assert list(read_documents(tmp_path)) == ["zero", "one", "two"]
-    assert list(read_documents(tmp_path / "b.txt")) == ["two"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.jsonl", b'{"no": 1}', "JSONL"),
-        ("a.jsonl", b"text", "JSONL"),
-        ("a.jsonl", b'{"text": 5}', "JSONL"),
-        ("a.txt", b"\xff\xfe\xfd", "UTF-8"),
-    ],
-)
-def test_bad_data_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=words):
-        list(read_documents(tmp_path / name))
-
-
-def test_absent_and_short_data_are_refused(liger_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no files"):
-        list(read_documents(tmp_path / "nowhere"))
+def test_short_data_is_refused(liger_checkpoint: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text(json.dumps({"text": "short"}))
     with pytest.raises(DataError, match="6 tokens"):

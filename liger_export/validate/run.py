@@ -10,7 +10,7 @@ from liger_export.checkpoint import Adapter, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
 from liger_export.package import MANIFEST_FILE, REPORT_FILE
-from liger_export.quality import read_documents
+from liger_export.quality import read_tokens
 from liger_export.runtime import Sampling, Session, load
 from liger_export.validate import laws
 from liger_export.validate.reference import TorchReference
@@ -82,8 +82,7 @@ def validate(
 
 
 def _encode(session: Session, text: Path, max_tokens: int) -> laws.Tokens:
-    encodings = (session.tokenizer.encode(document).ids for document in read_documents(text))
-    tokens = np.array([token for ids in encodings for token in ids][:max_tokens], dtype=np.int64)
+    tokens = np.array(read_tokens(session.tokenizer, text, max_tokens), dtype=np.int64)
     if len(tokens) < DRIFT_STEPS:
         raise DataError(f"{text} holds {len(tokens):,} tokens.", f"At least {DRIFT_STEPS:,} are needed: add text.")
     return tokens
