@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
@@ -19,6 +19,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -26,7 +27,11 @@ from rich.progress import (
 from rich.table import Table
 
 from liger_export.errors import EnvironmentMismatchError, InputError, LigerExportError
+from liger_export.files import require_writable
 from liger_export.runtime import Sampling, Session, load
+
+if TYPE_CHECKING:
+    from liger_export.evaluate import Evaluation
 
 __all__ = ["app", "main"]
 
@@ -197,6 +202,8 @@ def validate(
     with _exporter():
         from liger_export.validate import validate as run
     _quiet_transformers()
+    if json is not None:
+        require_writable(json)
     with err.status("comparing with PyTorch") as status:
         report = run(
             package,
@@ -218,6 +225,84 @@ def validate(
     if not report.passed:
         err.print("[red]a bound was missed[/red]: the package does not compute what the checkpoint computes")
         raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Packages, Liger checkpoints or base checkpoints.")],
+    text: Annotated[Path, typer.Option(help="Text or JSONL file to read, or a directory of such files.")],
+    adapter: Annotated[
+        list[Path] | None, typer.Option("--adapter", help="LoRA adapter of the last model; repeatable.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a block, each read from its start.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks that PyTorch reads at once.")] = 8,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Read no more of the text.")] = None,
+    by_position: Annotated[bool, typer.Option("--by-position", help="Show how quality changes along a block.")] = False,
+    device: Annotated[str | None, typer.Option(help="Of PyTorch models; default: a GPU if there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of PyTorch models: float32, bfloat16 or float16.")] = "float32",
+    json: Annotated[Path | None, typer.Option(help="Write all figures here too, by position included.")] = None,
+) -> None:
+    """Measure next-token quality on text. Runs under `accelerate launch -m liger_export` too."""
+    with _exporter():
+        from accelerate import PartialState
+
+        from liger_export.evaluate import Evaluation, open_model, report_json, text_blocks
+    _quiet_transformers()
+    if json is not None:
+        require_writable(json)
+    *others, last = models
+    opened = [open_model(path, (), device, dtype) for path in others]
+    opened.append(open_model(last, tuple(adapter or ()), device, dtype))
+    blocks = [text_blocks(model, text, sequence_length, max_tokens) for model in opened]
+    is_main = PartialState().is_main_process  # accelerate launch runs this on every process
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    evaluations = []
+    with Progress(*columns, console=err, transient=True, disable=not is_main) as bar:
+        for model, tokens in zip(opened, blocks, strict=True):
+            task = bar.add_task(escape(model.name), total=None)
+
+            def report(done: int, total: int, task: TaskID = task) -> None:
+                bar.update(task, completed=done, total=total)
+
+            evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, report)))
+    if not is_main:
+        return
+    if json is not None:
+        json.write_text(report_json(evaluations, text), encoding="utf-8")
+    _print_evaluations(evaluations)
+    if by_position:
+        _print_by_position(evaluations)
+
+
+def _print_evaluations(evaluations: "list[Evaluation]") -> None:
+    table = Table(
+        "model", "", "tokens", "loss (nats)", "perplexity", "next-token accuracy", "of the first's", box=SIMPLE
+    )
+    for evaluation in evaluations:
+        quality, share = evaluation.quality, evaluation.share_of(evaluations[0])
+        table.add_row(
+            escape(evaluation.model.name),
+            f"[dim]{evaluation.model.kind}",
+            f"{quality.tokens:,}",
+            f"{quality.loss:.4f}",
+            f"{quality.perplexity:.2f}",
+            f"{quality.accuracy:.2%}",
+            "-" if share is None else f"{share:.1%}",
+        )
+    out.print(table)
+    if any(evaluation.share_of(evaluations[0]) is None for evaluation in evaluations):
+        err.print("note: models with - read other tokens than the first, so their figures do not compare with its")
+
+
+def _print_by_position(evaluations: "list[Evaluation]") -> None:
+    names = [escape(evaluation.model.name) for evaluation in evaluations]
+    accuracies = Table("positions", *names, box=SIMPLE, title="next-token accuracy by position", title_justify="left")
+    perplexities = Table("positions", *names, box=SIMPLE, title="perplexity by position", title_justify="left")
+    for row in zip(*(evaluation.scores.ranges() for evaluation in evaluations), strict=True):
+        name = f"{row[0][0].start:,} to {row[0][0].stop - 1:,}"
+        accuracies.add_row(name, *(f"{quality.accuracy:.2%}" for _, quality in row))
+        perplexities.add_row(name, *(f"{quality.perplexity:.2f}" for _, quality in row))
+    out.print(accuracies, perplexities)
 
 
 @app.command()

@@ -18,6 +18,7 @@ __all__ = [
     "new_directory",
     "require_replaceable",
     "require_space",
+    "require_writable",
     "sha256_file",
 ]
 
@@ -110,6 +111,16 @@ def _output_error(path: Path, error: OSError) -> OutputError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     fix = "Free some disk space or choose another disk." if full else "Choose a directory that can be written."
     return OutputError(f"{path} cannot be written: {error.strerror}.", fix)
+
+
+def require_writable(file: Path) -> None:
+    """Check, before any long work, that a file can be written. Raises OutputError."""
+    if file.is_dir():
+        raise OutputError(f"{file} is a directory.", "Choose a file.")
+    if not file.parent.is_dir():
+        raise OutputError(f"{file.parent} is no directory to write {file.name} in.", "Create it, or choose another.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise OutputError(f"{file} cannot be written.", "Choose a file that can be written.")
 
 
 def require_space(path: Path, nbytes: int) -> None:

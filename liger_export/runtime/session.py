@@ -16,7 +16,7 @@ from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 from liger_export.state import StateTensor
 
-__all__ = ["SavedState", "Session", "load"]
+__all__ = ["SavedState", "Session", "load", "read_tokenizer"]
 
 PREFILL_CHUNK = 512  # tokens a call: enough to fill the cores, few enough to bound activations
 ERRORS_ONLY = 3
@@ -327,10 +327,22 @@ def load(directory: str | Path, *, threads: int | None = None, verify: bool = Tr
         options.intra_op_num_threads = threads
     try:
         model = ort.InferenceSession(directory / MODEL_FILE, options, providers=["CPUExecutionProvider"])
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # ONNX Runtime and tokenizers raise their own types, and bare Exception
+    except Exception as error:  # ONNX Runtime raises its own types
         raise PackageError(f"{directory} cannot be opened ({error}).", "Copy or convert the package again.") from error
-    return Session(manifest, tokenizer, model)
+    return Session(manifest, read_tokenizer(directory), model)
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """A package's tokenizer, which reads texts of any length whole. Raises PackageError if there is none."""
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise PackageError(
+            f"{directory}'s tokenizer.json cannot be read ({error}).", "Copy or convert the package again."
+        ) from error
+    tokenizer.no_truncation()  # tokenizer.json may carry what some training run had set
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _check_onnxruntime(manifest: Manifest) -> None:
