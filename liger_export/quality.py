@@ -21,6 +21,7 @@ __all__ = [
     "PositionScores",
     "Quality",
     "ScoreReport",
+    "losses_and_hits",
     "measure_quality",
     "read_documents",
     "read_tokens",
@@ -136,7 +137,7 @@ def score_blocks(
         for logits in read(batch[:, :-1]):
             stop = start + logits.shape[1]
             if is_counted:
-                sums[:, start:stop] += _losses_and_hits(logits, batch[:, 1 + start : 1 + stop])
+                sums[:, start:stop] += losses_and_hits(logits, batch[:, 1 + start : 1 + stop])
             start = stop
         progress(done, len(shared))
     # by name, because reduce means by default; float64 is not to be had on every device
@@ -145,7 +146,7 @@ def score_blocks(
     return PositionScores(losses, hits, len(blocks))
 
 
-def _losses_and_hits(logits: Tensor, targets: Tensor) -> Tensor:
+def losses_and_hits(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood and right first choices, float64 [2, t], summed over rows: one by one, to save memory."""
     sums = torch.zeros(2, targets.shape[1], dtype=torch.float64)
     for scores, wanted in zip(logits, targets, strict=True):
