@@ -38,9 +38,9 @@ def check_logits(session: Session, reference: TorchReference, blocks: list[Token
     yield Check("perplexity: PyTorch", float(np.exp(parity.reference_nll / parity.scored)), detail=detail)
 
 
-def check_splits(session: Session, tokens: Tokens, window_size: int, seed: int = 0) -> Iterator[Check]:
+def check_splits(session: Session, tokens: Tokens, windows: list[int], seed: int = 0) -> Iterator[Check]:
     """Law 1: any way of cutting a sequence into calls gives the same logits and final state."""
-    tokens = tokens[: 3 * window_size + 17]
+    tokens = tokens[: windows[-1] + 2 * windows[0] + 17]
     session.reset()
     whole, final = session.all_logits(tokens.tolist()), session.state()
     random = np.random.default_rng(seed)
@@ -57,15 +57,15 @@ def check_splits(session: Session, tokens: Tokens, window_size: int, seed: int =
 
 
 def check_drift(
-    session: Session, reference: TorchReference, tokens: Tokens, window_size: int, steps: int
+    session: Session, reference: TorchReference, tokens: Tokens, windows: list[int], steps: int
 ) -> Iterator[Check]:
-    """Law 2: single steps equal the full-sequence forward, at the window's edge and far past it."""
+    """Law 2: single steps equal the full-sequence forward, at each window's edge and far past it."""
     tokens = tokens[:steps]
     expected = reference.logits(tokens)
     session.reset()
     stepped = np.stack([session.step(int(token)) for token in tokens])
-    edges = [window_size - 1, window_size, window_size + 1, 2 * window_size, 10 * window_size]
-    for position in (edge for edge in edges if edge < len(tokens)):
+    edges = {edge for window in windows for edge in (window - 1, window, window + 1, 2 * window, 10 * window)}
+    for position in sorted(edge for edge in edges if edge < len(tokens)):
         error = relative_l2(stepped[position], expected[position])
         yield Check("single steps: relative L2", error, FP32_RELATIVE_L2, detail=f"at position {position}")
     first = relative_l2(stepped[:DRIFT_BLOCK], expected[:DRIFT_BLOCK])

@@ -65,11 +65,12 @@ def validate(
     length = min(config.max_position_embeddings, 1024)
     blocks = np.split(tokens[: len(tokens) // length * length], len(tokens) // length)
 
-    window = config.window_size
+    windows = sorted({config.layer_window(layer) for layer in range(config.num_hidden_layers)})
+    window = windows[0]
     for checks in (
         laws.check_logits(session, reference, blocks),
-        laws.check_splits(session, tokens, window),
-        laws.check_drift(session, reference, tokens, window, DRIFT_STEPS),
+        laws.check_splits(session, tokens, windows),
+        laws.check_drift(session, reference, tokens, windows, DRIFT_STEPS),
         laws.check_batch_and_padding(session, tokens, window),
         laws.check_handover(session, reference, tokens, window),
         laws.check_memory(session, tokens, session.manifest.state),
