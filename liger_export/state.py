@@ -10,7 +10,7 @@ from math import prod
 
 from liger_export.config import SOFTMAX, LigerConfig
 
-__all__ = ["WINDOW_STATES", "StateTensor", "bytes_per_session", "state_table"]
+__all__ = ["RECURRENT_STATES", "WINDOW_STATES", "StateTensor", "bytes_per_session", "state_table"]
 
 WINDOW_STATES = ("key", "value")
 
@@ -49,31 +49,33 @@ class StateTensor:
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
-Shapes = dict[str, tuple[int, ...]]
+Shape = Callable[[LigerConfig], tuple[int, ...]]
 
 
-def _matrix_state(config: LigerConfig) -> Shapes:
+def _matrix(config: LigerConfig) -> tuple[int, ...]:
     # [G, D (key), D (value)]: one per key/value head, shared by the query heads that read it.
-    return {"recurrent_state": (config.num_key_value_heads, config.head_dim, config.head_dim)}
+    return config.num_key_value_heads, config.head_dim, config.head_dim
 
 
-def _slot_state(config: LigerConfig) -> Shapes:
-    slots = (config.num_key_value_heads, config.num_slots, config.head_dim)  # [G, M, D]
-    return {"slot_key": slots, "slot_value": slots}
+def _slots(config: LigerConfig) -> tuple[int, ...]:
+    return config.num_key_value_heads, config.num_slots, config.head_dim  # [G, M, D]
 
 
-def _feature_state(config: LigerConfig) -> Shapes:
-    # Per query head, because each head has feature maps of its own.
-    features = (config.num_attention_heads, 2 * config.feature_dim)  # [H, F]
-    return {"recurrent_state": (*features, config.head_dim), "normalizer": features}
+def _features(config: LigerConfig) -> tuple[int, ...]:
+    # [H, F]: per query head, because each head has feature maps of its own.
+    return config.num_attention_heads, 2 * config.feature_dim
 
 
-RECURRENT_STATES: dict[str, Callable[[LigerConfig], Shapes]] = {
-    "gla": _matrix_state,
-    "hgrn2": _matrix_state,
-    "gsa": _slot_state,
-    "lolcats": _feature_state,
-    SOFTMAX: lambda _: {},
+def _feature_values(config: LigerConfig) -> tuple[int, ...]:
+    return *_features(config), config.head_dim  # [H, F, D]
+
+
+RECURRENT_STATES: dict[str, dict[str, Shape]] = {
+    "gla": {"recurrent_state": _matrix},
+    "hgrn2": {"recurrent_state": _matrix},
+    "gsa": {"slot_key": _slots, "slot_value": _slots},
+    "lolcats": {"recurrent_state": _feature_values, "normalizer": _features},
+    SOFTMAX: {},
 }
 
 
@@ -89,9 +91,9 @@ def state_table(config: LigerConfig, activation_dtype: str = "float32") -> tuple
     """
     table = []
     for layer in range(config.num_hidden_layers):
-        recurrent = RECURRENT_STATES[config.layer_mixer(layer)](config)
+        recurrent = RECURRENT_STATES[config.layer_mixer(layer)]
         window = (config.num_key_value_heads, config.layer_window(layer), config.head_dim)  # [G, W, D]
-        table += [StateTensor(layer, name, shape, "float32") for name, shape in recurrent.items()]
+        table += [StateTensor(layer, name, shape(config), "float32") for name, shape in recurrent.items()]
         table += [StateTensor(layer, name, window, activation_dtype) for name in WINDOW_STATES]
     return tuple(table)
 

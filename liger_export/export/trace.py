@@ -105,12 +105,13 @@ _LAST_POSITIONS = Op(_LIGER, "LastPositions", SCHEMAS["LastPositions"])
 
 def _translator(attention: AttentionOp) -> Callable[..., Any]:
     """What turns a call of a torch operator into one ONNX node, sizes as attributes."""
-    node = Op(_LIGER, attention.onnx_name, SCHEMAS[attention.onnx_name])
+    form = attention.form
+    node = Op(_LIGER, form.onnx_name, SCHEMAS[form.onnx_name])
 
     def translate(*arguments: Any, **named: Any) -> Any:
         arguments = (*arguments, *named.values())
-        tensors, options = arguments[: len(attention.inputs)], arguments[len(attention.inputs) :]
-        by_name = dict(zip(attention.inputs, tensors, strict=True))
+        tensors, options = arguments[: len(form.inputs)], arguments[len(form.inputs) :]
+        by_name = dict(zip(form.inputs, tensors, strict=True))
         _, groups, window_size, head_dim = by_name["window_value"].shape
         sizes = {
             "num_heads": by_name["query"].shape[-1] // head_dim,
@@ -118,9 +119,9 @@ def _translator(attention: AttentionOp) -> Callable[..., Any]:
             "head_dim": head_dim,
             "window_size": window_size,
         }
-        if "slot_key" in by_name:
+        if "num_slots" in form.sizes:
             sizes["num_slots"] = by_name["slot_key"].shape[2]
-        return node(*tensors, **sizes, **dict(zip(attention.form.options, options, strict=True)))
+        return node(*tensors, **sizes, **dict(zip(form.options, options, strict=True)))
 
     return translate
 

@@ -1,8 +1,8 @@
 """The operators of Liger attention: naive references, fast PyTorch forms, and their ONNX form."""
 
 from liger_export.ops.attention import ATTENTIONS, AttentionOp
+from liger_export.ops.forms import FORMS, Form
 from liger_export.ops.lolcats import initial_parameters
-from liger_export.ops.mixers import FORMS, Form
 from liger_export.ops.naive import NAIVE_ATTENTIONS, naive_gla_recurrence, naive_rotary, naive_window_attention
 from liger_export.ops.recurrence import gated_recurrence
 from liger_export.ops.window import rotate, window_attention

@@ -1,6 +1,6 @@
-"""The attention of each mixer as one function of a layer's heads, its state and its learned tensors.
+"""The attention of each mixer as one function of a layer's heads, its state, its learned tensors and its options.
 
-A new mixer is one function and one row of ``FORMS``.
+``forms.FORMS`` names them. A function returns the output [B, T, H, D] and the next state.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from liger_export.ops.lolcats import lolcats_attention
 from liger_export.ops.recurrence import gated_recurrence
 from liger_export.ops.window import join_window, leave_window, rotate, window_attention
 
-__all__ = ["FORMS", "Form", "Heads"]
+__all__ = ["FORWARDS", "Heads"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -125,31 +125,10 @@ def _softmax(heads: Heads, state: Tensors, _: Tensors) -> Tensors:
     return window_attention(heads.rotated_query, heads.rotated_key, heads.value, heads.position_ids, *state)
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One mixer as an operator.
-
-    Attributes:
-        title: the name as the literature writes it; the ONNX operator is ``{title}Attention``.
-        forward: heads, state, learned tensors and options in, output [B, T, H, D] and next state out.
-        recurrent_states: names of the state tensors before the window's two, as in the state table.
-        parameters: names of the learned tensors.
-        options: names of the ``LigerConfig`` fields that the operator takes as numbers.
-    """
-
-    title: str
-    forward: Callable[..., Tensors]
-    recurrent_states: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-
-
-FORMS = {
-    "gla": Form("GLA", _gla, ("recurrent_state",), options=("gate_normalizer", "recurrent_weight")),
-    "hgrn2": Form("HGRN2", _hgrn2, ("recurrent_state",), options=("recurrent_weight",)),
-    "gsa": Form("GSA", _gsa, ("slot_key", "slot_value"), options=("gate_normalizer", "recurrent_weight")),
-    "lolcats": Form(
-        "LoLCATs", _lolcats, ("recurrent_state", "normalizer"), parameters=("query_map", "key_map", "window_factors")
-    ),
-    "softmax": Form("Softmax", _softmax),
+FORWARDS: dict[str, Callable[..., Tensors]] = {
+    "gla": _gla,
+    "hgrn2": _hgrn2,
+    "gsa": _gsa,
+    "lolcats": _lolcats,
+    "softmax": _softmax,
 }

@@ -4,12 +4,12 @@ The traced graph holds one node a layer for Liger attention, for example ``liger
 that node a meaning by adding a model-local function of the same name, whose body uses operators that the engine has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from onnx import FunctionProto, helper, parser
+from onnx import FunctionProto, parser
 from onnx.defs import OpSchema
 
-from liger_export.ops.onnx_bodies import OPERATORS
+from liger_export.ops.onnx_bodies import OPERATORS, Operator
 
 __all__ = ["DOMAIN", "OPSET", "SCHEMAS", "stock_function"]
 
@@ -17,33 +17,24 @@ DOMAIN = "liger"
 OPSET = 1
 
 
-def _schema(
-    name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, OpSchema.AttrType | float]
-) -> OpSchema:
+def _schema(operator: Operator) -> OpSchema:
     types = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int64)"]
 
     def parameters(names: Sequence[str]) -> list[OpSchema.FormalParameter]:
         return [OpSchema.FormalParameter(each, f"T_{each}") for each in names]
 
     return OpSchema(
-        name,
+        operator.name,
         DOMAIN,
         OPSET,
-        inputs=parameters(inputs),
-        outputs=parameters(outputs),
-        type_constraints=[(f"T_{each}", types, each) for each in (*inputs, *outputs)],
-        attributes=[
-            OpSchema.Attribute(each, helper.make_attribute(each, kind))
-            if isinstance(kind, float)
-            else OpSchema.Attribute(each, kind)
-            for each, kind in attributes.items()
-        ],
+        inputs=parameters(operator.inputs),
+        outputs=parameters(operator.outputs),
+        type_constraints=[(f"T_{each}", types, each) for each in (*operator.inputs, *operator.outputs)],
+        attributes=[OpSchema.Attribute(each, kind) for each, kind in operator.attributes.items()],
     )
 
 
-SCHEMAS = {
-    name: _schema(name, operator.inputs, operator.outputs, operator.attributes) for name, operator in OPERATORS.items()
-}
+SCHEMAS = {name: _schema(operator) for name, operator in OPERATORS.items()}
 
 
 def stock_function(name: str) -> FunctionProto:

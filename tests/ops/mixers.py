@@ -66,10 +66,9 @@ class Case:
             "window_size": self.window,
             "num_slots": self.slots,
             "gate_normalizer": NORMALIZER,
+            "recurrent_weight": self.recurrent_weight,
         }
-        return {
-            name: value for name, value in every.items() if name in SCHEMAS[self.operator].attributes
-        } | self.options
+        return {name: value for name, value in every.items() if name in SCHEMAS[self.operator].attributes}
 
 
 def outputs(operator: str) -> list[str]:

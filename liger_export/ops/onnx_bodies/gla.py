@@ -1,15 +1,6 @@
 """Liger-GLA: softmax features, gates pooled from the keys (arXiv 2503.01496, equations 5 to 8)."""
 
-from liger_export.ops.onnx_bodies.parts import (
-    MIX,
-    RECURRENT_WEIGHT,
-    SIZES,
-    Kind,
-    gate,
-    mixer,
-    softmax_per_head,
-    window_attention,
-)
+from liger_export.ops.onnx_bodies.parts import MIX, SIZES, gate, softmax_per_head, window_attention
 
 __all__ = ["GLA", "RECURRENCE"]
 
@@ -21,17 +12,12 @@ RECURRENCE = """
         (query_features, key_features, value, recurrent_state, gate)
 """
 
-GLA = mixer(
-    "GLAAttention",
-    states=("recurrent_state",),
-    attributes={"gate_normalizer": Kind.FLOAT, **RECURRENT_WEIGHT},
-    body=(
-        SIZES
-        + softmax_per_head("query")
-        + softmax_per_head("key")
-        + gate("key")
-        + RECURRENCE
-        + window_attention("window")
-        + MIX
-    ),
+GLA = (
+    SIZES
+    + softmax_per_head("query")
+    + softmax_per_head("key")
+    + gate("key")
+    + RECURRENCE
+    + window_attention("window")
+    + MIX
 )

@@ -4,7 +4,7 @@ The second pass reads along its slots' decays as LinearAttention does. The first
 stock operator does: one token is written out, more run in chunks (``benchmarks/gsa_forms.py`` compares the forms).
 """
 
-from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, Kind, gate, mixer, window_attention
+from liger_export.ops.onnx_bodies.parts import MIX, SIZES, gate, window_attention
 
 __all__ = ["CHUNK", "GSA", "SLOT_SIZES", "chunks", "one_token"]
 
@@ -168,9 +168,4 @@ SECOND_PASS = """
     recurrent = CastLike (wide_recurrent, query)
 """
 
-GSA = mixer(
-    "GSAAttention",
-    states=("slot_key", "slot_value"),
-    attributes={"num_slots": Kind.INT, "gate_normalizer": Kind.FLOAT, **RECURRENT_WEIGHT},
-    body=SIZES + SLOT_SIZES + SLOT_GATES + FIRST_PASS + SECOND_PASS + window_attention("window") + MIX,
-)
+GSA = SIZES + SLOT_SIZES + SLOT_GATES + FIRST_PASS + SECOND_PASS + window_attention("window") + MIX

@@ -1,7 +1,7 @@
 """Liger-HGRN2: the forget gate f = sigmoid(k) is the decay, and 1 - f the key (arXiv 2404.07904)."""
 
 from liger_export.ops.onnx_bodies.gla import RECURRENCE
-from liger_export.ops.onnx_bodies.parts import MIX, RECURRENT_WEIGHT, SIZES, mixer, softmax_per_head, window_attention
+from liger_export.ops.onnx_bodies.parts import MIX, SIZES, softmax_per_head, window_attention
 
 __all__ = ["HGRN2"]
 
@@ -18,9 +18,4 @@ FEATURES = """
     gate = Neg (softplus)
 """
 
-HGRN2 = mixer(
-    "HGRN2Attention",
-    states=("recurrent_state",),
-    attributes=RECURRENT_WEIGHT,
-    body=SIZES + softmax_per_head("query") + FEATURES + RECURRENCE + window_attention("window") + MIX,
-)
+HGRN2 = SIZES + softmax_per_head("query") + FEATURES + RECURRENCE + window_attention("window") + MIX

@@ -5,7 +5,7 @@ leave the window within the call, one a token, so the linear terms are LinearAtt
 blocks in order, from W tokens before the call.
 """
 
-from liger_export.ops.onnx_bodies.parts import ROTATE, SIZES, mixer
+from liger_export.ops.onnx_bodies.parts import ROTATE, SIZES
 
 __all__ = ["LOLCATS"]
 
@@ -214,22 +214,16 @@ LINEAR_TERMS = """
     output = CastLike (packed_mean, query)
 """
 
-LOLCATS = mixer(
-    "LoLCATsAttention",
-    states=("recurrent_state", "normalizer"),
-    attributes={},
-    body=(
-        SIZES
-        + ROTATE
-        + INDEXES
-        + _rows("key", "rotated_key")
-        + _rows("value", "value")
-        + QUERY
-        + _features("query", "query_by_head", "query_weights", "0, 2, 1, 3")
-        + WINDOW_TERMS
-        + LEAVING
-        + _features("key", "leaving_key_group", "key_weights", "0, 3, 1, 2, 4")
-        + LINEAR_TERMS
-    ),
-    learned=("query_map", "key_map", "window_factors"),
+LOLCATS = (
+    SIZES
+    + ROTATE
+    + INDEXES
+    + _rows("key", "rotated_key")
+    + _rows("value", "value")
+    + QUERY
+    + _features("query", "query_by_head", "query_weights", "0, 2, 1, 3")
+    + WINDOW_TERMS
+    + LEAVING
+    + _features("key", "leaving_key_group", "key_weights", "0, 3, 1, 2, 4")
+    + LINEAR_TERMS
 )

@@ -1,4 +1,4 @@
-"""What the bodies share: how an operator is declared, and the pieces of text that several bodies are made of.
+"""What the bodies share: how an operator is written down, and the pieces of text that several bodies are made of.
 
 Names are the contract between pieces: each says which names it reads and which it gives. Sizes are computed from
 attributes and lengths from the inputs, so ONNX Runtime folds them or shares them across layers.
@@ -10,17 +10,12 @@ from dataclasses import dataclass
 from onnx.defs import OpSchema
 
 __all__ = [
-    "ATTENTION_INPUTS",
-    "HEAD_ATTRIBUTES",
     "MIX",
-    "RECURRENT_WEIGHT",
     "ROTATE",
     "SIZES",
-    "WINDOW_STATES",
     "Kind",
     "Operator",
     "gate",
-    "mixer",
     "softmax_per_head",
     "window_attention",
 ]
@@ -30,53 +25,22 @@ Kind = OpSchema.AttrType
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of the ``liger`` domain with its stock body, ONNX text.
-
-    ``attributes`` gives each attribute's type, or the value that stands where a node leaves it out.
-    """
+    """An operator of the ``liger`` domain with its stock body, ONNX text."""
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Kind | float]
+    attributes: Mapping[str, Kind]
     body: str
 
     @property
     def text(self) -> str:
         """The function in ONNX's text format."""
-        declared = [
-            f"{name}: float = {kind}" if isinstance(kind, float) else name for name, kind in self.attributes.items()
-        ]
-        attributes = f"<{', '.join(declared)}>" if declared else ""
+        attributes = f"<{', '.join(self.attributes)}>" if self.attributes else ""
         return (
             '<domain: "liger", opset_import: ["" : 23, "com.microsoft" : 1]>\n'
             f"{self.name} {attributes} ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})\n{{{self.body}}}\n"
         )
-
-
-ATTENTION_INPUTS = ("query", "key", "value", "cos", "sin", "position_ids")
-WINDOW_STATES = ("window_key", "window_value")
-HEAD_ATTRIBUTES: dict[str, Kind | float] = {
-    "num_heads": Kind.INT,
-    "num_key_value_heads": Kind.INT,
-    "head_dim": Kind.INT,
-    "window_size": Kind.INT,
-}
-RECURRENT_WEIGHT: dict[str, Kind | float] = {"recurrent_weight": 0.5}
-
-
-def mixer(
-    name: str, states: tuple[str, ...], attributes: Mapping[str, Kind | float], body: str, learned: tuple[str, ...] = ()
-) -> Operator:
-    """An attention operator: projections, angles and positions, states, learned tensors; output and next states."""
-    states = (*states, *WINDOW_STATES)
-    return Operator(
-        name=name,
-        inputs=(*ATTENTION_INPUTS, *states, *learned),
-        outputs=("output", *(f"next_{state}" for state in states)),
-        attributes={**HEAD_ATTRIBUTES, **attributes},
-        body=body,
-    )
 
 
 def _size(name: str, attribute: str) -> str:

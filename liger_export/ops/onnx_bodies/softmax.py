@@ -1,7 +1,7 @@
 """A softmax layer of a hybrid model: attention over the last N keys."""
 
-from liger_export.ops.onnx_bodies.parts import mixer, window_attention
+from liger_export.ops.onnx_bodies.parts import window_attention
 
 __all__ = ["SOFTMAX"]
 
-SOFTMAX = mixer("SoftmaxAttention", states=(), attributes={}, body=window_attention("output"))
+SOFTMAX = window_attention("output")
