@@ -28,19 +28,28 @@ def lower(model: ir.Model, lowering: str) -> None:
 
 
 def _lower_to_stock(model: ir.Model) -> None:
+    names = sorted({node.op_type for node in model.graph if node.domain == DOMAIN})
+    bodies = {name: ir.serde.deserialize_function(stock_function(name)) for name in names}
     for node in model.graph:
-        head_dim = node.attributes.get_int("head_dim", 0)
-        if head_dim % 8:
-            raise UnsupportedModelError(
-                f"head_dim is {head_dim}.", "ONNX Runtime's GroupQueryAttention needs a multiple of 8."
-            )
-        if node.attributes.get_float("recurrent_weight", 1.0) == 0:
-            raise UnsupportedModelError(
-                "recurrent_weight is 0.", "ONNX Runtime's LinearAttention reads a scale of 0 as 1/sqrt(head_dim)."
-            )
+        if node.domain == DOMAIN:
+            _check_limits(node, {inner.op_type for inner in bodies[node.op_type]})
     _fuse_transposed_products(model.graph)
-    _add_bodies(model)
+    for body in bodies.values():
+        model.functions[body.identifier()] = body
     model.opset_imports["com.microsoft"] = 1
+
+
+def _check_limits(node: ir.Node, uses: set[str]) -> None:
+    """Refuse attributes that one of the operators that a node's body ``uses`` cannot take."""
+    head_dim = node.attributes.get_int("head_dim", 0)
+    if "GroupQueryAttention" in uses and head_dim % 8:
+        raise UnsupportedModelError(
+            f"head_dim is {head_dim}.", "ONNX Runtime's GroupQueryAttention needs a multiple of 8."
+        )
+    if "LinearAttention" in uses and node.attributes.get_float("recurrent_weight", 1.0) == 0:
+        raise UnsupportedModelError(
+            "recurrent_weight is 0.", "ONNX Runtime's LinearAttention reads a scale of 0 as 1/sqrt(head_dim)."
+        )
 
 
 LOWERINGS: dict[str, Callable[[ir.Model], None]] = {"stock": _lower_to_stock}
@@ -65,10 +74,3 @@ def _fuse_transposed_products(graph: ir.Graph) -> None:
         ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
         if not transpose.outputs[0].uses():
             graph.remove(transpose, safe=True)
-
-
-def _add_bodies(model: ir.Model) -> None:
-    """Give every ``liger`` operator in the graph its body as a model-local function."""
-    for name in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
-        function = ir.serde.deserialize_function(stock_function(name))
-        model.functions[function.identifier()] = function

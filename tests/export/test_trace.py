@@ -9,6 +9,7 @@ from liger_export.config import read_config_json
 from liger_export.errors import UnsupportedModelError
 from liger_export.export import lower, trace
 from liger_export.export.weights import ROTARY
+from liger_export.linearize import LinearizeSettings
 from liger_export.state import state_table
 from tests.tiny import Shape, config_of, write_liger
 
@@ -73,6 +74,13 @@ def test_head_size_that_stock_operators_refuse_is_refused_first(tmp_path: Path) 
     checkpoint = write_liger(tmp_path / "liger", Shape(head_dim=10))
     with pytest.raises(UnsupportedModelError, match="multiple of 8"):
         lower(trace(config_of(checkpoint), read_config_json(checkpoint)), "stock")
+
+
+def test_any_even_head_size_is_taken_where_no_operator_of_the_body_refuses_it(tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", Shape(head_dim=10), settings=LinearizeSettings(mixer="lolcats"))
+    model = trace(config_of(checkpoint), read_config_json(checkpoint))
+    lower(model, "stock")
+    assert ("liger", "LoLCATsAttention", "") in model.functions
 
 
 def test_recurrent_weight_of_zero_is_refused_first(traced: ir.Model) -> None:
