@@ -1,12 +1,176 @@
 """The equations written out, one token at a time: the reference every fast path is tested against.
 
-Nothing here is shared with the fast paths. Give float64 tensors to get a float64 answer.
+Nothing here is shared with the fast paths. Give float64 tensors to get a float64 answer. The attentions take a whole
+sequence:
+
+- query [B, T, H, D], key and value [B, T, G, D], as projected;
+- angles [B, T, D / 2], rotary angles;
+- window_size W, keys in the window, the current one included;
+- the mixer's own numbers and learned tensors, by name.
+
+They return the output [B, T, H, D] and the final state as the state table lists it: the recurrent tensors, then the
+window's rotated keys and its values, each [B, G, W, D], oldest first, zero past the length.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["NAIVE_ATTENTIONS", "naive_gla_recurrence", "naive_rotary", "naive_window_attention"]
+
+Tensors = tuple[Tensor, ...]
+
+
+def naive_gla_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    angles: Tensor,
+    window_size: int,
+    *,
+    gate_normalizer: float,
+    recurrent_weight: float,
+) -> Tensors:
+    """Liger-GLA: the gate is made of the key, both feature maps are softmax (arXiv 2503.01496, equations 5 to 8)."""
+    gate = -torch.log1p(torch.exp(-key)) / gate_normalizer  # logsigmoid
+    recurrent, state = naive_gla_recurrence(query.softmax(-1), key.softmax(-1), value, gate, _no_matrix(key, value))
+    window = naive_softmax_attention(query, key, value, angles, window_size)
+    return _mixed(recurrent_weight, (recurrent, state), window)
+
+
+def naive_hgrn2_attention(
+    query: Tensor, key: Tensor, value: Tensor, angles: Tensor, window_size: int, *, recurrent_weight: float
+) -> Tensors:
+    """Liger-HGRN2: forget gate f = sigmoid(k), key 1 - f (arXiv 2404.07904, equation 7)."""
+    gate, written = -torch.log1p(torch.exp(-key)), 1 / (1 + torch.exp(key))
+    recurrent, state = naive_gla_recurrence(query.softmax(-1), written, value, gate, _no_matrix(key, value))
+    window = naive_softmax_attention(query, key, value, angles, window_size)
+    return _mixed(recurrent_weight, (recurrent, state), window)
+
+
+def naive_gsa_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    angles: Tensor,
+    window_size: int,
+    *,
+    num_slots: int,
+    gate_normalizer: float,
+    recurrent_weight: float,
+) -> Tensors:
+    """Liger-GSA: M slots, a divisor of D, of keys and of values, written at one rate (arXiv 2409.07146, section 3).
+
+    K_t = diag(a_t) K_{t-1} + (1 - a_t) k_t^T, V_t likewise, and o_t = V_t^T softmax(K_t q_t); each slot's log a_t is
+    made of the mean of its D / M values of the key.
+    """
+    means = torch.stack([part.mean(-1) for part in key.chunk(num_slots, -1)], dim=-1)  # [B, T, G, M]
+    gate = -torch.log1p(torch.exp(-means)) / gate_normalizer
+    slot_key = slot_value = key.new_zeros(key.shape[0], key.shape[2], num_slots, key.shape[3])  # [B, G, M, D]
+    outputs = []
+    for t in range(query.shape[1]):
+        kept, written = gate[:, t].exp().unsqueeze(-1), -torch.expm1(gate[:, t]).unsqueeze(-1)
+        slot_key = kept * slot_key + written * key[:, t].unsqueeze(-2)
+        slot_value = kept * slot_value + written * value[:, t].unsqueeze(-2)
+        keys, values = (_per_query_head(slots, query, 1) for slots in (slot_key, slot_value))  # [B, H, M, D]
+        weights = torch.einsum("bhmd,bhd->bhm", keys, query[:, t]).softmax(-1)
+        outputs.append(torch.einsum("bhm,bhmd->bhd", weights, values))
+    window = naive_softmax_attention(query, key, value, angles, window_size)
+    return _mixed(recurrent_weight, (torch.stack(outputs, dim=1), slot_key, slot_value), window)
+
+
+def naive_lolcats_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    angles: Tensor,
+    window_size: int,
+    *,
+    query_map: Tensor,
+    key_map: Tensor,
+    window_factors: Tensor,
+) -> Tensors:
+    """LoLCATs, every pair of tokens written out (arXiv 2410.10254, section 3.2).
+
+    A key weighs sigmoid(w_h) exp(q_t . k_i / sqrt(D) - m_t) inside the window, m_t being the largest score there, and
+    phi(q_t) . phi(k_i) behind it. The state sums phi(k_i) v_i^T, and phi(k_i), over the keys behind it.
+
+    Learned are the maps [H, D, F / 2] and the factors w [H].
+    """
+    query, key = naive_rotary(query, angles), naive_rotary(key, angles)
+    buffers = _last_rows(key, window_size), _last_rows(value, window_size)
+    keys, values = (_per_query_head(rows, query, 2) for rows in (key, value))  # [B, T, H, D]
+    query_features, key_features = _hedgehog(query, query_map), _hedgehog(keys, key_map)  # [B, T, H, F]
+    outputs = []
+    for t in range(query.shape[1]):
+        first = max(0, t + 1 - window_size)
+        scores = torch.einsum("bhd,bihd->bhi", query[:, t], keys[:, first : t + 1]) / query.shape[-1] ** 0.5
+        near = window_factors.sigmoid()[:, None] * torch.exp(scores - scores.amax(-1, keepdim=True))
+        far = torch.einsum("bhf,bihf->bhi", query_features[:, t], key_features[:, :first])
+        weights = torch.cat((far, near), dim=-1)
+        weighted = torch.einsum("bhi,bihd->bhd", weights, values[:, : t + 1])
+        outputs.append(weighted / weights.sum(-1, keepdim=True))
+    behind = slice(max(0, query.shape[1] - window_size))
+    sums = torch.einsum("bihf,bihd->bhfd", key_features[:, behind], values[:, behind])
+    return torch.stack(outputs, dim=1), sums, key_features[:, behind].sum(1), *buffers
+
+
+def naive_softmax_attention(query: Tensor, key: Tensor, value: Tensor, angles: Tensor, window_size: int) -> Tensors:
+    """The base's own attention, rotary (arXiv 2104.09864), in a bounded window."""
+    query, key = naive_rotary(query, angles), naive_rotary(key, angles)
+    output = naive_window_attention(query, key, value, window_size)
+    return output, _last_rows(key, window_size), _last_rows(value, window_size)
+
+
+NAIVE_ATTENTIONS: dict[str, Callable[..., Tensors]] = {
+    "gla": naive_gla_attention,
+    "hgrn2": naive_hgrn2_attention,
+    "gsa": naive_gsa_attention,
+    "lolcats": naive_lolcats_attention,
+    "softmax": naive_softmax_attention,
+}
+
+
+def naive_gla_recurrence(
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """S_t = diag(exp g_t) S_{t-1} + k_t v_t^T and o_t = S_t^T q_t (GLA, arXiv 2312.06635, section 4).
+
+    Args:
+        query: [B, T, H, D], feature map applied.
+        key: [B, T, G, D], feature map applied.
+        value: [B, T, G, D].
+        gate: [B, T, G, D], log of the decay of each key dimension.
+        state: [B, G, D (key), D (value)].
+
+    Returns:
+        Output [B, T, H, D] and the state after the last token.
+    """
+    outputs = []
+    for t in range(query.shape[1]):
+        state = gate[:, t].exp().unsqueeze(-1) * state + torch.einsum("bgk,bgv->bgkv", key[:, t], value[:, t])
+        outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, t], _per_query_head(state, query, 1)))
+    return torch.stack(outputs, dim=1), state
+
+
+def naive_window_attention(query: Tensor, key: Tensor, value: Tensor, window_size: int) -> Tensor:
+    """softmax(q_t . k / sqrt(D)) over the last ``window_size`` keys, the current one included, times v.
+
+    Args:
+        query: [B, T, H, D], rotated.
+        key: [B, T, G, D], rotated.
+        value: [B, T, G, D].
+        window_size: W.
+    """
+    keys, values = (_per_query_head(rows, query, 2) for rows in (key, value))  # [B, T, H, D]
+    outputs = []
+    for t in range(query.shape[1]):
+        seen = slice(max(0, t + 1 - window_size), t + 1)
+        scores = torch.einsum("bhd,bihd->bhi", query[:, t], keys[:, seen]) / query.shape[-1] ** 0.5
+        outputs.append(torch.einsum("bhi,bihd->bhd", scores.softmax(-1), values[:, seen]))
+    return torch.stack(outputs, dim=1)
 
 
 def naive_rotary(hidden_states: Tensor, angles: Tensor) -> Tensor:
@@ -26,181 +190,28 @@ def naive_rotary(hidden_states: Tensor, angles: Tensor) -> Tensor:
     return rotated
 
 
-def naive_gla_recurrence(
-    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """S_t = diag(exp g_t) S_{t-1} + k_t v_t^T and o_t = q_t^T S_t (GLA, arXiv 2312.06635, section 4).
-
-    Args:
-        query: [B, T, H, D], feature map applied.
-        key: [B, T, G, D], feature map applied.
-        value: [B, T, G, D].
-        gate: [B, T, G, D], log of the decay of each key dimension.
-        state: [B, G, D (key), D (value)].
-
-    Returns:
-        Output [B, T, H, D] and the state after the last token.
-    """
-    batch, length, heads, _ = query.shape
-    repeats = heads // key.shape[2]
-    output, states = query.new_empty(batch, length, heads, value.shape[3]), []
-    for b in range(batch):
-        for g in range(key.shape[2]):
-            matrix = state[b, g]
-            for t in range(length):
-                matrix = gate[b, t, g].exp()[:, None] * matrix + torch.outer(key[b, t, g], value[b, t, g])
-                for h in range(g * repeats, (g + 1) * repeats):
-                    output[b, t, h] = query[b, t, h] @ matrix
-            states.append(matrix)
-    return output, torch.stack(states).view_as(state)
+def _hedgehog(rows: Tensor, feature_map: Tensor) -> Tensor:
+    """phi(x) = concat(softmax(x A_h), softmax(-x A_h)), at least 1e-12: [B, T, H, D] to [B, T, H, F]."""
+    mapped = torch.einsum("bthd,hdf->bthf", rows, feature_map)
+    return torch.cat((mapped.softmax(-1), (-mapped).softmax(-1)), dim=-1).clamp(min=1e-12)
 
 
-def naive_window_attention(query: Tensor, key: Tensor, value: Tensor, window_size: int) -> Tensor:
-    """softmax(q_t . k / sqrt(D)) over the last ``window_size`` keys, the current one included, times v.
-
-    Args:
-        query: [B, T, H, D], rotated.
-        key: [B, T, G, D], rotated.
-        value: [B, T, G, D].
-    """
-    batch, length, heads, head_dim = query.shape
-    groups = heads // key.shape[2]
-    output = torch.empty_like(query)
-    for b in range(batch):
-        for t in range(length):
-            first = max(0, t + 1 - window_size)
-            for h in range(heads):
-                keys, values = key[b, first : t + 1, h // groups], value[b, first : t + 1, h // groups]
-                weights = torch.softmax(keys @ query[b, t, h] / head_dim**0.5, dim=0)
-                output[b, t, h] = weights @ values
-    return output
+def _per_query_head(shared: Tensor, query: Tensor, dim: int) -> Tensor:
+    """Repeat G key/value heads, which stand in ``dim``: query head h reads number h * G // H."""
+    return shared.repeat_interleave(query.shape[2] // shared.shape[dim], dim)
 
 
-def naive_gla_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    angles: Tensor,
-    window_size: int,
-    *,
-    gate_normalizer: float = 16.0,
-    recurrent_weight: float = 0.5,
-) -> Tensor:
-    """Liger-GLA attention over a whole sequence (arXiv 2503.01496, equations 5 to 8).
-
-    Args:
-        query: [B, T, H, D], as projected.
-        key: [B, T, G, D], as projected.
-        value: [B, T, G, D].
-        angles: [B, T, D / 2], rotary angles.
-        window_size: keys in the window.
-        gate_normalizer: divisor of the log gate.
-        recurrent_weight: share of the recurrence.
-    """
-    gate = -torch.log1p(torch.exp(-key)) / gate_normalizer
-    state = key.new_zeros(key.shape[0], key.shape[2], key.shape[3], value.shape[3])
-    recurrent, _ = naive_gla_recurrence(query.softmax(-1), key.softmax(-1), value, gate, state)
-    return _beside_window(recurrent, query, key, value, angles, window_size, recurrent_weight)
+def _mixed(recurrent_weight: float, recurrence: Tensors, window: Tensors) -> Tensors:
+    """The outputs, which stand first, weighed against each other; then both states."""
+    output = recurrent_weight * recurrence[0] + (1 - recurrent_weight) * window[0]
+    return output, *recurrence[1:], *window[1:]
 
 
-def naive_hgrn2_attention(
-    query: Tensor, key: Tensor, value: Tensor, angles: Tensor, window_size: int, *, recurrent_weight: float = 0.5
-) -> Tensor:
-    """Liger-HGRN2 attention: forget gate f = sigmoid(k), key 1 - f (arXiv 2404.07904, equation 7).
-
-    Arguments as ``naive_gla_attention``.
-    """
-    forget = 1 / (1 + torch.exp(-key))
-    state = key.new_zeros(key.shape[0], key.shape[2], key.shape[3], value.shape[3])
-    recurrent, _ = naive_gla_recurrence(query.softmax(-1), 1 - forget, value, forget.log(), state)
-    return _beside_window(recurrent, query, key, value, angles, window_size, recurrent_weight)
+def _no_matrix(key: Tensor, value: Tensor) -> Tensor:
+    return key.new_zeros(key.shape[0], key.shape[2], key.shape[3], value.shape[3])
 
 
-def naive_gsa_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    angles: Tensor,
-    window_size: int,
-    *,
-    num_slots: int,
-    gate_normalizer: float = 16.0,
-    recurrent_weight: float = 0.5,
-) -> Tensor:
-    """Liger-GSA attention: M slots of keys and of values, written at one rate (arXiv 2409.07146, section 3).
-
-    Arguments as ``naive_gla_attention``, and ``num_slots`` M, a divisor of D.
-    """
-    batch, length, heads, head_dim = query.shape
-    repeats, pooled = heads // key.shape[2], head_dim // num_slots
-    recurrent = torch.empty_like(query)
-    for b in range(batch):
-        for g in range(key.shape[2]):
-            slot_key = slot_value = key.new_zeros(num_slots, head_dim)
-            for t in range(length):
-                means = torch.stack([key[b, t, g, m * pooled : (m + 1) * pooled].mean() for m in range(num_slots)])
-                kept = (1 / (1 + torch.exp(-means))) ** (1 / gate_normalizer)  # exp of logsigmoid / normalizer
-                slot_key = kept[:, None] * slot_key + torch.outer(1 - kept, key[b, t, g])
-                slot_value = kept[:, None] * slot_value + torch.outer(1 - kept, value[b, t, g])
-                for h in range(g * repeats, (g + 1) * repeats):
-                    recurrent[b, t, h] = slot_value.T @ torch.softmax(slot_key @ query[b, t, h], dim=0)
-    return _beside_window(recurrent, query, key, value, angles, window_size, recurrent_weight)
-
-
-def naive_lolcats_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    angles: Tensor,
-    window_size: int,
-    *,
-    query_map: Tensor,
-    key_map: Tensor,
-    window_factors: Tensor,
-) -> Tensor:
-    """LoLCATs attention, every pair of positions written out (arXiv 2410.10254, section 3.2).
-
-    Arguments as ``naive_gla_attention``, and the learned ``query_map`` and ``key_map`` [H, D, F / 2] and
-    ``window_factors`` [H].
-    """
-    batch, length, heads, head_dim = query.shape
-    query, key = naive_rotary(query, angles), naive_rotary(key, angles)
-    output = torch.empty_like(query)
-    for b in range(batch):
-        for h in range(heads):
-            keys, values = key[b, :, h * key.shape[2] // heads], value[b, :, h * key.shape[2] // heads]
-            for t in range(length):
-                features = _hedgehog(query[b, t, h], query_map[h])
-                start = max(0, t + 1 - window_size)
-                scores = torch.stack([query[b, t, h] @ keys[i] / head_dim**0.5 for i in range(start, t + 1)])
-                near = torch.sigmoid(window_factors[h]) * torch.exp(scores - scores.max())
-                far = [features @ _hedgehog(keys[i], key_map[h]) for i in range(start)]
-                weights = torch.cat((torch.stack(far), near)) if far else near
-                output[b, t, h] = weights @ values[: t + 1] / weights.sum()
-    return output
-
-
-def naive_softmax_attention(query: Tensor, key: Tensor, value: Tensor, angles: Tensor, window_size: int) -> Tensor:
-    """The base's own attention in a bounded window. Arguments as ``naive_gla_attention``."""
-    return naive_window_attention(naive_rotary(query, angles), naive_rotary(key, angles), value, window_size)
-
-
-def _hedgehog(vector: Tensor, feature_map: Tensor) -> Tensor:
-    mapped = vector @ feature_map
-    return torch.cat((torch.softmax(mapped, 0), torch.softmax(-mapped, 0))).clamp(min=1e-12)
-
-
-def _beside_window(
-    recurrent: Tensor, query: Tensor, key: Tensor, value: Tensor, angles: Tensor, window_size: int, weight: float
-) -> Tensor:
-    window = naive_softmax_attention(query, key, value, angles, window_size)
-    return weight * recurrent + (1 - weight) * window
-
-
-NAIVE_ATTENTIONS = {
-    "gla": naive_gla_attention,
-    "hgrn2": naive_hgrn2_attention,
-    "gsa": naive_gsa_attention,
-    "lolcats": naive_lolcats_attention,
-    "softmax": naive_softmax_attention,
-}
+def _last_rows(rows: Tensor, window_size: int) -> Tensor:
+    """[B, T, G, D] to [B, G, W, D]: the last W tokens' rows, then zeros."""
+    kept = rows[:, -window_size:].transpose(1, 2)
+    return F.pad(kept, (0, 0, 0, window_size - kept.shape[2]))

@@ -1,7 +1,7 @@
 """The gated recurrence S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, in forms that run fast.
 
 It is read along its keys (o_t = S_t^T q_t, gated linear attention) or along its values (o_t = S_t q_t, the first pass
-of gated slot attention). References: ``naive_gla_recurrence`` and ``naive_slot_scores``. The state exists once per
+of gated slot attention). References: ``naive_gla_recurrence`` and ``naive_gsa_attention``. The state exists once per
 key/value head; query heads share it.
 """
 
