@@ -11,6 +11,8 @@ from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.package.build import convert
 from tests.tiny import load_model, write_liger
 
+torch.set_num_threads(1)  # the models are so small that threads cost more than they give
+
 
 @pytest.fixture(scope="session")
 def liger_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
