@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.package.build import convert
-from liger_export.runtime import Sampling, SavedState, Session, load
+from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
 from tests.tiny import Shape, load_model, relative_l2, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 200)]
@@ -234,3 +234,12 @@ def test_damaged_package_does_not_open(package_copy: Path) -> None:
     (package_copy / "model.onnx").write_bytes(b"x" * (package_copy / "model.onnx").stat().st_size)
     with pytest.raises(PackageError, match="cannot be opened"):
         load(package_copy, verify=False)
+
+
+def test_a_tokenizer_that_truncates_and_pads_reads_texts_whole(package_copy: Path) -> None:
+    plain = load(package_copy).tokenizer.encode("abcdefgh").ids
+    tokenizer = read_tokenizer(package_copy)
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=20)
+    tokenizer.save(str(package_copy / "tokenizer.json"))
+    assert read_tokenizer(package_copy).encode("abcdefgh").ids == plain
