@@ -110,15 +110,14 @@ def finetune(
 ) -> None:
     """Restore quality with a small LoRA adapter. Runs under `accelerate launch -m liger_export` too."""
     with _exporter():
-        from accelerate import PartialState
-
         from liger_export.finetune import FinetuneSettings, transfer
         from liger_export.finetune import finetune as lora
+        from liger_export.processes import processes
     if stage not in ("lora", "transfer"):
         raise InputError(f"There is no stage {stage!r}.", "Choose lora or transfer.")
     run = lora if stage == "lora" else transfer
     _quiet_transformers()
-    is_main = PartialState().is_main_process  # accelerate launch runs this on every process
+    is_main = processes().is_main_process  # accelerate launch runs this on every process
     settings = FinetuneSettings(
         rank=rank,
         target_modules=tuple(name.strip() for name in target.split(",")),
@@ -244,9 +243,8 @@ def evaluate(
 ) -> None:
     """Measure next-token quality on text. Runs under `accelerate launch -m liger_export` too."""
     with _exporter():
-        from accelerate import PartialState
-
         from liger_export.evaluate import Evaluation, open_model, report_json, text_blocks
+        from liger_export.processes import processes
     _quiet_transformers()
     if json is not None:
         require_writable(json)
@@ -254,7 +252,7 @@ def evaluate(
     opened = [open_model(path, (), device, dtype) for path in others]
     opened.append(open_model(last, tuple(adapter or ()), device, dtype))
     blocks = [text_blocks(model, text, sequence_length, max_tokens) for model in opened]
-    is_main = PartialState().is_main_process  # accelerate launch runs this on every process
+    is_main = processes().is_main_process  # accelerate launch runs this on every process
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     evaluations = []
     with Progress(*columns, console=err, transient=True, disable=not is_main) as bar:
@@ -290,13 +288,14 @@ def _print_evaluations(evaluations: "list[Evaluation]") -> None:
             "-" if share is None else f"{share:.1%}",
         )
     out.print(table)
-    if any(evaluation.share_of(evaluations[0]) is None for evaluation in evaluations):
-        err.print("note: models with - read other tokens than the first, so their figures do not compare with its")
+    others = [each.model.name for each in evaluations if not each.compares_with(evaluations[0])]
+    if others:
+        err.print(f"note: {escape(', '.join(others))} read other tokens than the first, so figures do not compare")
 
 
 def _print_by_position(evaluations: "list[Evaluation]") -> None:
     names = [escape(evaluation.model.name) for evaluation in evaluations]
-    accuracies = Table("positions", *names, box=SIMPLE, title="next-token accuracy by position", title_justify="left")
+    accuracies = Table("positions", *names, box=SIMPLE, title="accuracy by position", title_justify="left")
     perplexities = Table("positions", *names, box=SIMPLE, title="perplexity by position", title_justify="left")
     for row in zip(*(evaluation.scores.ranges() for evaluation in evaluations), strict=True):
         name = f"{row[0][0].start:,} to {row[0][0].stop - 1:,}"

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from accelerate.utils import reduce
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from liger_export.errors import DataError
+from liger_export.processes import processes
 
 __all__ = [
     "PositionScores",
@@ -141,7 +141,7 @@ def score_blocks(
             start = stop
         progress(done, len(shared))
     # by name, because reduce means by default; float64 is not to be had on every device
-    place = PartialState().device
+    place = processes().device
     losses, hits = reduce(sums.to("cpu" if place.type == "mps" else place), reduction="sum").cpu()
     return PositionScores(losses, hits, len(blocks))
 
@@ -160,7 +160,7 @@ def _share(blocks: Tensor, batch_size: int) -> Iterator[tuple[Tensor, bool]]:
 
     Every process gets as many, because a sharded model runs only if all processes run it.
     """
-    state = PartialState()
+    state = processes()
     batches = blocks.split(batch_size)
     for start in range(0, len(batches), state.num_processes):
         index = start + state.process_index

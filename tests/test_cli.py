@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import edit_json, write_base
 
-SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "inspect", "run"]
+SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "inspect", "run"]
 
 
 def liger_export(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -18,6 +17,7 @@ from liger_export.config import MODEL_TYPES, read_config_json
 from liger_export.errors import CheckpointError, InputError, UnsupportedModelError
 from liger_export.modeling import LigerForCausalLM, register
 from liger_export.package import MANIFEST_FILE, read_manifest
+from liger_export.processes import processes
 from liger_export.quality import PositionScores, ScoreReport, score_blocks
 from liger_export.runtime import load, read_tokenizer
 
@@ -173,7 +173,7 @@ def open_model(
 
 def _device(name: str | None) -> torch.device:
     if name is None:
-        device: torch.device = PartialState().device
+        device: torch.device = processes().device
         return device
     try:
         return torch.empty(0, device=name).device

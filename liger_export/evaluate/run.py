@@ -34,9 +34,13 @@ class Evaluation:
         """Over all positions."""
         return self.scores.total
 
+    def compares_with(self, first: "Evaluation") -> bool:
+        """Whether both models read the same tokens; figures over different ones do not compare."""
+        return self.blocks.equal(first.blocks)
+
     def share_of(self, first: "Evaluation") -> float | None:
-        """This accuracy over another's, or None where the models read different tokens, which do not compare."""
-        if not self.blocks.equal(first.blocks) or not first.quality.accuracy:
+        """This accuracy over another's, or None where they do not compare or the other's is zero."""
+        if not self.compares_with(first) or not first.quality.accuracy:
             return None
         return self.quality.accuracy / first.quality.accuracy
 

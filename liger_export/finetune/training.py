@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
@@ -18,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import require_replaceable
+from liger_export.processes import processes, runs_on_cpu
 from liger_export.quality import Quality, measure_quality, token_blocks
 
 __all__ = [
@@ -186,7 +186,7 @@ def train(
 
 def finish(work: Path) -> None:
     """Remove the points to resume from, once every process has come here."""
-    state = PartialState()
+    state = processes()
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(work)
@@ -235,6 +235,7 @@ def work_directory(output: Path, settings: FinetuneSettings, *, resume: bool, ov
 
 
 def _arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:
+    on_cuda = torch.cuda.is_available() and not runs_on_cpu()
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=settings.batch_size,
@@ -246,8 +247,9 @@ def _arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         optim="adamw_torch",
-        bf16=torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=runs_on_cpu(),
+        bf16=on_cuda,
+        dataloader_pin_memory=on_cuda,
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=10,

@@ -1,0 +1,90 @@
+"""Two CPU processes, started by ``accelerate launch``: one run, one output, the figures of one process.
+
+``--multi_gpu`` is what makes accelerate start several processes; ``--cpu`` starts several only through MPI.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from liger_export.evaluate import evaluate
+from liger_export.finetune import FinetuneSettings, finetune
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ANY_PORT = ["--main_process_port", "0"]
+ROOT = Path(__file__).parents[1]
+
+# As a run that is stopped after its last step, when there is a point to resume from.
+INTERRUPTED = """
+from liger_export import cli
+from liger_export.finetune import training
+
+measure, calls = training.measure_quality, []
+
+def interrupt(*arguments):
+    calls.append(arguments)
+    if len(calls) == 2:
+        raise KeyboardInterrupt
+    return measure(*arguments)
+
+training.measure_quality = interrupt
+cli.main()
+"""
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "COLUMNS": "160", "NO_COLOR": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [*LAUNCH, *ANY_PORT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("def add(a, b):\n    return a + b\n\n" * 200)
+    return path
+
+
+def test_two_processes_finetune_as_one_and_resume(liger_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(INTERRUPTED)
+    options = ["finetune", liger_checkpoint, "--data", text, "-o", tmp_path / "two", "--sequence-length", 32]
+    options += ["--batch-size", 4, "--max-steps", 8, "--save-steps", 4, "--lr", 0.02]
+    interrupted = launch(driver, *options)
+    assert interrupted.returncode != 0
+    assert not (tmp_path / "two").exists()
+    shutil.rmtree(tmp_path / "two.work" / "checkpoint-8")  # so that steps remain to be done
+
+    resumed = launch("-m", "liger_export", *options, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    settings = FinetuneSettings(sequence_length=32, batch_size=8, max_steps=8, save_steps=4, learning_rate=0.02)
+    alone = finetune(liger_checkpoint, text, tmp_path / "one", settings)
+    rows = [line.split() for line in resumed.stdout.splitlines()]
+    figures = {row[0]: row[1] for row in rows if row[:1] in (["before"], ["after"])}
+    assert figures == {"before": f"{alone.before.loss:.4f}", "after": f"{alone.after.loss:.4f}"}
+    assert resumed.stdout.count("held out") == 2  # the table's head and the last line, once each
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["driver.py", "one", "text.txt", "two"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
+        path.name for path in (tmp_path / "one").iterdir()
+    )
+
+
+def test_two_processes_evaluate_as_one(liger_checkpoint: Path, package: Path, text: Path, tmp_path: Path) -> None:
+    report = tmp_path / "out.json"
+    options = ["--text", text, "--sequence-length", 100, "--batch-size", 3, "--max-tokens", 1500, "--json", report]
+    result = launch("-m", "liger_export", "evaluate", liger_checkpoint, package, *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("perplexity") == 1
+    for entry, path in zip(json.loads(report.read_text())["models"], (liger_checkpoint, package), strict=True):
+        alone = evaluate(path, text, sequence_length=100, batch_size=3, max_tokens=1500)
+        assert entry["tokens"] == alone.quality.tokens == 15 * 99
+        assert entry["loss"] == pytest.approx(alone.quality.loss, rel=1e-6)
+        assert entry["accuracy"] == alone.quality.accuracy
+        ranges = [(positions.start, quality.accuracy) for positions, quality in alone.scores.ranges()]
+        assert [(part["first"], part["accuracy"]) for part in entry["positions"]] == ranges
