@@ -158,7 +158,11 @@ def heldout_texts(base: Path, heldout: Path, longest: int, tokens: int) -> dict[
 
 
 def table(lines: list[dict[str, object]]) -> str:
-    """Results as a markdown table; the first line is the base's."""
+    """Results as a markdown table; the first line is the base's.
+
+    Before and after are of the whole held-out text, in the precision of the training; lengths of --heldout-tokens of
+    it, in float32.
+    """
     base = Quality(**lines[0]["after"])  # type: ignore[arg-type]
     rows = ["| | before LoRA | after | of the base's | perplexity | tokens | " + " | ".join(map(str, LENGTHS)) + " |"]
     rows.append("| --- " * (6 + len(LENGTHS)) + "|")
@@ -199,8 +203,9 @@ def sweep(args: argparse.Namespace) -> None:
     with args.results.open("a") as results:
         if "base" not in done and not args.skip_base:
             model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
-            lengths = measure_lengths(model, texts)
-            line = {"name": "base", "before": None, "after": lengths["1024"], "lengths": lengths, "tokens": 0}
+            blocks = token_blocks(AutoTokenizer.from_pretrained(args.base), args.heldout, settings.sequence_length)
+            lengths, whole = measure_lengths(model, texts), measure_lengths(model, {1024: blocks})["1024"]
+            line = {"name": "base", "before": None, "after": whole, "lengths": lengths, "tokens": 0}
             print(json.dumps(line), file=results, flush=True)
         for experiment in (each for group in args.groups for each in GROUPS[group]):
             if experiment.name in done:
