@@ -4,8 +4,8 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,14 +49,9 @@ def new_directory(path: Path, overwrite: bool = False, inputs: tuple[Path, ...] 
     """
     path = path.absolute()
     require_replaceable(path, overwrite, inputs)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
-    except OSError as error:
-        raise _output_error(path, error) from error
-    try:
-        partial.chmod(0o755)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    try:  # from before it exists, so that an interrupt at any moment removes it
+        _create(partial, path)
         yield partial
         _replace(partial, path)
     except OSError as error:
@@ -65,6 +60,15 @@ def new_directory(path: Path, overwrite: bool = False, inputs: tuple[Path, ...] 
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _create(partial: Path, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        partial.mkdir()
+    except OSError as error:
+        raise _output_error(path, error) from error
 
 
 def require_replaceable(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:

@@ -1,6 +1,7 @@
 """What a Liger model carries from one forward to the next; the size does not depend on the tokens seen."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class LigerCache:
         seen: int64 [B], tokens seen by each sequence, padding not counted.
         columns: columns of ``input_ids`` consumed, padding included; what ``generate`` slices by.
     """
+
+    is_compileable: ClassVar[bool] = False  # what ``generate`` asks before it compiles a decoding step
 
     layers: list[tuple[Tensor, ...]]
     seen: Tensor

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from tokenizers import Tokenizer
 
 from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, open_liger
 from liger_export.config import LigerConfig
@@ -59,8 +60,7 @@ def convert(
     values = _with_generation_ends(opened.values, checkpoint)
     config = LigerConfig.from_dict(values)
     weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
-    if not (checkpoint / "tokenizer.json").is_file():
-        raise CheckpointError(f"{checkpoint} holds no tokenizer.json.", "Save the model's fast tokenizer there.")
+    _check_tokenizer(checkpoint)
     weights.check()
 
     with new_directory(output, overwrite, inputs=(checkpoint, *adapters)) as partial:
@@ -87,6 +87,17 @@ def convert(
         )
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _check_tokenizer(checkpoint: Path) -> None:
+    """Check that the package will have a tokenizer that can be read. Raises CheckpointError."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{checkpoint} holds no tokenizer.json.", "Save the model's fast tokenizer there.")
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{path} cannot be read ({error}).", "Save the model's fast tokenizer again.") from error
 
 
 def _with_generation_ends(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:

@@ -142,6 +142,19 @@ def test_generate_equals_choosing_from_full_sequence_logits() -> None:
 
 
 @mixers
+def test_generate_continues_from_a_cache_as_from_the_whole_text(model_type: str) -> None:
+    model, tokens = (
+        random_model(Shape(), model_type=model_type, softmax_layers=[1], softmax_window=9),
+        random_tokens(12),
+    )
+    model.generation_config.eos_token_id = None
+    whole = model.generate(tokens, max_new_tokens=8, do_sample=False)
+    with torch.no_grad():
+        cache = model(tokens[:, :-1]).past_key_values
+    assert torch.equal(model.generate(tokens, past_key_values=cache, max_new_tokens=8, do_sample=False), whole)
+
+
+@mixers
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(side: str, model_type: str) -> None:
     model, tokens = random_model(Shape(), model_type=model_type), random_tokens(30)

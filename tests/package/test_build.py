@@ -104,6 +104,13 @@ def test_checkpoint_without_tokenizer_is_refused(checkpoint_copy: Path, tmp_path
         convert(checkpoint_copy, tmp_path / "package")
 
 
+def test_damaged_tokenizer_is_refused_before_any_work(checkpoint_copy: Path, tmp_path: Path) -> None:
+    (checkpoint_copy / "tokenizer.json").write_text('{"model": 5}')
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        convert(checkpoint_copy, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
 def test_full_disk_leaves_no_output(liger_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nearly_full = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
