@@ -125,5 +125,6 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 def relative_l2(measured: torch.Tensor, reference: torch.Tensor) -> float:
     """|measured - reference| / |reference| in the 2-norm; 0 if both are zero."""
-    error, norm = float((measured.double() - reference.double()).norm()), float(reference.double().norm())
+    measured, reference = measured.detach().double(), reference.detach().double()
+    error, norm = float((measured - reference).norm()), float(reference.norm())
     return error / norm if norm else error

@@ -105,6 +105,8 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._report(state.global_step, state.max_steps, None)
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # resumed from its very end, the Trainer would take one step more
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         self._report(state.global_step, state.max_steps, logs.get("loss"))

@@ -6,7 +6,7 @@ The teacher's output goes on to the next layer, so every layer learns beside the
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,68 +27,86 @@ from liger_export.finetune.training import (
     train,
     work_directory,
 )
-from liger_export.modeling import LigerCache, LigerForCausalLM, register
-from liger_export.modeling.model import LigerAttention, LigerDecoderLayer, Positions, activation_dtype
+from liger_export.modeling import LigerForCausalLM, register
+from liger_export.modeling.model import LigerAttention, Positions, State
 from liger_export.ops import ATTENTIONS
 
 __all__ = ["AttentionTransfer", "transfer"]
 
 
+class TaughtAttention(nn.Module):
+    """An attention that learns to give what softmax attention gives, and passes that on.
+
+    Attributes:
+        error: mean squared error of the last training forward; None if there is nothing to learn.
+    """
+
+    error: Tensor | None = None
+
+    def __init__(self, attention: LigerAttention, window: int | None) -> None:
+        """Wrap a layer's attention; ``window`` is the base's own, None for all keys."""
+        super().__init__()
+        self.attention = attention
+        self.window = window
+
+    def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
+        """In training, softmax attention's output [B, T, hidden_size]; in evaluation mode, the model's own."""
+        if not self.training:
+            output: tuple[Tensor, State] = self.attention(hidden_states, positions, state)
+            return output
+        with torch.no_grad():
+            projected = self.attention.project(hidden_states)
+            taught = self._softmax_attention(projected, positions)
+        if self.attention.attention.form.parameters:  # a layer that keeps softmax has nothing to learn
+            self.error = F.mse_loss(self.attention.mix(projected, positions, state)[0].float(), taught.float())
+        return self.attention.o_proj(taught), state
+
+    def _softmax_attention(self, projected: tuple[Tensor, Tensor, Tensor], positions: Positions) -> Tensor:
+        """The base's attention over the whole call, or over its own sliding window: [B, T, H * D]."""
+        (batch, length, width), head_dim = projected[1].shape, self.attention.head_dim
+        empty = projected[1].new_zeros(batch, width // head_dim, min(self.window or length, length), head_dim)
+        at = (positions.cos, positions.sin, positions.position_ids)
+        return ATTENTIONS["softmax"](*projected, *at, empty, empty)[0]
+
+
 class AttentionTransfer(nn.Module):
-    """A LoLCATs model whose loss is the distance of its attention from softmax attention."""
+    """A LoLCATs model whose loss is the distance of its attention from softmax attention.
+
+    It runs the model's own layers, so whatever shards or wraps them does so here too.
+    """
+
+    _keys_to_ignore_on_save = None  # what the Trainer asks when it loads a point to resume from
 
     def __init__(self, model: LigerForCausalLM) -> None:
         super().__init__()
-        self.student = model
         values, config = model.config.to_dict(), model.model.liger
-        self.windows = [base_window(config.backbone, values, layer) for layer in range(config.num_hidden_layers)]
-        self.learned = {f"student.{name}" for name in learned_tensors(config)}
+        layers: list[Any] = list(model.model.layers)
+        for index, layer in enumerate(layers):
+            layer.self_attn = TaughtAttention(layer.self_attn, base_window(config.backbone, values, index))
+        self.student = model
+        self.learned = {
+            "student." + name.replace(".self_attn.", ".self_attn.attention."): name for name in learned_tensors(config)
+        }
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in self.learned)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> CausalLMOutputWithPast:
-        """In training the distance, as the loss; in evaluation mode the model's own logits.
+        """In training the mean of the layers' errors, as the loss; in evaluation mode the model's own logits.
 
         Args:
             input_ids: int64 [B, T].
             labels: what the Trainer passes along; not used.
         """
-        return CausalLMOutputWithPast(loss=self._distance(input_ids)) if self.training else self.student(input_ids)
+        if not self.training:
+            return self.student(input_ids)
+        self.student.model(input_ids)
+        taught = (module for module in self.modules() if isinstance(module, TaughtAttention))
+        errors = torch.stack([module.error for module in taught if module.error is not None])
+        return CausalLMOutputWithPast(loss=errors.mean())
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
         """The learned tensors alone: nothing else changes, so points to resume from hold nothing else."""
         return {name: t for name, t in super().state_dict(*arguments, **options).items() if name in self.learned}
-
-    def _distance(self, input_ids: Tensor) -> Tensor:
-        """Mean squared error of the layers' attention outputs, averaged over layers."""
-        decoder = self.student.model
-        hidden_states = decoder.embed_tokens(input_ids)
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        positions = decoder.positions(steps.expand_as(input_ids), hidden_states.dtype)
-        dtype = activation_dtype(hidden_states)
-        cache = LigerCache.zeros(decoder.liger, len(input_ids), dtype, input_ids.device)
-        errors, layers = [], cast(list[LigerDecoderLayer], list(decoder.layers))
-        for layer, state, window in zip(layers, cache.layers, self.windows, strict=True):
-            attention = layer.self_attn
-            with torch.no_grad():
-                projected = attention.project(layer.input_layernorm(hidden_states))
-                taught = _softmax_attention(attention, projected, positions, window)
-                hidden_states = hidden_states + attention.o_proj(taught)
-                hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
-            if attention.attention.form.parameters:  # a layer that keeps softmax has nothing to learn
-                errors.append(F.mse_loss(attention.mix(projected, positions, state)[0].float(), taught.float()))
-        return torch.stack(errors).mean()
-
-
-def _softmax_attention(
-    attention: LigerAttention, projected: tuple[Tensor, Tensor, Tensor], positions: Positions, window: int | None
-) -> Tensor:
-    """The base's attention over the whole call, or over its own sliding window: [B, T, H * D]."""
-    batch, length, width = projected[1].shape
-    shape = (batch, width // attention.head_dim, min(window or length, length), attention.head_dim)
-    empty = projected[1].new_zeros(shape)
-    at = (positions.cos, positions.sin, positions.position_ids)
-    return ATTENTIONS["softmax"](*projected, *at, empty, empty)[0]
 
 
 def transfer(
@@ -122,13 +140,12 @@ def transfer(
     blocks = load_blocks(checkpoint, data, heldout, settings)
     student = AttentionTransfer(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32))
     trained = train(student, blocks, settings, work, resume=resume, progress=progress)
-    names = learned_tensors(opened.config)
     if trained.is_main:
-        learned = {name: trained.weights[f"student.{name}"] for name in names}
+        learned = {name: trained.weights[stored] for stored, name in student.learned.items()}
         with new_directory(output, overwrite, inputs=(checkpoint,)) as partial:
             write_weights(opened.weights, learned, partial)
             copy_files((*TOKENIZER_FILES, "generation_config.json"), checkpoint, partial)
             (partial / "config.json").write_text(json.dumps(opened.values, indent=2) + "\n")
     finish(work)
-    count = sum(torch.Size(shape).numel() for shape in names.values())
+    count = sum(torch.Size(shape).numel() for shape in learned_tensors(opened.config).values())
     return FinetuneResult(trained.before, trained.after, count, trained.steps)

@@ -18,7 +18,7 @@ from liger_export.modeling.cache import LigerCache
 from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
 from liger_export.ops import ATTENTIONS, initial_parameters
 
-__all__ = ["MODEL_CLASSES", "LigerForCausalLM", "LigerModel", "Positions", "activation_dtype"]
+__all__ = ["MODEL_CLASSES", "LigerForCausalLM", "LigerModel", "Positions", "State"]
 
 
 class LigerRotaryEmbedding(nn.Module):
@@ -197,7 +197,7 @@ class LigerModel(LigerPreTrainedModel):
         batch, length = hidden_states.shape[:2]
         past = past_key_values
         if past is None:
-            past = LigerCache.zeros(self.liger, batch, activation_dtype(hidden_states), hidden_states.device)
+            past = LigerCache.zeros(self.liger, batch, _activation_dtype(hidden_states), hidden_states.device)
 
         order = None
         if position_ids is None:
@@ -208,7 +208,8 @@ class LigerModel(LigerPreTrainedModel):
                 position_ids = torch.where(steps < is_token.sum(1, keepdim=True), position_ids, -1)
                 hidden_states = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states))
 
-        positions = self.positions(position_ids, hidden_states.dtype)
+        cos, sin = self.rotary_emb(position_ids, hidden_states.dtype)
+        positions = Positions(cos, sin, position_ids)
         layer_states = []
         for layer, state in zip(self.layers, past.layers, strict=True):
             hidden_states, state = layer(hidden_states, positions, state)
@@ -224,13 +225,8 @@ class LigerModel(LigerPreTrainedModel):
             cache = LigerCache(layer_states, past.seen + (position_ids >= 0).sum(1), past.columns + length)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=cache)
 
-    def positions(self, position_ids: Tensor, dtype: torch.dtype) -> Positions:
-        """What the layers need to know of positions, int64 [B, T], for hidden states of a dtype."""
-        cos, sin = self.rotary_emb(position_ids, dtype)
-        return Positions(cos, sin, position_ids)
 
-
-def activation_dtype(hidden_states: Tensor) -> torch.dtype:
+def _activation_dtype(hidden_states: Tensor) -> torch.dtype:
     """Dtype of the projections, which autocast may lower below that of the residual stream."""
     device = hidden_states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
