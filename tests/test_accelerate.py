@@ -5,7 +5,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +58,6 @@ def test_two_processes_finetune_as_one_and_resume(liger_checkpoint: Path, text: 
     interrupted = launch(driver, *options)
     assert interrupted.returncode != 0
     assert not (tmp_path / "two").exists()
-    shutil.rmtree(tmp_path / "two.work" / "checkpoint-8")  # so that steps remain to be done
 
     resumed = launch("-m", "liger_export", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
