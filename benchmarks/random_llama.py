@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from liger_export.checkpoint import expected_tensors
 from liger_export.config import LigerConfig
+from liger_export.linearize import LinearizeSettings, liger_config_values
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -69,9 +70,8 @@ def main() -> None:
         shutil.copyfile(TOKENIZER / name, args.out / name)
     generator = torch.Generator().manual_seed(0)
     shards: dict[str, str] = {}
-    for index, (name, shape) in enumerate(
-        expected_tensors(LigerConfig.from_dict({**values, "model_type": "liger_gla"})).items()
-    ):
+    config = LigerConfig.from_dict(liger_config_values(values, LinearizeSettings()))
+    for index, (name, shape) in enumerate(expected_tensors(config).items()):
         tensor = torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
         if name.endswith("norm.weight"):
             tensor.fill_(1)
