@@ -24,7 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from liger_export.errors import EnvironmentMismatchError, InputError, LigerExportError
 from liger_export.files import require_writable
@@ -55,14 +55,20 @@ def linearize(
     output: Annotated[Path, typer.Option("-o", "--output", help="Liger checkpoint directory to create.")],
     mixer: Annotated[str, typer.Option(help="What replaces softmax attention: gla, hgrn2, gsa or lolcats.")] = "gla",
     window: Annotated[int, typer.Option(min=1, help="Keys in the softmax window, the current one included.")] = 64,
-    gate_normalizer: Annotated[float | None, typer.Option(help="Divisor of the log gate (gla, gsa). [16]")] = None,
-    recurrent_weight: Annotated[
-        float | None, typer.Option(help="Share of the recurrence beside the window (gla, hgrn2, gsa). [0.5]")
+    gate_normalizer: Annotated[
+        float | None, typer.Option(help="Divisor of the log gate (gla, gsa); default: 16.")
     ] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Memory slots (gsa). [head size]")] = None,
-    feature_dim: Annotated[int | None, typer.Option(min=1, help="Feature map outputs (lolcats). [head size]")] = None,
+    recurrent_weight: Annotated[
+        float | None, typer.Option(help="Share of the recurrence beside the window (gla, hgrn2, gsa); default: 0.5.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Memory slots (gsa); default: the head size.")] = None,
+    feature_dim: Annotated[
+        int | None, typer.Option(min=1, help="Outputs of a feature map (lolcats); default: the head size.")
+    ] = None,
     keep_softmax_every: Annotated[int | None, typer.Option(help="Keep softmax attention in every n-th layer.")] = None,
-    softmax_window: Annotated[int | None, typer.Option(min=1, help="Keys in those layers' window. [1024]")] = None,
+    softmax_window: Annotated[
+        int | None, typer.Option(min=1, help="Keys in those layers' window; default: 1024, or what the base has.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a pretrained transformer into a Liger checkpoint; no weight changes."""
@@ -80,7 +86,7 @@ def linearize(
         softmax_window=softmax_window,
     )
     config = run(base, output, settings, overwrite=overwrite)
-    kept = f", softmax in layers {', '.join(map(str, config.softmax_layers))}" if config.softmax_layers else ""
+    kept = f", softmax in layers {', '.join(map(str, config.softmax_layers))} (from 0)" if config.softmax_layers else ""
     kept += f" (window {config.softmax_window})" if config.softmax_layers else ""
     typer.echo(f"{output}: {config.model_type}, {config.num_hidden_layers} layers, window {config.window_size}{kept}")
 
@@ -91,7 +97,7 @@ def finetune(
     data: Annotated[Path, typer.Option(help="Text or JSONL file, or a directory of such files.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Adapter (or, with transfer, checkpoint) to create.")],
     stage: Annotated[
-        str, typer.Option(help="lora, or before it for lolcats: transfer, from softmax attention.")
+        str, typer.Option(help="lora; or transfer, which trains the feature maps of lolcats and comes first.")
     ] = "lora",
     heldout: Annotated[Path | None, typer.Option(help="Text to measure on; default: the end of the data.")] = None,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
@@ -212,8 +218,6 @@ def validate(
             max_tokens=max_tokens,
             on_check=lambda check: status.update(f"comparing with PyTorch: {check.name}"),
         )
-    if json is not None:
-        json.write_text(report.to_json(), encoding="utf-8")
     title = f"{report.package} against {report.reference}"
     table = Table("check", "measured", "bound", "", "over", box=SIMPLE, title=title)
     for check in report.checks:
@@ -221,6 +225,8 @@ def validate(
         verdict = "" if check.bound is None and check.passed else "[green]ok" if check.passed else "[red]MISSED"
         table.add_row(check.name, _figure(check.value), bound, verdict, f"[dim]{check.detail}")
     out.print(table)
+    if json is not None:
+        json.write_text(report.to_json(), encoding="utf-8")
     if not report.passed:
         err.print("[red]a bound was missed[/red]: the package does not compute what the checkpoint computes")
         raise typer.Exit(1)
@@ -265,16 +271,16 @@ def evaluate(
             evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, report)))
     if not is_main:
         return
-    if json is not None:
-        json.write_text(report_json(evaluations, text), encoding="utf-8")
     _print_evaluations(evaluations)
     if by_position:
         _print_by_position(evaluations)
+    if json is not None:
+        json.write_text(report_json(evaluations, text), encoding="utf-8")
 
 
 def _print_evaluations(evaluations: "list[Evaluation]") -> None:
     table = Table(
-        "model", "", "tokens", "loss (nats)", "perplexity", "next-token accuracy", "of the first's", box=SIMPLE
+        Column("model", overflow="fold"), "", "tokens", "loss", "perplexity", "accuracy", "of first", box=SIMPLE
     )
     for evaluation in evaluations:
         quality, share = evaluation.quality, evaluation.share_of(evaluations[0])

@@ -73,8 +73,9 @@ def _create(partial: Path, path: Path) -> None:
 
 def require_replaceable(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Check that writing ``path`` destroys nothing that was not meant. Raises OutputError."""
-    if path.resolve() in {source.resolve() for source in inputs}:
-        raise OutputError(f"{path} is an input of this command.", "Choose another output.")
+    for source in inputs:
+        if source.resolve().is_relative_to(path.resolve()):
+            raise OutputError(f"{path} is, or holds, an input of this command.", "Choose another output.")
     if not path.exists():
         return
     if not overwrite:

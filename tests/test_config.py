@@ -73,6 +73,7 @@ def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]
         ({"rms_norm_eps": -1.0}, CheckpointError, "rms_norm_eps"),
         ({"rope_theta": 0.0}, CheckpointError, "rope_theta"),
         ({"rope_parameters": [1]}, CheckpointError, "rope parameters"),
+        ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": LLAMA3_ROPE}, CheckpointError, "both"),
         ({"rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": 1.0}}, CheckpointError, "low_freq_factor"),
         ({"partial_rotary_factor": 0.5}, UnsupportedModelError, "partial_rotary_factor"),
         ({"eos_token_id": "end"}, CheckpointError, "token id"),

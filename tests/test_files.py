@@ -40,7 +40,7 @@ def test_existing_output_is_kept_unless_overwriting(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nothing that this tool wrote"):
         require_replaceable(out, overwrite=True)
     (out / "manifest.json").write_text("{}")
-    with pytest.raises(OutputError, match="is an input"):
+    with pytest.raises(OutputError, match="is, or holds, an input"):
         require_replaceable(out, overwrite=True, inputs=(tmp_path / "." / "out",))
     with new_directory(out, overwrite=True) as partial:
         (partial / "other").write_text("")

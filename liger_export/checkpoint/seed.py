@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from liger_export.checkpoint.reader import TensorInfo
-from liger_export.config import FORMAT, MODEL_TYPES
+from liger_export.config import FORMAT, MODEL_TYPES, Fields
 from liger_export.errors import CheckpointError
 
 __all__ = ["SEED_WINDOW", "adopt_tensors", "translate_config"]
@@ -40,6 +40,7 @@ def translate_config(values: dict[str, Any], tensors: dict[str, TensorInfo]) -> 
     first = "model.layers.0.self_attn"
     if f"{first}.q_proj.weight" not in tensors:
         raise CheckpointError(f"The checkpoint lacks {first}.q_proj.weight.", "Restore the original checkpoint.")
+    heads = Fields(values).integer("num_attention_heads")
     translated = {
         **values,
         "liger_format": FORMAT,
@@ -49,7 +50,7 @@ def translate_config(values: dict[str, Any], tensors: dict[str, TensorInfo]) -> 
         "attention_bias": False,
         "qkv_bias": f"{first}.q_proj.bias" in tensors,
         "qk_norm": values.get("qk_norm", f"{first}.q_norm.weight" in tensors),
-        "head_dim": tensors[f"{first}.q_proj.weight"].shape[0] // max(int(values["num_attention_heads"]), 1),
+        "head_dim": tensors[f"{first}.q_proj.weight"].shape[0] // max(heads, 1),
         "learned_window_factors": f"{first}.window_factors" in tensors,
     }
     if mixer == "gsa":

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from liger_export.config.fields import Fields
+
 __all__ = ["BACKBONES", "MIXERS", "MODEL_TYPES", "SOFTMAX", "Backbone", "Mixer", "ModelType", "base_window"]
 
 
@@ -17,7 +19,6 @@ class Backbone:
         mlp_bias: the same of the feed-forward projections; None: the config's ``mlp_bias`` says.
         qk_norm: whether each head's query and key are RMS-normalized before they are rotated.
         head_dim: head size where ``config.json`` names none; None: hidden_size / num_attention_heads.
-        sliding_window: the base's own window where ``config.json`` names none.
     """
 
     qkv_bias: bool | None = None
@@ -25,12 +26,11 @@ class Backbone:
     mlp_bias: bool | None = False
     qk_norm: bool = False
     head_dim: int | None = None
-    sliding_window: int | None = None
 
 
 BACKBONES = {
     "llama": Backbone(mlp_bias=None),
-    "mistral": Backbone(qkv_bias=False, output_bias=False, sliding_window=4096),
+    "mistral": Backbone(qkv_bias=False, output_bias=False),
     "qwen2": Backbone(qkv_bias=True, output_bias=False),
     "qwen3": Backbone(qk_norm=True, head_dim=128),
 }
@@ -91,11 +91,19 @@ MODEL_TYPES = _model_types()
 
 def base_window(backbone: str, values: Mapping[str, Any], layer: int) -> int | None:
     """Keys that a layer of the pretrained model attends to by its own ``config.json``; None: all of them."""
-    window: int | None = values.get("sliding_window", BACKBONES[backbone].sliding_window)
-    if backbone in ("qwen2", "qwen3"):
-        if not values.get("use_sliding_window", False):
+    fields = Fields(values)
+    named = "sliding_window" in values
+    if backbone not in ("mistral", "qwen2", "qwen3") or (named and values["sliding_window"] is None):
+        return None
+    if backbone != "mistral":
+        if not fields.boolean("use_sliding_window", False):
             return None
-        kinds = values.get("layer_types")
-        slides = kinds[layer] == "sliding_attention" if kinds else layer >= values.get("max_window_layers", 28)
-        return window if slides else None
-    return window if backbone == "mistral" else None
+        kinds = values.get("layer_types") or []
+        slides = kinds[layer] == "sliding_attention" if layer < len(kinds) else _slides_by_default(fields, layer)
+        if not slides:
+            return None
+    return fields.integer("sliding_window", 4096)
+
+
+def _slides_by_default(fields: Fields, layer: int) -> bool:
+    return layer >= fields.integer("max_window_layers", 28)

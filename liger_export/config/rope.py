@@ -33,7 +33,10 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
         UnsupportedModelError: the rope type is not supported.
         CheckpointError: a value is missing or makes no sense.
     """
-    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    spellings = [values[name] for name in ("rope_parameters", "rope_scaling") if values.get(name)]
+    scaling = spellings[0] if spellings else {}
+    if len(spellings) == 2 and spellings[0] != spellings[1]:
+        raise CheckpointError("config.json has both rope_parameters and rope_scaling.", "Keep the one that is meant.")
     if not isinstance(scaling, dict):
         raise CheckpointError(f"config.json has {scaling!r} as rope parameters.", RESTORE)
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))

@@ -44,7 +44,9 @@ def _check_limits(node: ir.Node, uses: set[str]) -> None:
     head_dim = node.attributes.get_int("head_dim", 0)
     if "GroupQueryAttention" in uses and head_dim % 8:
         raise UnsupportedModelError(
-            f"head_dim is {head_dim}.", "ONNX Runtime's GroupQueryAttention needs a multiple of 8."
+            f"head_dim is {head_dim}.",
+            "ONNX Runtime's GroupQueryAttention needs a multiple of 8. Run the model in PyTorch, or linearize its base "
+            "with --mixer lolcats and no layers that keep softmax.",
         )
     if "LinearAttention" in uses and node.attributes.get_float("recurrent_weight", 1.0) == 0:
         raise UnsupportedModelError(

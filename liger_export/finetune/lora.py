@@ -55,16 +55,20 @@ def finetune(
         DataError: the data is absent, unreadable or too short.
         OutputError: ``output`` exists, or an unfinished run lies beside it and ``resume`` is false.
     """
-    weights = open_liger(checkpoint).weights
+    opened = open_liger(checkpoint)
+    weights = opened.weights
     _check_targets(settings.target_modules, weights)
-    work = work_directory(output, settings, resume=resume, overwrite=overwrite)
+    inputs = (checkpoint, data) if heldout is None else (checkpoint, data, heldout)
+    work = work_directory(output, inputs, resume=resume, overwrite=overwrite)
     register()
     set_seed(settings.seed)
     blocks = load_blocks(checkpoint, data, heldout, settings)
     model = _with_lora(checkpoint, settings)
-    trained = train(model, blocks, settings, work, resume=resume, progress=progress)
+    trained = train(
+        model, blocks, settings, work, stage="lora", described=opened.values, resume=resume, progress=progress
+    )
     if trained.is_main:
-        with new_directory(output, overwrite) as partial:
+        with new_directory(output, overwrite, inputs) as partial:
             model.peft_config["default"].base_model_name_or_path = checkpoint.name  # not this machine's path
             # without save_embedding_layers=False PEFT looks the base up on the hub
             model.save_pretrained(partial, state_dict=trained.weights, save_embedding_layers=False)

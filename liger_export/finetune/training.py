@@ -1,9 +1,10 @@
 """What both stages of finetuning share: their settings, their data, and the transformers Trainer."""
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,8 @@ class FinetuneSettings:
         for name in ("learning_rate", "epochs"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"{name} is {getattr(self, name)}.", "It must be greater than zero.")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}.", "It must be 0 or more.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}.", "It must be 0 or more, and below 2 to the 32nd.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,8 @@ def train(
     settings: FinetuneSettings,
     work: Path,
     *,
+    stage: str,
+    described: Mapping[str, Any],
     resume: bool,
     progress: StepReport,
 ) -> Trained:
@@ -159,9 +162,17 @@ def train(
         blocks: what to train on and what to measure on, each int64 [N, T].
         settings: how to train.
         work: where the points to resume from are written.
-        resume: continue from the last of them.
+        stage: what the run is called.
+        described: the checkpoint's config.json.
+        resume: continue from the last point.
         progress: called with the step, the number of steps, and the training loss where it was logged.
+
+    Raises:
+        InputError: the run to resume began with something else.
     """
+    now = _describe_run(stage, described, blocks, settings)
+    if resume:
+        _check_resumed(work, now)
     to_train_on, measured = blocks
     record = work / RECORD_FILE
     reporter = _Reporter(progress)
@@ -171,7 +182,7 @@ def train(
         quality = measure_quality(trainer.model_wrapped, measured)
         if trainer.is_world_process_zero():
             work.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps({"before": asdict(quality), "settings": asdict(settings)}))
+            record.write_text(json.dumps({"before": asdict(quality), "begun": now}))
 
     trainer.add_callback(_BeforeTraining(measure_before))
     trainer.remove_callback(PrinterCallback)
@@ -212,28 +223,52 @@ def load_blocks(
     return blocks[:-count], blocks[-count:]
 
 
-def work_directory(output: Path, settings: FinetuneSettings, *, resume: bool, overwrite: bool) -> Path:
+def work_directory(output: Path, inputs: tuple[Path, ...], *, resume: bool, overwrite: bool) -> Path:
     """``OUTPUT.work``, checked.
 
     Raises:
-        OutputError: ``output`` exists, or an unfinished run lies there and ``resume`` is false, or the reverse.
-        InputError: the unfinished run began with other settings, which would not even fit its adapter.
+        OutputError: ``output`` exists or holds one of the ``inputs``, or an unfinished run lies there and ``resume``
+            is false, or the reverse.
     """
-    require_replaceable(output, overwrite)
+    require_replaceable(output, overwrite, inputs)
     work = output.with_name(output.name + ".work")
     resumable = work.is_dir() and get_last_checkpoint(str(work)) is not None
     if resumable and not resume:
         raise OutputError(f"{work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")
     if resume and not resumable:
         raise OutputError(f"There is no unfinished run at {work}.", "Start without --resume.")
-    if resume:
-        begun = json.loads((work / RECORD_FILE).read_text())["settings"]
-        now = json.loads(json.dumps(asdict(settings)))
-        changed = [name for name in now if now[name] != begun.get(name) and name != "save_steps"]
-        if changed:
-            was = ", ".join(f"{name} {begun.get(name)}" for name in changed)
-            raise InputError(f"The unfinished run in {work} began with {was}.", "Resume it with the same settings.")
     return work
+
+
+def _check_resumed(work: Path, now: dict[str, Any]) -> None:
+    """A run goes on with what it began with: other settings, another model or text would not fit, or mean nothing.
+
+    Raises:
+        InputError: something differs, or the record of the beginning is damaged.
+    """
+    try:
+        begun = json.loads((work / RECORD_FILE).read_text())["begun"]
+        same = {name: begun[name] == now[name] for name in now}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{work / RECORD_FILE} is missing or damaged.", f"Remove {work} and start again.") from error
+    if all(same.values()):
+        return
+    if same["settings"]:
+        other = ", ".join(name for name, is_same in same.items() if not is_same)
+        raise InputError(f"The unfinished run in {work} began with another {other}.", "Resume it with what it began.")
+    names = [name for name in now["settings"] if now["settings"][name] != begun["settings"].get(name)]
+    was = ", ".join(f"{name} {begun['settings'].get(name)}" for name in names)
+    raise InputError(f"The unfinished run in {work} began with {was}.", "Resume it with the same settings.")
+
+
+def _describe_run(stage: str, model: Mapping[str, Any], blocks: tuple[Tensor, Tensor], settings: Any) -> dict[str, Any]:
+    """What a resumed run must share with its beginning, as JSON gives it back."""
+    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in blocks)).hexdigest()
+    kept = {name: value for name, value in asdict(settings).items() if name != "save_steps"}
+    described: dict[str, Any] = json.loads(
+        json.dumps({"stage": stage, "model": dict(model), "text": digest, "settings": kept})
+    )
+    return described
 
 
 def _arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:

@@ -126,7 +126,7 @@ def transfer(
     ``target_modules`` have no part.
 
     Raises:
-        InputError: the checkpoint's mixer has no feature maps.
+        InputError: the checkpoint's mixer has no feature maps, or sequences are no longer than its window.
     """
     opened = open_liger(checkpoint)
     if not learned_tensors(opened.config):
@@ -134,15 +134,23 @@ def transfer(
             f"{checkpoint} has mixer {opened.config.mixer}, which has no feature maps to transfer to.",
             "Run finetune without this stage, or linearize with --mixer lolcats.",
         )
-    work = work_directory(output, settings, resume=resume, overwrite=overwrite)
+    if settings.sequence_length <= opened.config.window_size:
+        raise InputError(
+            f"sequence_length is {settings.sequence_length} and the window holds {opened.config.window_size} keys.",
+            "Feature maps act on keys that have left the window: choose a longer sequence_length.",
+        )
+    inputs = (checkpoint, data) if heldout is None else (checkpoint, data, heldout)
+    work = work_directory(output, inputs, resume=resume, overwrite=overwrite)
     register()
     set_seed(settings.seed)
     blocks = load_blocks(checkpoint, data, heldout, settings)
     student = AttentionTransfer(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32))
-    trained = train(student, blocks, settings, work, resume=resume, progress=progress)
+    trained = train(
+        student, blocks, settings, work, stage="transfer", described=opened.values, resume=resume, progress=progress
+    )
     if trained.is_main:
         learned = {name: trained.weights[stored] for stored, name in student.learned.items()}
-        with new_directory(output, overwrite, inputs=(checkpoint,)) as partial:
+        with new_directory(output, overwrite, inputs) as partial:
             write_weights(opened.weights, learned, partial)
             copy_files((*TOKENIZER_FILES, "generation_config.json"), checkpoint, partial)
             (partial / "config.json").write_text(json.dumps(opened.values, indent=2) + "\n")

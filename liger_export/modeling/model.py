@@ -252,7 +252,9 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
         checkpoint = open_liger(directory)
         options["config"] = cls.config_class.from_dict(checkpoint.values)
         weights = {name: checkpoint.weights.read(name) for name in expected_tensors(checkpoint.config)}
-        return super().from_pretrained(None, *arguments, state_dict=weights, **options)
+        model = super().from_pretrained(None, *arguments, state_dict=weights, **options)
+        model.name_or_path = model.config.name_or_path = str(directory)  # PEFT looks there for the config.json
+        return model
 
     def forward(
         self,

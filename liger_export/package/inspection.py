@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from liger_export.config import LigerConfig
 from liger_export.errors import PackageError
 from liger_export.files import sha256_file
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest, read_manifest
@@ -44,8 +45,9 @@ def inspect(directory: Path) -> Summary:
     adapters = ", ".join(adapter["name"] for adapter in manifest.adapters) or "none"
     rows = [
         ("model", f"{config.model_type} from {manifest.source['name']}, adapters: {adapters}"),
-        ("layers", f"{config.num_hidden_layers} of {config.num_attention_heads} query and "
-                   f"{config.num_key_value_heads} key/value heads, head size {config.head_dim}"),
+        ("layers", f"{config.num_hidden_layers}, with {config.num_attention_heads} query and "
+                   f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
+        ("attention", _attention(config)),
         ("precision", f"{manifest.precision}, {manifest.lowering} lowering"),
         ("needs", f"onnxruntime >= {manifest.onnxruntime}"),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
@@ -57,6 +59,12 @@ def inspect(directory: Path) -> Summary:
     if (directory / MODEL_FILE).is_file() and damage is None:
         rows.append(("operators", _histogram(directory / MODEL_FILE)))
     return Summary(rows, damage)
+
+
+def _attention(config: LigerConfig) -> str:
+    kept = ", ".join(map(str, config.softmax_layers))
+    softmax = f"; softmax in layers {kept} (from 0), window {config.softmax_window}" if kept else ""
+    return f"{config.mixer}, window {config.window_size}{softmax}"
 
 
 def _state_rows(manifest: Manifest) -> list[tuple[str, str]]:

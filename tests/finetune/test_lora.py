@@ -67,9 +67,29 @@ def test_interrupted_run_resumes_to_the_same_adapter(
     with pytest.raises(OutputError, match="--resume"):
         finetune(liger_checkpoint, text, tmp_path / "parts", SETTINGS)
 
+    other = tmp_path / "other.txt"
+    other.write_text("class Point:\n    x = 0\n\n" * 300)
+    with pytest.raises(InputError, match="began with another text"):
+        finetune(liger_checkpoint, other, tmp_path / "parts", SETTINGS, resume=True)
+    with pytest.raises(InputError, match="began with rank 4"):
+        finetune(liger_checkpoint, text, tmp_path / "parts", dataclasses.replace(SETTINGS, rank=2), resume=True)
     resumed = finetune(liger_checkpoint, text, tmp_path / "parts", SETTINGS, resume=True)
     assert resumed.steps == whole.steps
     assert resumed.after.loss == pytest.approx(whole.after.loss, rel=1e-5)
+
+
+def test_a_run_whose_record_is_damaged_is_not_resumed(liger_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.work" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "out.work" / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json is missing or damaged.*start again"):
+        finetune(liger_checkpoint, text, tmp_path / "out", SETTINGS, resume=True)
+
+
+def test_an_input_is_never_replaced(liger_checkpoint: Path, text: Path) -> None:
+    for output in (liger_checkpoint, text.parent):
+        with pytest.raises(OutputError, match="is, or holds, an input"):
+            finetune(liger_checkpoint, text, output, SETTINGS, overwrite=True)
+    assert text.exists()
 
 
 def interrupt_on_second_call() -> object:

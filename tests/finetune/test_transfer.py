@@ -69,7 +69,7 @@ def test_later_layers_see_the_pretrained_models_activations(lolcats: Path) -> No
             model.model.layers[0].self_attn.query_map.mul_(scale)
         transferred = AttentionTransfer(model).train()
         transferred(tokens())
-        errors.append([float(layer.self_attn.error) for layer in model.model.layers])
+        errors.append([float(layer.self_attn.error.detach()) for layer in model.model.layers])
     assert errors[0][0] != errors[1][0]
     assert errors[0][1] == pytest.approx(errors[1][1], rel=1e-6)
 
@@ -102,7 +102,7 @@ def test_lora_follows_on_the_transferred_checkpoint(lolcats: Path, text: Path, t
 
 def test_a_checkpoint_of_the_papers_implementation_is_written_in_this_projects_form(text: Path, tmp_path: Path) -> None:
     seed = write_seed_checkpoint(tmp_path / "seed", "lolcats")
-    transfer(seed, text, tmp_path / "transferred", dataclasses.replace(SETTINGS, max_steps=2))
+    transfer(seed, text, tmp_path / "transferred", dataclasses.replace(SETTINGS, max_steps=2, sequence_length=80))
     opened = open_liger(tmp_path / "transferred")
     assert opened.config == open_liger(seed).config
     stored = set().union(*(load_file(file) for file in opened.weights.files))
@@ -131,6 +131,11 @@ def test_interrupted_transfer_resumes_with_the_same_settings_only(
         transfer(lolcats, text, tmp_path / "out", dataclasses.replace(SETTINGS, learning_rate=1e-3), resume=True)
     assert transfer(lolcats, text, tmp_path / "out", SETTINGS, resume=True).steps == 15
     open_liger(tmp_path / "out")
+
+
+def test_sequences_that_never_leave_the_window_are_refused(lolcats: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sequence_length is 8 and the window holds 8 keys"):
+        transfer(lolcats, text, tmp_path / "out", dataclasses.replace(SETTINGS, sequence_length=8))
 
 
 def test_other_mixers_have_nothing_to_transfer_to(liger_checkpoint: Path, text: Path, tmp_path: Path) -> None:
