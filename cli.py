@@ -28,6 +28,7 @@ from rich.table import Column, Table
 
 from liger_export.errors import EnvironmentMismatchError, InputError, LigerExportError
 from liger_export.files import require_writable
+from liger_export.quantize import METHODS, PRECISIONS, Precision
 from liger_export.runtime import Sampling, Session, load
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+
+STORED = Precision()
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="LoRA adapter directory; repeatable.")]
@@ -165,9 +168,28 @@ def convert(
     output: Annotated[Path, typer.Option("-o", "--output", help="Package directory to create.")],
     adapter: Adapters = None,
     lowering: Annotated[str, typer.Option(help="Operators to use: stock (unmodified ONNX Runtime).")] = "stock",
+    precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = "fp32",
+    lm_head: Annotated[str | None, typer.Option(help="Precision of the head; default: as the weights.")] = None,
+    embedding: Annotated[str | None, typer.Option(help="Precision of the embedding; default: as the head.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(help="PATTERN=PRECISION, such as '*.layers.0.*=int8'; repeatable, last holds.")
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = STORED.block_size,
+    symmetric: Annotated[bool, typer.Option(help="Store no zero points.")] = STORED.symmetric,
+    method: Annotated[str, typer.Option(help=f"How to round: {', '.join(METHODS)}.")] = STORED.method,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge adapters, trace into one ONNX graph, and write a package."""
+    """Merge adapters, trace into one ONNX graph, quantize, and write a package."""
+    stored = Precision(
+        weights=precision,
+        lm_head=lm_head,
+        embedding=embedding,
+        overrides=tuple(_override(each) for each in override or ()),
+        block_size=block_size,
+        symmetric=symmetric,
+        method=method,
+    )
+    stored.check_names()
     with _exporter():
         from liger_export.package.build import Progress as Reporter
         from liger_export.package.build import convert as run
@@ -184,6 +206,7 @@ def convert(
             output,
             adapters=tuple(adapter or ()),
             lowering=lowering,
+            precision=stored,
             overwrite=overwrite,
             progress=reporter,
         )
@@ -192,6 +215,13 @@ def convert(
             err.print(f"note: adapter {described['name']} does not record its base weights; only shapes were checked")
     size = sum(entry["bytes"] for entry in manifest.files.values())
     typer.echo(f"{output}: {_megabytes(size)}, {manifest.precision}, {manifest.lowering} lowering")
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, separator, precision = text.rpartition("=")
+    if not separator:
+        raise InputError(f"{text!r} is no override.", "Write PATTERN=PRECISION, such as '*.down_proj.weight=int8'.")
+    return pattern, precision
 
 
 @app.command()

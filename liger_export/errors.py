@@ -9,6 +9,7 @@ __all__ = [
     "LigerExportError",
     "OutputError",
     "PackageError",
+    "QuantizationError",
     "UnsupportedModelError",
 ]
 
@@ -41,6 +42,10 @@ class AdapterError(LigerExportError):
 
 class PackageError(LigerExportError):
     """A package is incomplete, changed since it was written, or of a newer format."""
+
+
+class QuantizationError(LigerExportError):
+    """Weights cannot be stored in the precision asked for."""
 
 
 class InputError(LigerExportError):

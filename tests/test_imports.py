@@ -15,6 +15,7 @@ LAYERS = [
     *("processes", "quality"),
     *(
         "finetune",
+        "quantize",
         "export",
         "plugins",
         "engine",

@@ -1,6 +1,5 @@
-"""A checkpoint with its adapters merged, read as float32 in blocks of rows."""
+"""A checkpoint with its adapters merged, read as float32, any rows at a time."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,12 +22,11 @@ class MergedCheckpoint:
         for adapter in self.adapters:
             adapter.check(self.checkpoint)
 
-    def blocks(self, name: str, block_bytes: int) -> Iterator[Tensor]:
-        """Yield a tensor's rows, float32, in blocks of about ``block_bytes``."""
-        for start, stop in self.checkpoint.row_blocks(name, block_bytes):
-            rows = self.checkpoint.read_rows(name, start, stop).float()
-            for adapter in self.adapters:
-                delta = adapter.delta(name, start, stop)
-                if delta is not None:
-                    rows += delta
-            yield rows
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a tensor, float32."""
+        rows = self.checkpoint.read_rows(name, start, stop).float()
+        for adapter in self.adapters:
+            delta = adapter.delta(name, start, stop)
+            if delta is not None:
+                rows += delta
+        return rows

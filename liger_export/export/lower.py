@@ -1,21 +1,29 @@
 """Lowerings: what the traced graph's nodes become for an engine. Weights are the same for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
 from liger_export.errors import UnsupportedModelError
+from liger_export.export.fuse import MICROSOFT, fuse_residuals, fuse_transposes, pack_linears
+from liger_export.export.integers import quantize
+from liger_export.export.weights import DenseWeight, Weight
 from liger_export.ops.onnx_forms import DOMAIN, stock_function
+from liger_export.quantize import Scheme
 
 __all__ = ["LOWERINGS", "lower"]
 
 
-def lower(model: ir.Model, lowering: str) -> None:
+def lower(model: ir.Model, lowering: str, schemes: Mapping[str, Scheme | None]) -> list[Weight]:
     """Rewrite a traced model in place.
 
     Args:
         model: what ``trace`` returned.
         lowering: a key of ``LOWERINGS``; ``stock`` uses operators that an unmodified ONNX Runtime ships.
+        schemes: how each matrix is rounded, by its checkpoint name; None for those stored as the activations are.
+
+    Returns:
+        The weights that the graph now reads, to be written.
 
     Raises:
         UnsupportedModelError: there is no such lowering.
@@ -24,19 +32,30 @@ def lower(model: ir.Model, lowering: str) -> None:
         raise UnsupportedModelError(
             f"There is no lowering {lowering!r}.", f"Choose one of: {', '.join(sorted(LOWERINGS))}."
         )
-    LOWERINGS[lowering](model)
+    return LOWERINGS[lowering](model, schemes)
 
 
-def _lower_to_stock(model: ir.Model) -> None:
+def _lower_to_stock(model: ir.Model, schemes: Mapping[str, Scheme | None]) -> list[Weight]:
     names = sorted({node.op_type for node in model.graph if node.domain == DOMAIN})
     bodies = {name: ir.serde.deserialize_function(stock_function(name)) for name in names}
     for node in model.graph:
         if node.domain == DOMAIN:
             _check_limits(node, {inner.op_type for inner in bodies[node.op_type]})
-    _fuse_transposed_products(model.graph)
+    weights = _store_weights(model.graph, schemes)
+    fuse_residuals(model.graph)
     for body in bodies.values():
         model.functions[body.identifier()] = body
-    model.opset_imports["com.microsoft"] = 1
+    model.opset_imports[MICROSOFT] = 1
+    return weights
+
+
+def _store_weights(graph: ir.Graph, schemes: Mapping[str, Scheme | None]) -> list[Weight]:
+    fuse_transposes(graph)
+    tensors = {name: value for name, value in graph.initializers.items() if value.const_value is None}
+    packed = pack_linears(graph, schemes.get)
+    inside = {name for weight in packed.values() for name in weight.tensors}
+    single = {name: DenseWeight(value, (name,)) for name, value in tensors.items() if name not in inside}
+    return quantize(graph, single | packed, schemes)
 
 
 def _check_limits(node: ir.Node, uses: set[str]) -> None:
@@ -54,25 +73,4 @@ def _check_limits(node: ir.Node, uses: set[str]) -> None:
         )
 
 
-LOWERINGS: dict[str, Callable[[ir.Model], None]] = {"stock": _lower_to_stock}
-
-
-def _fuse_transposed_products(graph: ir.Graph) -> None:
-    """Let x W^T read W as the checkpoint stores it, [out, in], instead of a transposed copy.
-
-    A tied embedding then serves as table and as head from one initializer.
-    """
-    for node in list(graph):
-        transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
-        if transpose is None or transpose.op_type != "Transpose":
-            continue
-        product = ir.node(
-            "FusedMatMul",
-            inputs=[node.inputs[0], transpose.inputs[0]],
-            attributes={"transB": 1},
-            domain="com.microsoft",
-            name=node.name,
-        )
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
-        if not transpose.outputs[0].uses():
-            graph.remove(transpose, safe=True)
+LOWERINGS: dict[str, Callable[[ir.Model, Mapping[str, Scheme | None]], list[Weight]]] = {"stock": _lower_to_stock}

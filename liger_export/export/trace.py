@@ -12,7 +12,7 @@ import torch
 from onnxscript.values import Op, Opset
 from torch import Tensor, nn
 
-from liger_export.config import LigerConfig
+from liger_export.config import LigerConfig, inverse_frequencies
 from liger_export.modeling import MODEL_CLASSES, LigerCache
 from liger_export.modeling.model import LigerForCausalLM
 from liger_export.ops import ATTENTIONS, AttentionOp
@@ -22,6 +22,8 @@ from liger_export.state import StateTensor, state_table
 __all__ = ["ONNX_OPSET", "trace"]
 
 ONNX_OPSET = 23
+ROTARY = "model.rotary_emb.inv_freq"
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 @torch.library.custom_op("liger::last_positions", mutates_args=())
@@ -54,10 +56,10 @@ class _Stepwise(nn.Module):
         decoded = self.causal_lm.model(input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
         logits = self.causal_lm.lm_head(last_positions(decoded.last_hidden_state, logits_to_keep))
         present = [tensor for layer in decoded.past_key_values.layers for tensor in layer]
-        return logits, *present
+        return logits.float(), *present
 
 
-def trace(config: LigerConfig, config_values: dict[str, Any]) -> ir.Model:
+def trace(config: LigerConfig, config_values: dict[str, Any], activations: str = "float32") -> ir.Model:
     """Trace the model that a ``config.json`` describes.
 
     Inputs are ``input_ids`` and ``position_ids``, int64 [B, T], ``logits_to_keep`` (int64 scalar, 0 for all) and
@@ -67,13 +69,17 @@ def trace(config: LigerConfig, config_values: dict[str, Any]) -> ir.Model:
     Args:
         config: the model.
         config_values: the checkpoint's ``config.json``.
+        activations: dtype of activations and window, ``float32`` or ``float16``. Logits are float32.
     """
-    table = state_table(config)
+    dtype = getattr(torch, activations)
+    table = state_table(config, activations)
     model_class = MODEL_CLASSES[config.model_type]
     with torch.device("meta"):
-        model = _Stepwise(model_class(model_class.config_class.from_dict(config_values)).eval(), table)
+        causal_lm = model_class(model_class.config_class.from_dict(config_values)).eval().to(dtype)
+        causal_lm.model.rotary_emb.float()  # angles are computed in float32, whatever the activations
+        model = _Stepwise(causal_lm, table)
         tokens = torch.zeros(2, 3, dtype=torch.int64)  # sizes that torch.export does not specialize on
-        past = tuple(torch.zeros(2, *entry.shape) for entry in table)
+        past = tuple(torch.zeros(2, *entry.shape, dtype=getattr(torch, entry.dtype)) for entry in table)
         arguments = (tokens, tokens.clone(), torch.zeros((), dtype=torch.int64), *past)
 
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
@@ -149,6 +155,10 @@ def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]
         name = value.name.removeprefix("causal_lm.") if value.name else ""
         tied = config.tie_word_embeddings and name == "lm_head.weight"
         value.name = "model.embed_tokens.weight" if tied else name
+        if value.name == ROTARY:
+            value.const_value = ir.tensor(inverse_frequencies(config.rope, config.head_dim))
+        elif value.dtype in FLOATS:
+            value.const_value = None  # what was on the meta device
 
 
 def _strip_notes(model: ir.Model) -> None:

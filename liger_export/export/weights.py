@@ -1,84 +1,203 @@
-"""Stream a checkpoint's weights into one external-data file, a few rows at a time."""
+"""Stream a checkpoint's weights into one external-data file, a few rows at a time, in the form the graph reads."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from liger_export.checkpoint import MergedCheckpoint
-from liger_export.config import LigerConfig, inverse_frequencies
+from liger_export.quantize import Scheme
+from liger_export.quantize.blocks import Blocks
 
-__all__ = ["ALIGNMENT", "attach_weights", "weight_bytes"]
+__all__ = ["ALIGNMENT", "DenseWeight", "IntegerWeight", "Weight", "WeightSource", "attach_weights", "weight_bytes"]
 
 ALIGNMENT = 4096  # a page, so that a runtime can map each tensor from the file
-BLOCK_BYTES = 32 << 20
-ROTARY = "model.rotary_emb.inv_freq"
+BLOCK_BYTES = 16 << 20  # of float32 rows at a time and thread
+THREADS = 2  # one reads or writes while the other rounds
+
+Rows = npt.NDArray[np.float32]
+Task = Callable[[int], int]  # writes some rows to a file descriptor, and returns how many bytes
 
 
-def weight_bytes(model: ir.Model) -> int:
-    """Size of the external-data file, in bytes, for float32 weights."""
-    sizes = [4 * _elements(value) for name, value in model.graph.initializers.items() if _is_external(name, value)]
-    return sum(size + -size % ALIGNMENT for size in sizes)
+class WeightSource(Protocol):
+    """Where rows come from: a checkpoint, and a way to round its weights."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a checkpoint tensor."""
+
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        """Rows of a tensor, float32."""
+
+    def blocks(self, name: str, start: int, stop: int, scheme: Scheme) -> Blocks:
+        """Rows of a matrix, rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseWeight:
+    """Checkpoint tensors, one below the other, as one initializer in the activations' dtype.
+
+    Attributes:
+        value: the initializer, without data.
+        tensors: checkpoint names.
+    """
+
+    value: ir.Value
+    tensors: tuple[str, ...]
+
+    def values(self) -> list[tuple[ir.Value, ...]]:
+        """The initializers; those of one tuple are views of the same bytes."""
+        return [(self.value,)]
+
+    def write(
+        self, source: WeightSource, name: str, start: int, stop: int, row: int, offsets: list[int], file: int
+    ) -> int:
+        """Write rows of one tensor; ``row`` is where they stand in the whole. Returns the bytes written."""
+        rows = source.rows(name, start, stop).astype(_numpy_dtype(self.value), copy=False)
+        return _write_rows(file, rows, row, offsets[0])
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerWeight:
+    """Matrices, one below the other, as MatMulNBits and GatherBlockQuantized read them.
+
+    Attributes:
+        tensors: checkpoint names.
+        scheme: how they are rounded.
+        packed: the initializer of the integers, and its other shape if a table and a product share it.
+        scales: the initializer of the scales.
+        zero_points: that of the zero points, if the scheme has any.
+    """
+
+    tensors: tuple[str, ...]
+    scheme: Scheme
+    packed: tuple[ir.Value, ...]
+    scales: ir.Value
+    zero_points: ir.Value | None
+
+    def values(self) -> list[tuple[ir.Value, ...]]:
+        """The initializers; those of one tuple are views of the same bytes."""
+        return [self.packed, (self.scales,), *([(self.zero_points,)] if self.zero_points else [])]
+
+    def write(
+        self, source: WeightSource, name: str, start: int, stop: int, row: int, offsets: list[int], file: int
+    ) -> int:
+        """As ``DenseWeight.write``."""
+        blocks = source.blocks(name, start, stop, self.scheme)
+        scales = blocks.scales.astype(_numpy_dtype(self.scales), copy=False)
+        parts = (blocks.packed, scales, *([] if blocks.zero_points is None else [blocks.zero_points]))
+        return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
+
+
+Weight = DenseWeight | IntegerWeight
+
+
+def weight_bytes(weights: list[Weight]) -> int:
+    """Size of the external-data file, in bytes."""
+    return sum(_aligned(_nbytes(views[0])) for weight in weights for views in weight.values())
 
 
 def attach_weights(
-    model: ir.Model,
-    weights: MergedCheckpoint,
-    config: LigerConfig,
+    weights: list[Weight],
+    source: WeightSource,
     data_file: Path,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write every initializer's values to ``data_file`` as float32 and refer the graph to them.
+    """Write every weight to ``data_file`` and refer the graph's initializers to it.
 
     Args:
-        model: a traced graph whose initializers carry checkpoint names.
-        weights: the checkpoint, adapters merged on the way.
-        config: the model.
+        weights: what ``lower`` returned.
+        source: the checkpoint.
         data_file: file to create, beside the future ``model.onnx``.
         progress: called with the bytes written since the last call.
     """
-    model.graph.initializers[ROTARY].const_value = ir.tensor(inverse_frequencies(config.rope, config.head_dim))
-    with data_file.open("wb") as stream:
-        for name, value in model.graph.initializers.items():
-            if not _is_external(name, value):
-                continue
-            offset = _align(stream)
-            for rows in weights.blocks(name, BLOCK_BYTES):
-                block = np.ascontiguousarray(rows.numpy())
-                stream.write(block.data)
-                progress(block.nbytes)
-            value.const_value = ir.ExternalTensor(
-                data_file.name,
-                offset,
-                4 * _elements(value),
-                ir.DataType.FLOAT,
-                shape=ir.Shape(_shape(value)),
-                name=name,
-                base_dir=data_file.parent,
-            )
-        stream.flush()
+    position, tasks = 0, []
+    for weight in weights:
+        offsets = []
+        for views in weight.values():
+            offsets.append(position)
+            for value in views:
+                value.const_value = _external(value, data_file, position)
+            position += _aligned(_nbytes(views[0]))
+        tasks.append((weight, offsets))
+    with data_file.open("wb") as stream, ThreadPoolExecutor(THREADS) as pool:
+        stream.truncate(position)
+        writes = (task for weight, offsets in tasks for task in _tasks(weight, offsets, source))
+        for written in _results(pool, writes, stream.fileno()):
+            progress(written)
         os.fsync(stream.fileno())
 
 
-def _is_external(name: str, value: ir.Value) -> bool:
-    return name != ROTARY and value.dtype == ir.DataType.FLOAT
+def _tasks(weight: Weight, offsets: list[int], source: WeightSource) -> Iterator[Task]:
+    """Cut a weight into pieces of some rows each."""
+    above = 0
+    for name in weight.tensors:
+        rows, *rest = source.shape(name)
+        step = max(1, BLOCK_BYTES // (4 * prod(rest)))
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield partial(weight.write, source, name, start, stop, above + start, offsets)
+        above += rows
 
 
-def _elements(value: ir.Value) -> int:
-    return prod(_shape(value))
+def _results(pool: ThreadPoolExecutor, tasks: Iterator[Task], file: int) -> Iterator[int]:
+    """Run tasks, few at a time so that few pieces are in memory, and yield their results."""
+    running: set[Future[int]] = set()
+    while True:
+        running |= {pool.submit(task, file) for task in islice(tasks, THREADS + 1 - len(running))}
+        if not running:
+            return
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)
+
+
+def _write_rows(file: int, rows: npt.NDArray[np.generic], row: int, offset: int) -> int:
+    data = memoryview(np.ascontiguousarray(rows).data).cast("B")
+    position = offset + row * (data.nbytes // len(rows))
+    written = 0
+    while written < data.nbytes:
+        written += os.pwrite(file, data[written:], position + written)
+    return written
+
+
+def _external(value: ir.Value, data_file: Path, offset: int) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        data_file.name,
+        offset,
+        _nbytes(value),
+        _dtype(value),
+        shape=ir.Shape(_shape(value)),
+        name=str(value.name),
+        base_dir=data_file.parent,
+    )
+
+
+def _nbytes(value: ir.Value) -> int:
+    return prod(_shape(value)) * _numpy_dtype(value).itemsize
+
+
+def _aligned(size: int) -> int:
+    return size + -size % ALIGNMENT
+
+
+def _numpy_dtype(value: ir.Value) -> np.dtype[np.generic]:
+    return _dtype(value).numpy()
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    if value.dtype is None:
+        raise TypeError(f"initializer {value.name} has no type")
+    return value.dtype
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
     if value.shape is None or not value.shape.is_static():
         raise TypeError(f"initializer {value.name} has no fixed shape")
     return value.shape.numpy()
-
-
-def _align(stream: BinaryIO) -> int:
-    offset = stream.tell()
-    stream.write(bytes(-offset % ALIGNMENT))
-    return stream.tell()

@@ -9,12 +9,14 @@ from typing import Any
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, open_liger
+from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, expected_tensors, open_liger
 from liger_export.config import LigerConfig
 from liger_export.errors import CheckpointError
 from liger_export.export import attach_weights, lower, trace, weight_bytes
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, describe_files
+from liger_export.quantize import Precision
+from liger_export.quantize.source import RoundedCheckpoint
 
 __all__ = ["Progress", "convert"]
 
@@ -38,6 +40,7 @@ def convert(
     *,
     adapters: tuple[Path, ...] = (),
     lowering: str = "stock",
+    precision: Precision | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -48,30 +51,33 @@ def convert(
         output: package directory to create; complete or absent afterwards.
         adapters: PEFT LoRA adapter directories, merged in this order.
         lowering: what the graph's Liger attention becomes; a key of ``export.LOWERINGS``.
+        precision: how weights are stored; default: float32.
         overwrite: replace ``output`` if it exists.
         progress: where to report.
 
     Raises:
-        CheckpointError, UnsupportedModelError, AdapterError: the input cannot be converted.
+        CheckpointError, UnsupportedModelError, AdapterError, QuantizationError: the input cannot be converted.
         OutputError: ``output`` exists or cannot be written.
     """
-    progress = progress or Progress()
+    progress, precision = progress or Progress(), precision or Precision()
     opened = open_liger(checkpoint)
     values = _with_generation_ends(opened.values, checkpoint)
     config = LigerConfig.from_dict(values)
     weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
     _check_tokenizer(checkpoint)
     weights.check()
+    matrices = {name: shape for name, shape in expected_tensors(config).items() if len(shape) == 2}
+    precision.check(matrices, config.tie_word_embeddings)
 
     with new_directory(output, overwrite, inputs=(checkpoint, *adapters)) as partial:
         progress.stage("tracing")
-        model = trace(config, values)
-        lower(model, lowering)
-        nbytes = weight_bytes(model)
+        model = trace(config, values, precision.activations)
+        stored = lower(model, lowering, {name: precision.scheme(name) for name in matrices})
+        nbytes = weight_bytes(stored)
         require_space(output, nbytes + GRAPH_BYTES)
         progress.stage("writing weights")
         progress.total(nbytes)
-        attach_weights(model, weights, config, partial / DATA_FILE, progress.advance)
+        attach_weights(stored, RoundedCheckpoint(weights, precision.method), partial / DATA_FILE, progress.advance)
         ir.save(model, partial / MODEL_FILE)
         copy_files(TOKENIZER_FILES, checkpoint, partial)
         progress.stage("hashing")
@@ -79,7 +85,7 @@ def convert(
             source=_describe_source(weights.checkpoint),
             adapters=[_describe_adapter(adapter) for adapter in weights.adapters],
             config=values,
-            precision="float32",
+            precision=precision,
             lowering=lowering,
             opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
             onnxruntime=MINIMUM_ONNXRUNTIME[lowering],

@@ -9,6 +9,7 @@ from typing import Any
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
 from liger_export.files import sha256_file
+from liger_export.quantize import Precision
 from liger_export.state import StateTensor, bytes_per_session, state_table
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 REPORT_FILE = "parity.json"  # written by validate after the manifest, so not listed in it
@@ -35,7 +36,7 @@ class Manifest:
         source: name of the checkpoint directory and the SHA-256 of its files.
         adapters: per merged adapter, its name, SHA-256, and whether its base weights were verified.
         config: the checkpoint's ``config.json``.
-        precision: dtype of weights and activations.
+        precision: how weights are stored, and the dtype of activations.
         lowering: which lowering the graph went through.
         opsets: version of every operator set the graph imports.
         onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
@@ -45,7 +46,7 @@ class Manifest:
     source: dict[str, Any]
     adapters: list[dict[str, Any]]
     config: dict[str, Any]
-    precision: str
+    precision: Precision
     lowering: str
     opsets: dict[str, int]
     onnxruntime: str
@@ -61,7 +62,7 @@ class Manifest:
     @property
     def state(self) -> tuple[StateTensor, ...]:
         """The state table."""
-        return state_table(self.model_config, self.precision)
+        return state_table(self.model_config, self.precision.activations)
 
     def to_json(self) -> str:
         """The manifest as JSON, the state table and its bytes per session written out for readers."""
@@ -126,9 +127,14 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} has package format {format_version}; this version reads up to {FORMAT_VERSION}.",
             "Upgrade liger-export.",
         )
+    if format_version < FORMAT_VERSION:
+        raise PackageError(
+            f"{directory} has package format {format_version}; this version reads {FORMAT_VERSION}.",
+            "Convert the checkpoint again.",
+        )
     try:
         recorded_state = values.pop("state")
-        manifest = Manifest(**values)
+        manifest = Manifest(**{**values, "precision": Precision.from_dict(values["precision"])})
         consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.files.items()}
         named = [manifest.source["name"], *(adapter["name"] for adapter in manifest.adapters)]

@@ -15,6 +15,7 @@ from peft import PeftModel
 from liger_export.errors import AdapterError, CheckpointError, OutputError
 from liger_export.package import read_manifest
 from liger_export.package.build import convert
+from liger_export.package.manifest import FORMAT_VERSION
 from liger_export.runtime import load
 from tests.tiny import Shape, edit_json, load_model, relative_l2, write_liger
 
@@ -75,8 +76,8 @@ def test_half_precision_checkpoints_convert(tmp_path: Path) -> None:
 
 def test_manifest_says_what_is_inside(package: Path, liger_checkpoint: Path) -> None:
     values = json.loads((package / "manifest.json").read_text())
-    assert values["format_version"] == 1
-    assert (values["precision"], values["lowering"], values["adapters"]) == ("float32", "stock", [])
+    assert values["format_version"] == FORMAT_VERSION
+    assert (values["precision"]["weights"], values["lowering"], values["adapters"]) == ("fp32", "stock", [])
     assert values["source"]["name"] == "liger"
     assert set(values["source"]["files"]) == {"config.json", "model.safetensors"}
     assert set(values["opsets"]) == {"ai.onnx", "com.microsoft", "liger"}

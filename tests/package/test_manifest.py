@@ -4,6 +4,7 @@ import pytest
 
 from liger_export.errors import PackageError
 from liger_export.package import read_manifest
+from liger_export.package.manifest import FORMAT_VERSION
 from tests.tiny import edit_json
 
 
@@ -36,8 +37,14 @@ def test_changed_cut_and_missing_files_are_named(package_copy: Path, name: str) 
 
 
 def test_newer_format_asks_for_an_upgrade(package_copy: Path) -> None:
-    edit_json(package_copy / "manifest.json", format_version=2)
+    edit_json(package_copy / "manifest.json", format_version=FORMAT_VERSION + 1)
     with pytest.raises(PackageError, match="Upgrade"):
+        read_manifest(package_copy)
+
+
+def test_older_format_asks_for_another_conversion(package_copy: Path) -> None:
+    edit_json(package_copy / "manifest.json", format_version=FORMAT_VERSION - 1)
+    with pytest.raises(PackageError, match="Convert the checkpoint again"):
         read_manifest(package_copy)
 
 

@@ -5,11 +5,17 @@ from liger_export.ops.onnx_bodies.parts import MIX, SIZES, gate, softmax_per_hea
 __all__ = ["GLA", "RECURRENCE"]
 
 # Reads query_features, key_features, value and gate.
+# State is float32, and LinearAttention takes one type for all.
 RECURRENCE = """
-    recurrent, next_recurrent_state = com.microsoft.LinearAttention
+    wide_query_features = Cast <to = 1> (query_features)
+    wide_key_features = Cast <to = 1> (key_features)
+    wide_value = Cast <to = 1> (value)
+    wide_gate = Cast <to = 1> (gate)
+    wide_recurrent, next_recurrent_state = com.microsoft.LinearAttention
         <update_rule = "gated", scale: float = @recurrent_weight,
          q_num_heads: int = @num_heads, kv_num_heads: int = @num_key_value_heads>
-        (query_features, key_features, value, recurrent_state, gate)
+        (wide_query_features, wide_key_features, wide_value, recurrent_state, wide_gate)
+    recurrent = CastLike (wide_recurrent, value)
 """
 
 GLA = (

@@ -86,8 +86,10 @@ def gate(of: str) -> str:
 
 
 ROTATE = """
-    rotated_query = RotaryEmbedding <num_heads: int = @num_heads> (query, cos, sin)
-    rotated_key = RotaryEmbedding <num_heads: int = @num_key_value_heads> (key, cos, sin)
+    typed_cos = CastLike (cos, query)
+    typed_sin = CastLike (sin, query)
+    rotated_query = RotaryEmbedding <num_heads: int = @num_heads> (query, typed_cos, typed_sin)
+    rotated_key = RotaryEmbedding <num_heads: int = @num_key_value_heads> (key, typed_cos, typed_sin)
 """
 
 

@@ -1,0 +1,170 @@
+"""Graph rewrites that save nodes and passes over memory, whatever the precision. Each keeps what the graph computes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from liger_export.export.weights import DenseWeight
+
+__all__ = ["Linear", "fuse_residuals", "fuse_transposes", "linear_layers", "pack_linears"]
+
+MICROSOFT = "com.microsoft"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer in the graph: x W^T, and the addition of its bias if it has one."""
+
+    product: ir.Node
+    addition: ir.Node | None
+
+    @property
+    def input(self) -> ir.Value:
+        """The activations x."""
+        return _present(self.product.inputs[0])
+
+    @property
+    def weight(self) -> ir.Value:
+        """W, [out, in]."""
+        return _present(self.product.inputs[1])
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """Bias, [out]."""
+        return self.addition.inputs[1] if self.addition else None
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        """Its nodes, in order."""
+        return [self.product, *([self.addition] if self.addition else [])]
+
+    @property
+    def output(self) -> ir.Value:
+        """What it gives."""
+        return self.nodes[-1].outputs[0]
+
+
+def fuse_transposes(graph: ir.Graph) -> None:
+    """Let x W^T read W as the checkpoint stores it, [out, in], instead of a transposed copy.
+
+    A tied embedding then serves as table and as head from one initializer.
+    """
+    for node in list(graph):
+        transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        if transpose is None or transpose.op_type != "Transpose":
+            continue
+        product = _product(_present(node.inputs[0]), _present(transpose.inputs[0]), node.name)
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+        if not transpose.outputs[0].uses():
+            graph.remove(transpose, safe=True)
+
+
+def linear_layers(graph: ir.Graph) -> Iterator[Linear]:
+    """Every linear layer, after ``fuse_transposes``."""
+    for node in list(graph):
+        if node.op_type == "FusedMatMul" and _present(node.inputs[1]).is_initializer():
+            users = [use.node for use in node.outputs[0].uses()]
+            is_bias = len(users) == 1 and users[0].op_type == "Add" and _present(users[0].inputs[1]).is_initializer()
+            yield Linear(node, users[0] if is_bias else None)
+
+
+def pack_linears(graph: ir.Graph, kind: Callable[[str], Hashable]) -> dict[str, DenseWeight]:
+    """Compute linear layers that read the same activations in one product: q, k and v; gate and up.
+
+    Args:
+        graph: after ``fuse_transposes``.
+        kind: of a weight's name; only weights of one kind are packed together.
+
+    Returns:
+        The new initializers, by name.
+    """
+    groups: dict[Hashable, list[Linear]] = defaultdict(list)
+    for linear in linear_layers(graph):
+        key = (linear.input, linear.addition is None, kind(str(linear.weight.name)))
+        groups[key].append(linear)
+    stored: dict[str, DenseWeight] = {}
+    for group in groups.values():
+        if len(group) > 1:
+            _pack(graph, group, stored)
+    return stored
+
+
+def _pack(graph: ir.Graph, group: list[Linear], stored: dict[str, DenseWeight]) -> None:
+    weight = _stacked(graph, [linear.weight for linear in group], stored)
+    new = [_product(group[0].input, weight, f"{weight.name}.product")]
+    if group[0].addition is not None:
+        bias = _stacked(graph, [_present(linear.bias) for linear in group], stored)
+        new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{weight.name}.addition"))
+    rows = np.array([_rows(linear.weight) for linear in group], dtype=np.int64)
+    sizes = ir.Value(name=f"{weight.name}.sizes", const_value=ir.tensor(rows, name=f"{weight.name}.sizes"))
+    graph.register_initializer(sizes)
+    inputs = [new[-1].outputs[0], sizes]
+    new.append(ir.node("Split", inputs, {"axis": -1}, num_outputs=len(group), name=f"{weight.name}.split"))
+    old_nodes = [node for linear in group for node in linear.nodes]
+    old_values = [linear.output for linear in group]
+    unused = [value for linear in group for value in (linear.weight, linear.bias) if value is not None]
+    ir.convenience.replace_nodes_and_values(graph, group[0].product, old_nodes, new, old_values, new[-1].outputs)
+    for value in unused:
+        graph.initializers.pop(str(value.name))
+
+
+def _stacked(graph: ir.Graph, parts: list[ir.Value], stored: dict[str, DenseWeight]) -> ir.Value:
+    """One initializer for several, named after all of them: ``...q_proj+k_proj+v_proj.weight``."""
+    names = tuple(str(part.name) for part in parts)
+    prefix, _, kind = names[0].rpartition(".")
+    parent = prefix.rpartition(".")[0]
+    name = f"{parent}.{'+'.join(name.split('.')[-2] for name in names)}.{kind}"
+    shape = ir.Shape([sum(_rows(part) for part in parts), *_present(parts[0].shape).numpy()[1:]])
+    value = ir.Value(name=name, shape=shape, type=parts[0].type)
+    graph.initializers[name] = value
+    stored[name] = DenseWeight(value, names)
+    return value
+
+
+def fuse_residuals(graph: ir.Graph) -> None:
+    """Add to the residual stream and normalise in one node.
+
+    RMSNormalization(x + y) becomes SkipSimplifiedLayerNormalization, whose fourth output is x + y.
+    """
+    for node in list(graph):
+        total = _present(node.inputs[0]) if node.op_type == "RMSNormalization" else None
+        addition = total.producer() if total is not None else None
+        if total is None or addition is None or addition.op_type != "Add":
+            continue
+        if any(_present(value).is_initializer() for value in addition.inputs):
+            continue
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
+        inputs = [*addition.inputs, node.inputs[1]]
+        fused = ir.node(
+            "SkipSimplifiedLayerNormalization",
+            inputs,
+            {"epsilon": epsilon},
+            domain=MICROSOFT,
+            num_outputs=4,
+            name=node.name,
+        )
+        old_values = [total, node.outputs[0]]
+        new_values = [fused.outputs[3], fused.outputs[0]]
+        for unused in fused.outputs[1:3]:
+            unused.name = ""
+        ir.convenience.replace_nodes_and_values(graph, addition, [addition, node], [fused], old_values, new_values)
+
+
+def _product(activations: ir.Value, weight: ir.Value, name: str | None) -> ir.Node:
+    return ir.node("FusedMatMul", [activations, weight], {"transB": 1}, domain=MICROSOFT, name=name)
+
+
+def _rows(value: ir.Value) -> int:
+    return int(_present(value.shape).numpy()[0])
+
+
+def _present(value: T | None) -> T:
+    if value is None:
+        raise TypeError("the traced graph lacks a value that this node must have")
+    return value

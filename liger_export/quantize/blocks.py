@@ -1,0 +1,93 @@
+"""Rounding rows of a matrix to integers, block by block, in the layout of ONNX Runtime's operators."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnxruntime.capi import _pybind_state as ort_quantizers
+from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+from liger_export.quantize.scheme import Scheme
+
+__all__ = ["Blocks", "dequantize", "encode"]
+
+Rows = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Quantized rows, as MatMulNBits and GatherBlockQuantized read them.
+
+    Attributes:
+        packed: uint8 [N, K * bits / 8]; of two 4-bit integers the first is the low half of a byte.
+        scales: float32 [N, K / block_size].
+        zero_points: uint8 [N, K / block_size * bits / 8], rounded up; None if symmetric.
+    """
+
+    packed: Bytes
+    scales: Rows
+    zero_points: Bytes | None
+
+
+def encode(rows: Rows, scheme: Scheme, method: str) -> Blocks:
+    """Round float32 rows [N, K], K a multiple of the block size, by one of ``METHODS``."""
+    return ENCODERS[method](rows, scheme)
+
+
+def dequantize(blocks: Blocks, scheme: Scheme) -> Rows:
+    """The values that ONNX Runtime computes with, float32 [N, K]."""
+    integers = unpack(blocks.packed, scheme.bits)
+    rows, columns = integers.shape
+    count = scheme.blocks(columns)
+    zero_points: npt.NDArray[np.float32] | float = float(scheme.fixed_zero_point)
+    if blocks.zero_points is not None:
+        zero_points = unpack(blocks.zero_points, scheme.bits)[:, :count, None].astype(np.float32)
+    centred = integers.reshape(rows, count, scheme.block_size).astype(np.float32) - zero_points
+    values: Rows = centred * blocks.scales[:, :, None]
+    return values.reshape(rows, columns)
+
+
+def pack(integers: Bytes, bits: int) -> Bytes:
+    """Integers [N, K], one a byte, to [N, K * bits / 8], rounded up."""
+    if bits == 8:
+        return integers
+    even: Bytes = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
+    return even[:, ::2] | np.left_shift(even[:, 1::2], 4, dtype=np.uint8)
+
+
+def unpack(packed: Bytes, bits: int) -> Bytes:
+    """The inverse of ``pack``; an odd row gets one integer more."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+
+
+def _round_to_nearest(rows: Rows, scheme: Scheme) -> Blocks:
+    """ONNX Runtime's own quantizer: the largest value of a block, or its range, sets the scale."""
+    count, columns = rows.shape
+    packed = np.zeros((count, scheme.blocks(columns), scheme.row_bytes(scheme.block_size)), np.uint8)
+    scales = np.zeros((count, scheme.blocks(columns)), np.float32)
+    zero_points = np.zeros((count, scheme.zero_point_bytes(columns)), np.uint8)
+    quantizers = {4: ort_quantizers.quantize_matmul_4bits, 8: ort_quantizers.quantize_matmul_8bits}
+    transposed = np.ascontiguousarray(rows.T)
+    quantizers[scheme.bits](
+        packed, transposed, scales, zero_points, scheme.block_size, count, columns, scheme.symmetric
+    )
+    return Blocks(packed.reshape(count, -1), scales, None if scheme.symmetric else zero_points)
+
+
+def _k_quant(rows: Rows, scheme: Scheme) -> Blocks:
+    """ONNX Runtime's k-quant: of 20 scales, the one with the least error, larger weights counting more."""
+    count, columns = rows.shape
+    with np.errstate(divide="ignore", invalid="ignore"):  # a constant block: no scale to find, and none is taken
+        integers, scales, zero_points = quant_tensor_k_quant_cpu(rows, scheme.bits, scheme.block_size)
+    return Blocks(
+        pack(integers.astype(np.uint8).reshape(count, columns), scheme.bits),
+        scales.astype(np.float32).reshape(count, -1),
+        pack(zero_points.reshape(count, -1), scheme.bits),
+    )
+
+
+ENCODERS: dict[str, Callable[[Rows, Scheme], Blocks]] = {"rtn": _round_to_nearest, "k-quant": _k_quant}
