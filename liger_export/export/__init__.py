@@ -1,7 +1,8 @@
 """From a Liger checkpoint to an ONNX graph with external weights."""
 
+from liger_export.export.aliases import in_place_states
 from liger_export.export.lower import LOWERINGS, lower
 from liger_export.export.trace import ONNX_OPSET, trace
 from liger_export.export.weights import attach_weights, weight_bytes
 
-__all__ = ["LOWERINGS", "ONNX_OPSET", "attach_weights", "lower", "trace", "weight_bytes"]
+__all__ = ["LOWERINGS", "ONNX_OPSET", "attach_weights", "in_place_states", "lower", "trace", "weight_bytes"]

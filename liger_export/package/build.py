@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, expected_tensors, open_liger
 from liger_export.config import LigerConfig
 from liger_export.errors import CheckpointError
-from liger_export.export import attach_weights, lower, trace, weight_bytes
+from liger_export.export import attach_weights, in_place_states, lower, trace, weight_bytes
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, describe_files
 from liger_export.quantize import Precision
@@ -89,6 +89,7 @@ def convert(
             lowering=lowering,
             opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
             onnxruntime=MINIMUM_ONNXRUNTIME[lowering],
+            in_place=in_place_states(model),
             files=describe_files(partial),
         )
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

@@ -40,6 +40,7 @@ class Manifest:
         lowering: which lowering the graph went through.
         opsets: version of every operator set the graph imports.
         onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
+        in_place: past states that a caller may pass as their own present, by name.
         files: per file, its size and SHA-256.
     """
 
@@ -50,6 +51,7 @@ class Manifest:
     lowering: str
     opsets: dict[str, int]
     onnxruntime: str
+    in_place: list[str]
     files: dict[str, dict[str, Any]]
     format_version: int = FORMAT_VERSION
     liger_export: str = field(default_factory=lambda: version("liger-export"))
@@ -73,11 +75,13 @@ class Manifest:
                 "shape": list(t.shape),
                 "dtype": t.dtype,
                 "bytes": t.nbytes,
+                "in_place": t.past_name in self.in_place,
             }
             for t in self.state
         ]
         values = asdict(self)
         files = values.pop("files")
+        del values["in_place"]  # written out below
         values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
         return json.dumps({**values, "files": files}, indent=1) + "\n"
 
@@ -134,12 +138,15 @@ def read_manifest(directory: Path) -> Manifest:
         )
     try:
         recorded_state = values.pop("state")
-        manifest = Manifest(**{**values, "precision": Precision.from_dict(values["precision"])})
+        values["precision"] = Precision.from_dict(values["precision"])
+        values["in_place"] = [entry["past"] for entry in recorded_state["tensors"] if entry["in_place"]]
+        manifest = Manifest(**values)
         consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.files.items()}
         named = [manifest.source["name"], *(adapter["name"] for adapter in manifest.adapters)]
         consistent = consistent and MODEL_FILE in listed and all(isinstance(name, str) for name in named)
         consistent = consistent and isinstance(manifest.onnxruntime, str)
+        consistent = consistent and set(manifest.in_place) <= {entry.past_name for entry in manifest.state}
     except (KeyError, TypeError, ValueError, AttributeError, LigerExportError) as error:
         raise PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.") from error
     if not consistent:

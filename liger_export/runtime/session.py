@@ -14,7 +14,6 @@ from liger_export.errors import EnvironmentMismatchError, InputError, PackageErr
 from liger_export.package import MODEL_FILE, Manifest, read_manifest
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
-from liger_export.state import StateTensor
 
 __all__ = ["SavedState", "Session", "load", "read_tokenizer"]
 
@@ -50,10 +49,17 @@ class SavedState:
 
 
 class _Buffers:
-    """One set of state tensors, bound to ONNX Runtime where they lie."""
+    """One set of state tensors, bound to ONNX Runtime where they lie.
 
-    def __init__(self, table: tuple[StateTensor, ...]) -> None:
-        self.arrays = [np.zeros((1, *entry.shape), dtype=entry.dtype) for entry in table]
+    A second set ``beside`` a first shares those tensors that the graph updates in place.
+    """
+
+    def __init__(self, manifest: Manifest, beside: "_Buffers | None" = None) -> None:
+        self.arrays = [np.zeros((1, *entry.shape), dtype=entry.dtype) for entry in manifest.state]
+        if beside is not None:
+            in_place = [entry.past_name in manifest.in_place for entry in manifest.state]
+            choices = zip(in_place, beside.arrays, self.arrays, strict=True)
+            self.arrays = [first if shared else own for shared, first, own in choices]
         self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays]
 
 
@@ -68,8 +74,9 @@ class _Call:
 class Session:
     """A sequence being read and written.
 
-    State lives in two fixed sets of buffers: a call reads one and writes the other. Nothing is allocated per
-    token, and nothing depends on how many tokens have been seen.
+    State lives in fixed buffers: one for each tensor that the graph updates in place, two for any other, which a
+    call reads from and writes to in turn. Nothing is allocated per token, and nothing depends on how many tokens have
+    been seen.
 
     Attributes:
         manifest: what the package says of itself.
@@ -91,13 +98,14 @@ class Session:
         self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
         self._token = np.zeros((1, 1), dtype=np.int64)
         self._token_position = np.zeros((1, 1), dtype=np.int64)
-        self._buffers = [_Buffers(self._table), _Buffers(self._table)]  # [past, present]
+        first = _Buffers(manifest)
+        self._buffers = [first, _Buffers(manifest, beside=first)]  # [past, present]
         self._steps = [self._bind(self._token, self._token_position, *order) for order in ((0, 1), (1, 0))]
         self._turn = 0
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of one set of state tensors; the session holds two."""
+        """Bytes of the state itself; for a tensor that is not updated in place the session holds a second buffer."""
         return sum(array.nbytes for array in self._buffers[0].arrays)
 
     @property
@@ -255,7 +263,7 @@ class Session:
 
     def buffer_addresses(self) -> list[int]:
         """Where the state lies in memory; constant for the life of the session."""
-        return [array.ctypes.data for buffers in self._buffers for array in buffers.arrays]
+        return sorted({array.ctypes.data for buffers in self._buffers for array in buffers.arrays})
 
     def _take_tokens(self, token_ids: Sequence[int]) -> npt.NDArray[np.int64]:
         """Tokens to read now, int64 [T]: the pending one, which is then no longer pending, and ``token_ids``."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.linearize import LinearizeSettings
 from liger_export.package.build import convert
 from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
 from tests.tiny import Shape, load_model, relative_l2, write_liger
@@ -86,8 +87,34 @@ def test_state_never_moves_grows_or_gains_buffers(session: Session) -> None:
     session.reset()
     list(session.generate("text", max_new_tokens=5))
     assert session.buffer_addresses() == addresses
-    assert len(addresses) == 2 * len(session.manifest.state)
+    assert len(addresses) == len(session.manifest.in_place) == len(session.manifest.state)  # gla: all in place
     assert session.state_bytes == size == sum(entry.nbytes for entry in session.manifest.state)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "in_place"),
+    [
+        ("gla", {"recurrent_state", "key", "value"}),
+        ("hgrn2", {"recurrent_state", "key", "value"}),
+        ("gsa", {"slot_value", "key", "value"}),
+        ("lolcats", {"recurrent_state"}),
+    ],
+)
+def test_updating_in_place_changes_no_bit(mixer: str, in_place: set[str], tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", settings=LinearizeSettings(mixer=mixer))
+    convert(checkpoint, tmp_path / "package")
+    session = load(tmp_path / "package")
+    table = session.manifest.state
+    assert {entry.name for entry in table if entry.past_name in session.manifest.in_place} == in_place
+    past = {entry.past_name: np.zeros((1, *entry.shape), dtype=entry.dtype) for entry in table}
+    for start, stop in pairwise([0, 1, 2, 9, 10, 40, 41, 120]):
+        expected, past = session.run(np.array([TOKENS[start:stop]]), start, past)  # ONNX Runtime's own buffers
+        assert np.array_equal(session.all_logits(TOKENS[start:stop]), expected[0])
+        state = session.state().tensors
+        for entry in table:
+            held = min(stop, 8) if entry.name in ("key", "value") else None
+            assert np.array_equal(state[entry.past_name][:, :, :held], past[entry.past_name][:, :, :held])
+            assert held is None or not state[entry.past_name][:, :, held:].any()
 
 
 def test_batch_rows_equal_single_sequences(session: Session) -> None:
