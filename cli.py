@@ -367,7 +367,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of the random choice.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="String to stop at; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: ONNX Runtime chooses.")] = None,
-    verify: Annotated[bool, typer.Option(help="Check every file's SHA-256 first.")] = True,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file's SHA-256, not only its size.")] = False,
 ) -> None:
     """Continue a text with ONNX Runtime."""
     sampling = Sampling(

@@ -51,7 +51,7 @@ def validate(
     weights = open_liger(checkpoint).weights
     for adapter in adapters:
         Adapter.open(adapter).check(weights)
-    session = load(package)
+    session = load(package, verify=True)
     reference = TorchReference(checkpoint, adapters)
     config = session.manifest.model_config
     report = ParityReport(

@@ -256,11 +256,16 @@ def test_damaged_package_does_not_open(package_copy: Path) -> None:
     content[100] ^= 255
     data.write_bytes(content)
     with pytest.raises(PackageError, match="has changed"):
-        load(package_copy)
-    assert load(package_copy, verify=False).position == 0
+        load(package_copy, verify=True)
+    assert load(package_copy).position == 0
     (package_copy / "model.onnx").write_bytes(b"x" * (package_copy / "model.onnx").stat().st_size)
     with pytest.raises(PackageError, match="cannot be opened"):
-        load(package_copy, verify=False)
+        load(package_copy)
+    with pytest.raises(PackageError, match="has changed"):
+        load(package_copy, verify=True)
+    data.write_bytes(content[:-1])
+    with pytest.raises(PackageError, match="was cut"):
+        load(package_copy)
 
 
 def test_a_tokenizer_that_truncates_and_pads_reads_texts_whole(package_copy: Path) -> None:
