@@ -11,7 +11,7 @@ import liger_export
 
 ROOT = Path(liger_export.__file__).parent
 LAYERS = [
-    *("errors", "files", "config", "state", "ops", "kernels", "checkpoint", "modeling", "linearize"),
+    *("errors", "files", "ort", "config", "state", "ops", "kernels", "checkpoint", "modeling", "linearize"),
     *("processes", "quality"),
     *(
         "finetune",

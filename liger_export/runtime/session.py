@@ -8,10 +8,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.ort import ort
 from liger_export.package import MODEL_FILE, Manifest, read_manifest
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
