@@ -231,6 +231,7 @@ def validate(
     adapter: Adapters = None,
     text: Annotated[Path | None, typer.Option(help="Text to read; default: sampled by the package.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to compare logits on.")] = 8192,
+    memory_tokens: Annotated[int, typer.Option(help="Tokens to watch memory over.")] = 4096,
     json: Annotated[Path | None, typer.Option(help="Write the report here too.")] = None,
 ) -> None:
     """Measure a package against PyTorch; exit code 1 if a bound is missed."""
@@ -246,6 +247,7 @@ def validate(
             adapters=tuple(adapter or ()),
             text=text,
             max_tokens=max_tokens,
+            memory_tokens=memory_tokens,
             on_check=lambda check: status.update(f"comparing with PyTorch: {check.name}"),
         )
     title = f"{report.package} against {report.reference}"

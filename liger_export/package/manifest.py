@@ -42,6 +42,7 @@ class Manifest:
         onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
         in_place: past states that a caller may pass as their own present, by name.
         files: per file, its size and SHA-256.
+        memory: whether memory grew from token to token, as ``validate`` measured it; None before.
     """
 
     source: dict[str, Any]
@@ -53,6 +54,7 @@ class Manifest:
     onnxruntime: str
     in_place: list[str]
     files: dict[str, dict[str, Any]]
+    memory: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
     liger_export: str = field(default_factory=lambda: version("liger-export"))
 

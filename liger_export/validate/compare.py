@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from liger_export.validate.report import LogitParity
 
-__all__ = ["add_block", "relative_l2"]
+__all__ = ["add_block", "mean_kl", "relative_l2"]
 
 Array = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -17,6 +17,12 @@ def relative_l2(measured: Array, reference: Array) -> float:
     norm = float(np.linalg.norm(wide))
     error = float(np.linalg.norm(measured.astype(np.float64) - wide))
     return error / norm if norm else error
+
+
+def mean_kl(measured: Array, reference: Array) -> float:
+    """KL(reference || measured) of next-token distributions, nats, mean over positions; logits [..., vocab_size]."""
+    log_a, log_b = _log_softmax(measured.astype(np.float64)), _log_softmax(reference.astype(np.float64))
+    return float((np.exp(log_b) * (log_b - log_a)).sum(-1).mean())
 
 
 def add_block(parity: LogitParity, measured: Array, reference: Array, targets: npt.NDArray[np.int64]) -> None:

@@ -50,7 +50,8 @@ class TorchReference:
         """Logits after each token, [T, vocab_size], continuing from a state that a package saved."""
         layers: list[tuple[torch.Tensor, ...]] = [()] * len(self._model.model.layers)
         for entry in table:
-            layers[entry.layer] = (*layers[entry.layer], torch.from_numpy(state.tensors[entry.past_name]))
+            tensor = torch.from_numpy(state.tensors[entry.past_name]).float()  # float32, as the model here is
+            layers[entry.layer] = (*layers[entry.layer], tensor)
         cache = LigerCache(layers, torch.tensor([state.position]), state.position)
         output = self._model(torch.from_numpy(tokens[None]), past_key_values=cache, use_cache=False)
         logits: npt.NDArray[np.float32] = output.logits[0].numpy()
@@ -61,4 +62,5 @@ class TorchReference:
         """The state after reading a sequence, under the contract's names."""
         cache = self._model(torch.from_numpy(tokens[None]), use_cache=True, logits_to_keep=1).past_key_values
         tensors = [tensor.numpy() for layer in cache.layers for tensor in layer]
-        return SavedState(len(tokens), {entry.past_name: tensor for entry, tensor in zip(table, tensors, strict=True)})
+        named = zip(table, tensors, strict=True)
+        return SavedState(len(tokens), {entry.past_name: tensor.astype(entry.dtype) for entry, tensor in named})

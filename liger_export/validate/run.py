@@ -1,20 +1,26 @@
 """``validate``: measure every law and tolerance on a package and write the report into it."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from liger_export.checkpoint import Adapter, open_liger
+from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
-from liger_export.package import MANIFEST_FILE, REPORT_FILE
+from liger_export.package import MANIFEST_FILE, REPORT_FILE, Manifest
 from liger_export.quality import read_tokens
 from liger_export.runtime import Sampling, Session, load
+from liger_export.runtime.growth import FIRST_TOKEN, Growth
 from liger_export.validate import laws
 from liger_export.validate.reference import TorchReference
 from liger_export.validate.report import Check, ParityReport
+from liger_export.validate.tolerances import tolerances_of
 
 __all__ = ["validate"]
 
@@ -29,6 +35,7 @@ def validate(
     adapters: tuple[Path, ...] = (),
     text: Path | None = None,
     max_tokens: int = 8192,
+    memory_tokens: int = 4096,
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> ParityReport:
     """Compare a package with the PyTorch model it was made from; the report lands in the package.
@@ -39,6 +46,7 @@ def validate(
         adapters: the adapters it was converted with.
         text: text to read; default: text that the package itself samples with seed 0.
         max_tokens: tokens of text to compare logits on, at least 4,096.
+        memory_tokens: tokens to watch memory over, from token 64 on; the result lands in the package's manifest.
         on_check: called with each check as it is measured.
 
     Raises:
@@ -46,6 +54,8 @@ def validate(
         InputError: the package is of another model, or ``max_tokens`` is too small.
         DataError: the text is too short.
     """
+    if memory_tokens < 2 * FIRST_TOKEN:
+        raise InputError(f"memory_tokens is {memory_tokens}.", f"At least {2 * FIRST_TOKEN} are needed.")
     if max_tokens < DRIFT_STEPS:
         raise InputError(f"max_tokens is {max_tokens}.", f"The drift check needs {DRIFT_STEPS:,}.")
     weights = open_liger(checkpoint).weights
@@ -54,32 +64,44 @@ def validate(
     session = load(package, verify=True)
     reference = TorchReference(checkpoint, adapters)
     config = session.manifest.model_config
+    reference.require_config(config)
+    growth = _certify_memory(package, session.manifest, memory_tokens)
     report = ParityReport(
         package=package.resolve().name,
         reference=" + ".join(path.resolve().name for path in (checkpoint, *adapters)),
         manifest_sha256=sha256_file(package / MANIFEST_FILE),
         versions={name: version(name) for name in LIBRARIES},
     )
-    reference.require_config(config)
     tokens = _sample(session, max_tokens) if text is None else _encode(session, text, max_tokens)
     length = min(config.max_position_embeddings, 1024)
     blocks = np.split(tokens[: len(tokens) // length * length], len(tokens) // length)
 
     windows = sorted({config.layer_window(layer) for layer in range(config.num_hidden_layers)})
     window = windows[0]
+    matrices = [name for name, shape in expected_tensors(config).items() if len(shape) == 2]
+    subjects = laws.Subjects(session, reference, tolerances_of(session.manifest.precision, matrices))
     for checks in (
-        laws.check_logits(session, reference, blocks),
-        laws.check_splits(session, tokens, windows),
-        laws.check_drift(session, reference, tokens, windows, DRIFT_STEPS),
-        laws.check_batch_and_padding(session, tokens, window),
-        laws.check_handover(session, reference, tokens, window),
-        laws.check_memory(session, tokens, session.manifest.state),
+        laws.check_logits(subjects, blocks),
+        laws.check_splits(subjects, tokens, windows),
+        laws.check_drift(subjects, tokens, windows, DRIFT_STEPS),
+        laws.check_batch_and_padding(subjects, tokens, window),
+        laws.check_handover(subjects, tokens, window),
+        laws.check_memory(session, growth),
     ):
         for check in checks:
             report.checks.append(check)
             on_check(check)
     (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     return report
+
+
+def _certify_memory(package: Path, manifest: Manifest, tokens: int) -> Growth:
+    """Measure growth in a process of its own, where nothing else allocates, and write it into the manifest."""
+    command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve()), "--tokens", str(tokens)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    growth = Growth(**json.loads(output))
+    (package / MANIFEST_FILE).write_text(replace(manifest, memory=asdict(growth)).to_json(), encoding="utf-8")
+    return growth
 
 
 def _encode(session: Session, text: Path, max_tokens: int) -> laws.Tokens:

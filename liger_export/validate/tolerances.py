@@ -1,0 +1,95 @@
+"""What a package is held to, by how its weights are stored (design, section 6). Imports no torch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from liger_export.quantize import Precision
+from liger_export.validate.compare import mean_kl, relative_l2
+from liger_export.validate.report import Check, LogitParity
+
+__all__ = ["Tolerances", "tolerances_of"]
+
+Array = npt.NDArray[np.float32]
+
+FP32_RELATIVE_L2 = 1e-5
+FP16_KL, FP16_TOP1 = 1e-3, 0.99
+PERPLEXITY = {"int8": 0.005, "int4": 0.04}
+DISTANCE_RATIO = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerances:
+    """How a package's logits are compared and how far they may be.
+
+    A float32 package computes what PyTorch computes, so every law is measured against PyTorch. One with fewer bits
+    computes something near it; its laws (any split, single steps, ...) are measured against the package's own one call
+    over the whole sequence, by the distance that fp16 may have to PyTorch.
+
+    Attributes:
+        stored: the coarsest precision of any of its weights.
+        exact: whether laws are measured against PyTorch.
+        metric: name of the distance between logits.
+        distance: of measured logits to reference logits.
+        bound: the largest distance that two ways to compute the same may have.
+        rounding: relative L2 of one rounding; what lies below it is no drift.
+    """
+
+    stored: str
+    exact: bool
+    metric: str
+    distance: Callable[[Array, Array], float]
+    bound: float
+    rounding: float
+
+    def logit_checks(self, parity: LogitParity, detail: str) -> Iterator[Check]:
+        """Package against PyTorch, every figure; those that section 6 names have a bound."""
+        top1 = {"fp32": 1.0, "fp16": FP16_TOP1}.get(self.stored)
+        kl = FP16_KL if self.stored == "fp16" else None
+        l2 = FP32_RELATIVE_L2 if self.exact else None
+        yield Check("logits: relative L2", parity.relative_l2, l2, detail=detail)
+        yield Check("logits: max abs difference", parity.max_abs, detail=detail)
+        yield Check("logits: mean KL (nats)", parity.kl / parity.positions, kl, detail=detail)
+        yield Check("logits: top-1 agreement", parity.top1 / parity.positions, top1, at_least=True, detail=detail)
+        package, torch = (np.exp(nll / parity.scored) for nll in (parity.measured_nll, parity.reference_nll))
+        yield Check("perplexity: package", float(package), detail=detail)
+        yield Check("perplexity: PyTorch", float(torch), detail=detail)
+        if self.stored in PERPLEXITY:
+            loss = f"stored as {self.stored}"
+            yield Check("perplexity: lost", float(package / torch - 1), PERPLEXITY[self.stored], detail=loss)
+
+    def check(self, name: str, measured: Array, reference: Array, detail: str = "") -> Check:
+        """One law: two ways to compute the same logits."""
+        return Check(f"{name}: {self.metric}", self.distance(measured, reference), self.bound, detail=detail)
+
+    def handover_check(self, name: str, continued: Array, package: Array, torch: Array, detail: str) -> Check:
+        """A state carried over the border between package and PyTorch.
+
+        Args:
+            name: of the check.
+            continued: logits after the handover.
+            package: logits of the package alone.
+            torch: logits of PyTorch alone.
+            detail: where.
+        """
+        if self.exact:
+            return self.check(name, continued, torch, detail)
+        own = self.distance(package, torch)  # what fewer bits cost without any handover
+        ratio = self.distance(continued, torch) / own if own else float("nan")
+        return Check(f"{name}: {self.metric}, of the package's own", ratio, DISTANCE_RATIO, detail=detail)
+
+
+def tolerances_of(precision: Precision, matrices: list[str]) -> Tolerances:
+    """The tolerances of a package.
+
+    Args:
+        precision: of its manifest.
+        matrices: names of the checkpoint's matrices.
+    """
+    stored = {precision.of(name) for name in matrices}
+    coarsest = next(name for name in ("int4", "int8", "fp16", "fp32") if name in stored)
+    if coarsest == "fp32":
+        return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding=2**-24)
+    return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, FP16_KL, rounding=2**-11)
