@@ -3,16 +3,11 @@
 import os
 import signal
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -24,15 +19,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
 
-from liger_export.errors import EnvironmentMismatchError, InputError, LigerExportError
+from liger_export.console import err, exporter, out, print_error, print_speed, quiet_transformers, stream_text
+from liger_export.errors import InputError, LigerExportError
 from liger_export.files import require_writable
 from liger_export.quantize import METHODS, PRECISIONS, Precision
-from liger_export.runtime import Sampling, Session, load
-
-if TYPE_CHECKING:
-    from liger_export.evaluate import Evaluation
+from liger_export.runtime import Sampling, load
+from liger_export.tables import evaluation_table, heldout_table, megabytes, parity_table, position_tables, summary_table
 
 __all__ = ["app", "main"]
 
@@ -43,9 +36,6 @@ app = typer.Typer(
     help="Bring linearized language models onto devices.",
     epilog="Exit codes: 0 done, 1 a validation bound was missed, 2 bad input or environment.",
 )
-out = Console()
-err = Console(stderr=True)
-
 STORED = Precision()
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -75,7 +65,7 @@ def linearize(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a pretrained transformer into a Liger checkpoint; no weight changes."""
-    with _exporter():
+    with exporter():
         from liger_export.linearize import LinearizeSettings
         from liger_export.linearize import linearize as run
     settings = LinearizeSettings(
@@ -118,14 +108,14 @@ def finetune(
     overwrite: Overwrite = False,
 ) -> None:
     """Restore quality with a small LoRA adapter. Runs under `accelerate launch -m liger_export` too."""
-    with _exporter():
+    with exporter():
         from liger_export.finetune import FinetuneSettings, transfer
         from liger_export.finetune import finetune as lora
         from liger_export.processes import processes
     if stage not in ("lora", "transfer"):
         raise InputError(f"There is no stage {stage!r}.", "Choose lora or transfer.")
     run = lora if stage == "lora" else transfer
-    _quiet_transformers()
+    quiet_transformers()
     is_main = processes().is_main_process  # accelerate launch runs this on every process
     settings = FinetuneSettings(
         rank=rank,
@@ -153,10 +143,7 @@ def finetune(
         )
     if not is_main:
         return
-    table = Table("held out", "loss (nats)", "perplexity", "next-token accuracy", box=SIMPLE)
-    for name, quality in (("before", result.before), ("after", result.after)):
-        table.add_row(name, f"{quality.loss:.4f}", f"{quality.perplexity:.2f}", f"{quality.accuracy:.2%}")
-    out.print(table)
+    out.print(heldout_table(result.before, result.after))
     out.print(
         f"{result.trained_parameters:,} parameters, {result.steps:,} steps, {result.after.tokens:,} tokens held out"
     )
@@ -190,7 +177,7 @@ def convert(
         method=method,
     )
     stored.check_names()
-    with _exporter():
+    with exporter():
         from liger_export.package.build import Progress as Reporter
         from liger_export.package.build import convert as run
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
@@ -214,7 +201,7 @@ def convert(
         if not described["base_verified"]:
             err.print(f"note: adapter {described['name']} does not record its base weights; only shapes were checked")
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    typer.echo(f"{output}: {_megabytes(size)}, {manifest.precision}, {manifest.lowering} lowering")
+    typer.echo(f"{output}: {megabytes(size)}, {manifest.precision}, {manifest.lowering} lowering")
 
 
 def _override(text: str) -> tuple[str, str]:
@@ -235,9 +222,9 @@ def validate(
     json: Annotated[Path | None, typer.Option(help="Write the report here too.")] = None,
 ) -> None:
     """Measure a package against PyTorch; exit code 1 if a bound is missed."""
-    with _exporter():
+    with exporter():
         from liger_export.validate import validate as run
-    _quiet_transformers()
+    quiet_transformers()
     if json is not None:
         require_writable(json)
     with err.status("comparing with PyTorch") as status:
@@ -250,13 +237,7 @@ def validate(
             memory_tokens=memory_tokens,
             on_check=lambda check: status.update(f"comparing with PyTorch: {check.name}"),
         )
-    title = f"{report.package} against {report.reference}"
-    table = Table("check", "measured", "bound", "", "over", box=SIMPLE, title=title)
-    for check in report.checks:
-        bound = "" if check.bound is None else f"{'>=' if check.at_least else '<='} {check.bound:g}"
-        verdict = "" if check.bound is None and check.passed else "[green]ok" if check.passed else "[red]MISSED"
-        table.add_row(check.name, _figure(check.value), bound, verdict, f"[dim]{check.detail}")
-    out.print(table)
+    out.print(parity_table(report))
     if json is not None:
         json.write_text(report.to_json(), encoding="utf-8")
     if not report.passed:
@@ -280,10 +261,10 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write all figures here too, by position included.")] = None,
 ) -> None:
     """Measure next-token quality on text. Runs under `accelerate launch -m liger_export` too."""
-    with _exporter():
+    with exporter():
         from liger_export.evaluate import Evaluation, open_model, report_json, text_blocks
         from liger_export.processes import processes
-    _quiet_transformers()
+    quiet_transformers()
     if json is not None:
         require_writable(json)
     *others, last = models
@@ -303,55 +284,23 @@ def evaluate(
             evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, report)))
     if not is_main:
         return
-    _print_evaluations(evaluations)
+    out.print(evaluation_table(evaluations))
+    differing = [each.model.name for each in evaluations if not each.compares_with(evaluations[0])]
+    if differing:
+        err.print(f"note: {escape(', '.join(differing))} read other tokens than the first, so figures do not compare")
     if by_position:
-        _print_by_position(evaluations)
+        out.print(*position_tables(evaluations))
     if json is not None:
         json.write_text(report_json(evaluations, text), encoding="utf-8")
-
-
-def _print_evaluations(evaluations: "list[Evaluation]") -> None:
-    table = Table(
-        Column("model", overflow="fold"), "", "tokens", "loss", "perplexity", "accuracy", "of first", box=SIMPLE
-    )
-    for evaluation in evaluations:
-        quality, share = evaluation.quality, evaluation.share_of(evaluations[0])
-        table.add_row(
-            escape(evaluation.model.name),
-            f"[dim]{evaluation.model.kind}",
-            f"{quality.tokens:,}",
-            f"{quality.loss:.4f}",
-            f"{quality.perplexity:.2f}",
-            f"{quality.accuracy:.2%}",
-            "-" if share is None else f"{share:.1%}",
-        )
-    out.print(table)
-    others = [each.model.name for each in evaluations if not each.compares_with(evaluations[0])]
-    if others:
-        err.print(f"note: {escape(', '.join(others))} read other tokens than the first, so figures do not compare")
-
-
-def _print_by_position(evaluations: "list[Evaluation]") -> None:
-    names = [escape(evaluation.model.name) for evaluation in evaluations]
-    accuracies = Table("positions", *names, box=SIMPLE, title="accuracy by position", title_justify="left")
-    perplexities = Table("positions", *names, box=SIMPLE, title="perplexity by position", title_justify="left")
-    for row in zip(*(evaluation.scores.ranges() for evaluation in evaluations), strict=True):
-        name = f"{row[0][0].start:,} to {row[0][0].stop - 1:,}"
-        accuracies.add_row(name, *(f"{quality.accuracy:.2%}" for _, quality in row))
-        perplexities.add_row(name, *(f"{quality.perplexity:.2f}" for _, quality in row))
-    out.print(accuracies, perplexities)
 
 
 @app.command()
 def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")]) -> None:
     """Show what a package holds, and whether its files are as they were written."""
-    with _exporter():
+    with exporter():
         from liger_export.package.inspection import inspect as run
     summary = run(package)
-    table = Table(show_header=False, box=SIMPLE, title=escape(str(package)), title_justify="left")
-    for name, value in summary.rows:
-        table.add_row(name, value)
-    out.print(table)
+    out.print(summary_table(str(package), summary.rows))
     if summary.damage is not None:
         raise summary.damage
 
@@ -382,70 +331,11 @@ def run(
     )
     session = load(package, threads=threads, verify=verify)
     pieces = session.generate(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
-    seconds = _stream(prompt, pieces)
-    _print_speed(session, prompt, seconds)
-
-
-def _stream(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:
-    """Write text as it comes; returns the seconds to the first piece and from there to the last."""
-    sys.stdout.write(prompt)
-    sys.stdout.flush()
-    started = time.perf_counter()
-    first = None
-    for piece in pieces:
-        first = first or time.perf_counter()
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    ended = time.perf_counter()
-    return (first or ended) - started, ended - (first or ended)
-
-
-def _print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> None:
-    prompt_tokens = len(session.tokenizer.encode(prompt).ids)
-    decoded = session.length - prompt_tokens
-    rate = f" at {(decoded - 1) / seconds[1]:,.0f} tokens/s" if decoded > 1 and seconds[1] else ""
-    err.print(
-        f"[dim]{prompt_tokens} prompt tokens in {seconds[0] * 1e3:.0f} ms, {decoded} tokens{rate}, "
-        f"state {_megabytes(session.state_bytes)}[/dim]",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-@contextmanager
-def _exporter() -> Iterator[None]:
-    """Import a part that needs the ``export`` extra, and say so where it is not installed."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise EnvironmentMismatchError(
-            f"{error.name} is not installed, which this command needs.", "Run: pip install 'liger-export[export]'"
-        ) from error
-
-
-def _megabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.1e}"
+    print_speed(session, prompt, stream_text(prompt, pieces))
 
 
 def _terminate(*_: Any) -> None:
     raise KeyboardInterrupt  # unwinds, so that half-written outputs are removed
-
-
-def _print_error(cause: str, fix: str) -> None:
-    err.print(f"[red]error:[/red] {escape(cause)}\n[dim]fix:[/dim]   {escape(fix)}", highlight=False)
 
 
 def main(command: Callable[..., Any] = app) -> None:
@@ -454,13 +344,13 @@ def main(command: Callable[..., Any] = app) -> None:
     try:
         command()
     except LigerExportError as error:
-        _print_error(error.cause, error.fix)
+        print_error(error.cause, error.fix)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output has left: nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
-        _print_error(str(error), "Check the path and its permissions.")
+        print_error(str(error), "Check the path and its permissions.")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         err.print("interrupted")

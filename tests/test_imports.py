@@ -25,6 +25,8 @@ LAYERS = [
         "evaluate",
         "bench",
         "serve",
+        "tables",
+        "console",
         "cli",
         "__main__",
     ),
