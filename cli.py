@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,15 @@ from liger_export.errors import InputError, LigerExportError
 from liger_export.files import require_writable
 from liger_export.quantize import METHODS, PRECISIONS, Precision
 from liger_export.runtime import Sampling, load
-from liger_export.tables import evaluation_table, heldout_table, megabytes, parity_table, position_tables, summary_table
+from liger_export.tables import (
+    bench_table,
+    evaluation_table,
+    heldout_table,
+    megabytes,
+    parity_table,
+    position_tables,
+    summary_table,
+)
 
 __all__ = ["app", "main"]
 
@@ -292,6 +301,54 @@ def evaluate(
         out.print(*position_tables(evaluations))
     if json is not None:
         json.write_text(report_json(evaluations, text), encoding="utf-8")
+
+
+@app.command()
+def bench(
+    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="hf:DIR, a transformer to measure beside it, with its KV cache. Beyond 4,096 tokens its cache is "
+            "filled with random values and its prefill is not measured."
+        ),
+    ] = None,
+    contexts: Annotated[str, typer.Option(help="Tokens to read before decoding, with commas.")] = "128,4096,32768",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode at each context.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per model and context.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each model; default: all cores.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of the transformer: float32 (what CPUs compute fastest), bfloat16 or float16.")
+    ] = "float32",
+    json: Annotated[Path | None, typer.Option(help="Write all figures here too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them here too, as PNG, SVG or PDF.")] = None,
+) -> None:
+    """Measure speed and memory by context, on the CPU, alone or beside a transformer."""
+    with exporter():
+        from liger_export.bench import BenchSettings, parse_against, parse_contexts, require_plot, save_plot
+        from liger_export.bench import bench as run
+    settings = BenchSettings(contexts=parse_contexts(contexts), tokens=tokens, repeats=repeats, dtype=dtype)
+    if threads is not None:
+        settings = replace(settings, threads=threads)
+    transformer = None if against is None else parse_against(against)
+    if json is not None:
+        require_writable(json)
+    if plot is not None:
+        require_plot(plot)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        report = run(
+            package,
+            transformer,
+            settings,
+            lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+        )
+    out.print(bench_table(report))
+    if json is not None:
+        json.write_text(report.to_json(), encoding="utf-8")
+    if plot is not None:
+        save_plot(report, plot)
 
 
 @app.command()

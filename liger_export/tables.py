@@ -1,6 +1,6 @@
 """The tables that the commands print. Each fits 80 columns, or folds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
@@ -8,11 +8,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:  # these parts load torch, which not every command needs
+    from liger_export.bench import BenchReport, Spread
     from liger_export.evaluate import Evaluation
     from liger_export.quality import Quality
     from liger_export.validate.report import ParityReport
 
 __all__ = [
+    "bench_table",
     "evaluation_table",
     "heldout_table",
     "megabytes",
@@ -70,6 +72,44 @@ def position_tables(evaluations: "Sequence[Evaluation]") -> tuple[Table, Table]:
         accuracies.add_row(name, *(f"{quality.accuracy:.2%}" for _, quality in row))
         perplexities.add_row(name, *(f"{quality.perplexity:.2f}" for _, quality in row))
     return accuracies, perplexities
+
+
+def bench_table(report: "BenchReport") -> Table:
+    """Speed and memory by context, the spread below each median; two contenders stand below each other."""
+    title = report.package if report.against is None else f"{report.package} against {report.against}"
+    names = ("prefill\ntokens/s", "first\ntoken", "decode\ntokens/s", "peak\nRSS", "carried")
+    figures = (Column(name, justify="right", no_wrap=True) for name in names)
+    table = Table(Column("at context", no_wrap=True), *figures, box=SIMPLE, title=escape(title))
+    for row in report.rows:
+        table.add_row(
+            f"{row.contender}\n[dim]at {row.context:,}",
+            _spread(row.prefill_tokens_per_second, _rate),
+            _time_spread(row.first_token_seconds),
+            _spread(row.decode_tokens_per_second, _rate),
+            megabytes(row.peak_rss_bytes.median),
+            megabytes(row.memory_bytes),
+            end_section=row.contender == report.contenders[-1],
+        )
+    table.caption, table.caption_justify = "\n".join(escape(line) for line in report.footnotes), "left"
+    return table
+
+
+def _spread(spread: "Spread | None", text: Callable[[float], str], unit: str = "") -> str:
+    if spread is None:
+        return "not\nmeasured"
+    return f"{text(spread.median)}{unit}\n[dim]{text(spread.p10)}-{text(spread.p90)}"
+
+
+def _time_spread(seconds: "Spread | None") -> str:
+    """In seconds or milliseconds, as the median is."""
+    if seconds is None or seconds.median >= 1:
+        return _spread(seconds, _rate, " s")
+    return _spread(seconds, lambda value: _rate(1e3 * value), " ms")
+
+
+def _rate(value: float) -> str:
+    """Three digits, or thousands."""
+    return f"{value / 1e3:.1f}k" if value >= 1e4 else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:

@@ -10,12 +10,12 @@ import pytest
 
 from tests.tiny import edit_json, write_base
 
-SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "inspect", "run"]
+SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "bench", "inspect", "run"]
 
 
-def liger_export(*arguments: object) -> subprocess.CompletedProcess[str]:
+def liger_export(*arguments: object, columns: int = 160) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "liger_export", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -104,3 +104,39 @@ def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) ->
     result = liger_export("inspect", package_copy)
     assert_refused(result, "was cut")
     assert "state a session" in result.stdout
+
+
+def test_bench_prints_what_it_writes(package: Path, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    command = ("bench", package, "--against", f"hf:{base}", "--contexts", "16,40", "--tokens", 2, "--repeats", 1,
+               "--threads", 1, "--json", tmp_path / "out.json", "--plot", tmp_path / "out.png")  # fmt: skip
+    result = liger_export(*command, columns=80)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["contender"], row["context"]) for row in rows] == [
+        ("package", 16), ("transformer", 16), ("package", 40), ("transformer", 40),
+    ]  # fmt: skip
+    for row in rows:
+        assert f"{row['memory_bytes'] / 1e3:,.1f} kB" in result.stdout
+        assert f"{row['peak_rss_bytes']['median'] / 1e6:,.1f} MB" in result.stdout
+    assert "…" not in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--contexts", ""), ["no contexts", "128,4096"]),
+        (("--contexts", "128,-1"), ["'-1'", "128,4096"]),
+        (("--contexts", "many"), ["'many'", "128,4096"]),
+        (("--against", "base"), ["'base'", "hf:DIR"]),
+        (("--against", "hf:/nowhere"), ["/nowhere is not a directory", "hf:DIR"]),
+        (("--plot", "/nowhere/out.png"), ["/nowhere", "Create it"]),
+        (("--plot", "out.txt"), ["no kind of picture", ".png"]),
+        (("--json", "/nowhere/out.json"), ["/nowhere", "Create it"]),
+        (("--dtype", "int8"), ["int8", "bfloat16"]),
+    ],
+)
+def test_bench_refuses_before_it_measures(package: Path, arguments: tuple[str, ...], words: list[str]) -> None:
+    assert_refused(liger_export("bench", package, *arguments), *words)

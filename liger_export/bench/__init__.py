@@ -1,0 +1,18 @@
+"""Speed and memory of a package by context, beside a transformer with its KV cache."""
+
+from liger_export.bench.measure import bench
+from liger_export.bench.plot import require_plot, save_plot
+from liger_export.bench.report import BenchReport, Row, Spread
+from liger_export.bench.settings import BenchSettings, parse_against, parse_contexts
+
+__all__ = [
+    "BenchReport",
+    "BenchSettings",
+    "Row",
+    "Spread",
+    "bench",
+    "parse_against",
+    "parse_contexts",
+    "require_plot",
+    "save_plot",
+]

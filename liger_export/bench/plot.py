@@ -1,0 +1,148 @@
+"""A report as a picture: what decoding and memory cost against context. matplotlib is imported when one is drawn."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from liger_export.bench.report import BenchReport, Row, Spread
+from liger_export.bench.worker import PACKAGE, TRANSFORMER
+from liger_export.errors import EnvironmentMismatchError, InputError
+from liger_export.files import require_writable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "require_plot", "save_plot"]
+
+SUFFIXES = (".png", ".svg", ".pdf")
+LABELS = {PACKAGE: "liger-export package", TRANSFORMER: "transformer, KV cache"}
+COLORS = {PACKAGE: "#1f6fb2", TRANSFORMER: "#c0392b"}
+MARKERS = {PACKAGE: "s", TRANSFORMER: "o"}
+GREY = "#555555"
+DOTS_PER_INCH = 140
+APART = 0.12  # of a panel's height: the least distance of two labels
+
+Values = Callable[[Row], Spread]
+
+
+def require_plot(file: Path) -> None:
+    """Check, before any long work, that a picture can be drawn and written.
+
+    Raises:
+        InputError: the file's name does not say which of the known formats it is to have.
+        OutputError: it cannot be written.
+        EnvironmentMismatchError: matplotlib is not installed.
+    """
+    if file.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{file} names no kind of picture.", f"Let it end in {', '.join(SUFFIXES)}.")
+    require_writable(file)
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise EnvironmentMismatchError(
+            f"{error.name} is not installed, which a picture needs.", "Run: pip install 'liger-export[bench]'"
+        ) from error
+
+
+def save_plot(report: BenchReport, file: Path) -> None:
+    """Draw a report and write it; the file's ending says in which format."""
+    draw(report).savefig(file, dpi=DOTS_PER_INCH)
+
+
+def draw(report: BenchReport) -> "Figure":
+    """Three panels against context, on a logarithmic axis: time a token, bytes carried, peak memory of the process.
+
+    Lines are medians, bands the 10th to 90th percentile; a hollow mark is a cache filled with random values.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    sized = [row.memory_bytes for row in report.rows]
+    peaks = [row.peak_rss_bytes.p90 for row in report.rows]
+    carried_unit, carried = _unit(max(sized))
+    peak_unit, peak = _unit(max(peaks))
+    _panel(panels[0], report, "Time to decode a token", "ms", _milliseconds)
+    _panel(panels[1], report, "Carried from token to token", carried_unit, lambda row: _flat(row.memory_bytes, carried))
+    _panel(panels[2], report, "Peak memory of the process", peak_unit, lambda row: _scaled(row.peak_rss_bytes, peak))
+    if max(sized) > 20 * min(sized):  # on a linear axis the smaller would lie on the axis itself
+        panels[1].set_yscale("log")
+        panels[1].set_ylim(min(sized) / carried / 2, max(sized) / carried * 3)
+        panels[1].yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        panels[1].minorticks_off()
+    for panel, unit in zip(panels, ("ms", carried_unit, peak_unit), strict=True):
+        _label_ends(panel, unit)
+    figure.supxlabel("tokens of context", fontsize=10, color=GREY)
+    return figure
+
+
+def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Values) -> None:
+    """One line and band per contender, from zero up."""
+    contexts = sorted({row.context for row in report.rows})
+    for name in report.contenders:
+        rows = report.of(name)
+        spreads = [values(row) for row in rows]
+        places = [row.context for row in rows]
+        panel.fill_between(
+            places, [s.p10 for s in spreads], [s.p90 for s in spreads], color=COLORS[name], alpha=0.15, linewidth=0
+        )
+        (line,) = panel.plot(places, [s.median for s in spreads], color=COLORS[name], label=LABELS[name], linewidth=2)
+        line.set_gid(name)
+        for row, spread in zip(rows, spreads, strict=True):
+            face = "white" if row.first_token_seconds is None else COLORS[name]
+            panel.plot(
+                row.context, spread.median, MARKERS[name], color=COLORS[name], markerfacecolor=face, markersize=5
+            )
+    panel.set_title(f"{title} ({unit})", loc="left", fontsize=11)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(contexts, [f"{context:,}" for context in contexts])
+    panel.minorticks_off()
+    panel.set_ylim(bottom=0, top=1.25 * max(values(row).p90 for row in report.rows))
+    panel.margins(x=0.12)
+    panel.grid(axis="y", alpha=0.25)
+    panel.tick_params(labelsize=9, length=3, colors=GREY)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _label_ends(panel: "Axes", unit: str) -> None:
+    """Write each line's name and last value above its end, apart from the other's."""
+    ends: list[tuple[float, Any]] = []
+    for line in panel.get_lines():
+        if line.get_gid() is not None:
+            _, height = panel.transAxes.inverted().transform(
+                panel.transData.transform(np.asarray(line.get_xydata())[-1])
+            )
+            ends.append((float(height), line))
+    lowest = 0.0
+    for height, line in sorted(ends, key=lambda end: end[0]):
+        height = max(height + 0.04, lowest)
+        lowest = height + APART
+        label = f"{line.get_label()}: {_figure(float(line.get_ydata()[-1]))} {unit}"
+        panel.annotate(
+            label, (1, height), xycoords="axes fraction", ha="right", va="bottom", fontsize=9, color=line.get_color()
+        )
+
+
+def _milliseconds(row: Row) -> Spread:
+    rate = row.decode_tokens_per_second
+    return Spread(1e3 / rate.median, 1e3 / rate.p90, 1e3 / rate.p10)
+
+
+def _flat(value: float, divisor: float) -> Spread:
+    return Spread(value / divisor, value / divisor, value / divisor)
+
+
+def _scaled(spread: Spread, divisor: float) -> Spread:
+    return Spread(spread.median / divisor, spread.p10 / divisor, spread.p90 / divisor)
+
+
+def _unit(value: float) -> tuple[str, float]:
+    units: Sequence[tuple[str, float]] = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next(((name, size) for name, size in units if value >= size), units[-1])
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

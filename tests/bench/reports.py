@@ -1,0 +1,28 @@
+"""A report with round figures, as a machine could have given it."""
+
+from liger_export.bench.report import BenchReport, Machine, Row, Sample
+from liger_export.bench.settings import BenchSettings
+from liger_export.bench.worker import PACKAGE, TRANSFORMER
+
+CONTEXTS = (128, 4096, 32768)
+
+
+def example_report(*, filled: bool = False, against: bool = True, contexts: tuple[int, ...] = CONTEXTS) -> BenchReport:
+    """Flat figures of a package, and rising ones of a transformer; its longest cache filled, if asked."""
+    rows = []
+    for context in contexts:
+        steady = [Sample(context / speed, (0.001, 0.0011, 0.0012), 327_680, 120_000_000) for speed in (9e3, 1e4, 11e3)]
+        rows.append(Row.of(PACKAGE, context, steady))
+        if against:
+            prefill = None if filled and context > 4096 else context / 5e3
+            step = 0.003 + context * 1e-6
+            rising = [Sample(prefill, (step, step * 1.1), 4096 * context, 460_000_000 + 6000 * context)] * 3
+            rows.append(Row.of(TRANSFORMER, context, rising))
+    return BenchReport(
+        package="package",
+        against="base" if against else None,
+        precisions={PACKAGE: "fp32 in ONNX Runtime"},
+        machine=Machine("A Processor", {"onnxruntime": "1.32.0"}),
+        settings=BenchSettings(contexts=contexts, threads=2),
+        rows=tuple(rows),
+    )
