@@ -23,6 +23,7 @@ COLORS = {PACKAGE: "#1f6fb2", TRANSFORMER: "#c0392b"}
 MARKERS = {PACKAGE: "s", TRANSFORMER: "o"}
 GREY = "#555555"
 DOTS_PER_INCH = 140
+LINEAR = 8  # largest ratio of values that a linear axis shows
 APART = 0.12  # of a panel's height: the least distance of two labels
 
 Values = Callable[[Row], Spread]
@@ -68,11 +69,6 @@ def draw(report: BenchReport) -> "Figure":
     _panel(panels[0], report, "Time to decode a token", "ms", _milliseconds)
     _panel(panels[1], report, "Carried from token to token", carried_unit, lambda row: _flat(row.memory_bytes, carried))
     _panel(panels[2], report, "Peak memory of the process", peak_unit, lambda row: _scaled(row.peak_rss_bytes, peak))
-    if max(sized) > 20 * min(sized):  # on a linear axis the smaller would lie on the axis itself
-        panels[1].set_yscale("log")
-        panels[1].set_ylim(min(sized) / carried / 2, max(sized) / carried * 3)
-        panels[1].yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        panels[1].minorticks_off()
     for panel, unit in zip(panels, ("ms", carried_unit, peak_unit), strict=True):
         _label_ends(panel, unit)
     figure.supxlabel("tokens of context", fontsize=10, color=GREY)
@@ -80,7 +76,7 @@ def draw(report: BenchReport) -> "Figure":
 
 
 def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Values) -> None:
-    """One line and band per contender, from zero up."""
+    """One line and band per contender; the axis starts at zero, or is logarithmic where values lie far apart."""
     contexts = sorted({row.context for row in report.rows})
     for name in report.contenders:
         rows = report.of(name)
@@ -99,8 +95,14 @@ def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Va
     panel.set_title(f"{title} ({unit})", loc="left", fontsize=11)
     panel.set_xscale("log", base=2)
     panel.set_xticks(contexts, [f"{context:,}" for context in contexts])
+    medians, top = [values(row).median for row in report.rows], max(values(row).p90 for row in report.rows)
+    if max(medians) > LINEAR * min(medians):  # from zero up the smaller would lie on the axis itself
+        panel.set_yscale("log")
+        panel.set_ylim(min(medians) / 2, top * 3)
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    else:
+        panel.set_ylim(0, top * 1.25)
     panel.minorticks_off()
-    panel.set_ylim(bottom=0, top=1.25 * max(values(row).p90 for row in report.rows))
     panel.margins(x=0.12)
     panel.grid(axis="y", alpha=0.25)
     panel.tick_params(labelsize=9, length=3, colors=GREY)
@@ -109,6 +111,8 @@ def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Va
 
 def _label_ends(panel: "Axes", unit: str) -> None:
     """Write each line's name and last value above its end, apart from the other's."""
+    from matplotlib.patheffects import withStroke
+
     ends: list[tuple[float, Any]] = []
     for line in panel.get_lines():
         if line.get_gid() is not None:
@@ -122,8 +126,9 @@ def _label_ends(panel: "Axes", unit: str) -> None:
         lowest = height + APART
         label = f"{line.get_label()}: {_figure(float(line.get_ydata()[-1]))} {unit}"
         panel.annotate(
-            label, (1, height), xycoords="axes fraction", ha="right", va="bottom", fontsize=9, color=line.get_color()
-        )
+            label, (1, height), xycoords="axes fraction", ha="right", va="bottom", fontsize=9, color=line.get_color(),
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )  # fmt: skip
 
 
 def _milliseconds(row: Row) -> Spread:

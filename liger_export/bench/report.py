@@ -154,7 +154,7 @@ class BenchReport:
         if any(row.first_token_seconds is None for row in self.rows):
             lines.append(
                 f"Beyond {FILLED_ABOVE:,} tokens the transformer's cache is filled with random keys and values, and "
-                "its prefill is not measured."
+                "its prefill is not measured, in time or memory."
             )
         return (*lines, *self.notes)
 
