@@ -24,7 +24,7 @@ from rich.progress import (
 from liger_export.console import err, exporter, out, print_error, print_speed, quiet_transformers, stream_text
 from liger_export.errors import InputError, LigerExportError
 from liger_export.files import require_writable
-from liger_export.quantize import METHODS, PRECISIONS, Precision
+from liger_export.quantize import CALIBRATION_TOKENS, METHODS, PRECISIONS, Calibration, Precision
 from liger_export.runtime import Sampling, load
 from liger_export.tables import (
     bench_table,
@@ -173,6 +173,12 @@ def convert(
     block_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = STORED.block_size,
     symmetric: Annotated[bool, typer.Option(help="Store no zero points.")] = STORED.symmetric,
     method: Annotated[str, typer.Option(help=f"How to round: {', '.join(METHODS)}.")] = STORED.method,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text that gptq reads: a text or JSONL file, or a directory of such files.")
+    ] = None,
+    calibration_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of that text to read, from its start.")
+    ] = CALIBRATION_TOKENS,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge adapters, trace into one ONNX graph, quantize, and write a package."""
@@ -186,6 +192,8 @@ def convert(
         method=method,
     )
     stored.check_names()
+    text = Calibration(calibration, calibration_tokens) if calibration else None
+    stored.check_calibration(text)
     with exporter():
         from liger_export.package.build import Progress as Reporter
         from liger_export.package.build import convert as run
@@ -203,6 +211,7 @@ def convert(
             adapters=tuple(adapter or ()),
             lowering=lowering,
             precision=stored,
+            calibration=text,
             overwrite=overwrite,
             progress=reporter,
         )

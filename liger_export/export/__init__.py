@@ -3,6 +3,15 @@
 from liger_export.export.aliases import in_place_states
 from liger_export.export.lower import LOWERINGS, lower
 from liger_export.export.trace import ONNX_OPSET, trace
-from liger_export.export.weights import attach_weights, weight_bytes
+from liger_export.export.weights import WeightSource, attach_weights, weight_bytes
 
-__all__ = ["LOWERINGS", "ONNX_OPSET", "attach_weights", "in_place_states", "lower", "trace", "weight_bytes"]
+__all__ = [
+    "LOWERINGS",
+    "ONNX_OPSET",
+    "WeightSource",
+    "attach_weights",
+    "in_place_states",
+    "lower",
+    "trace",
+    "weight_bytes",
+]

@@ -18,7 +18,15 @@ from liger_export.modeling.cache import LigerCache
 from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
 from liger_export.ops import ATTENTIONS, initial_parameters
 
-__all__ = ["MODEL_CLASSES", "LigerForCausalLM", "LigerModel", "Positions", "State"]
+__all__ = [
+    "MODEL_CLASSES",
+    "LigerDecoderLayer",
+    "LigerForCausalLM",
+    "LigerModel",
+    "LigerRotaryEmbedding",
+    "Positions",
+    "State",
+]
 
 
 class LigerRotaryEmbedding(nn.Module):
@@ -115,8 +123,13 @@ class LigerMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        output: Tensor = self.down_proj(self.gated(hidden_states))
         return output
+
+    def gated(self, hidden_states: Tensor) -> Tensor:
+        """What ``down_proj`` reads, [B, T, intermediate_size]."""
+        inner: Tensor = F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return inner
 
 
 class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
@@ -130,6 +143,7 @@ class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
+        """The residual stream [B, T, hidden_size] after the layer, and the layer's next state."""
         attended, state = self.self_attn(self.input_layernorm(hidden_states), positions, state)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), state

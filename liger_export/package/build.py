@@ -1,5 +1,6 @@
 """``convert``: checkpoint and adapters in, package out."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +9,17 @@ from typing import Any
 
 import onnx_ir as ir
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, expected_tensors, open_liger
 from liger_export.config import LigerConfig
 from liger_export.errors import CheckpointError
-from liger_export.export import attach_weights, in_place_states, lower, trace, weight_bytes
+from liger_export.export import WeightSource, attach_weights, in_place_states, lower, trace, weight_bytes
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, describe_files
-from liger_export.quantize import Precision
+from liger_export.quantize import Calibration, Precision
+from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
+from liger_export.quantize.scheme import EMBEDDING
 from liger_export.quantize.source import RoundedCheckpoint
 
 __all__ = ["Progress", "convert"]
@@ -41,6 +45,7 @@ def convert(
     adapters: tuple[Path, ...] = (),
     lowering: str = "stock",
     precision: Precision | None = None,
+    calibration: Calibration | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -52,32 +57,44 @@ def convert(
         adapters: PEFT LoRA adapter directories, merged in this order.
         lowering: what the graph's Liger attention becomes; a key of ``export.LOWERINGS``.
         precision: how weights are stored; default: float32.
+        calibration: text for the method that reads one, and for no other.
         overwrite: replace ``output`` if it exists.
         progress: where to report.
 
     Raises:
         CheckpointError, UnsupportedModelError, AdapterError, QuantizationError: the input cannot be converted.
+        DataError: the calibration text cannot be read.
         OutputError: ``output`` exists or cannot be written.
     """
     progress, precision = progress or Progress(), precision or Precision()
+    precision.check_calibration(calibration)
     opened = open_liger(checkpoint)
     values = _with_generation_ends(opened.values, checkpoint)
     config = LigerConfig.from_dict(values)
     weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
-    _check_tokenizer(checkpoint)
+    tokenizer = _read_tokenizer(checkpoint)
     weights.check()
     matrices = {name: shape for name, shape in expected_tensors(config).items() if len(shape) == 2}
     precision.check(matrices, config.tie_word_embeddings)
 
-    with new_directory(output, overwrite, inputs=(checkpoint, *adapters)) as partial:
+    tokens = read_calibration(calibration, tokenizer) if calibration else None
+    source: WeightSource = RoundedCheckpoint(weights, precision.method)
+    if tokens is not None:
+        source = CalibratedCheckpoint(weights, config, precision, tokens)
+
+    read = (checkpoint, *adapters, *([calibration.text] if calibration else []))
+    with new_directory(output, overwrite, inputs=read) as partial:
         progress.stage("tracing")
         model = trace(config, values, precision.activations)
         stored = lower(model, lowering, {name: precision.scheme(name) for name in matrices})
+        order = {name: place for place, name in enumerate(expected_tensors(config))}
+        # Layer by layer, as calibration computes them, and the table last: a tied one is the head.
+        stored.sort(key=lambda weight: (EMBEDDING in weight.tensors, order[weight.tensors[0]]))
         nbytes = weight_bytes(stored)
         require_space(output, nbytes + GRAPH_BYTES)
         progress.stage("writing weights")
         progress.total(nbytes)
-        attach_weights(stored, RoundedCheckpoint(weights, precision.method), partial / DATA_FILE, progress.advance)
+        attach_weights(stored, source, partial / DATA_FILE, progress.advance)
         ir.save(model, partial / MODEL_FILE)
         copy_files(TOKENIZER_FILES, checkpoint, partial)
         progress.stage("hashing")
@@ -86,6 +103,7 @@ def convert(
             adapters=[_describe_adapter(adapter) for adapter in weights.adapters],
             config=values,
             precision=precision,
+            calibration=_describe_calibration(calibration, tokens),
             lowering=lowering,
             opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
             onnxruntime=MINIMUM_ONNXRUNTIME[lowering],
@@ -96,13 +114,13 @@ def convert(
     return manifest
 
 
-def _check_tokenizer(checkpoint: Path) -> None:
-    """Check that the package will have a tokenizer that can be read. Raises CheckpointError."""
+def _read_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer that the package will have. Raises CheckpointError if there is none that can be read."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{checkpoint} holds no tokenizer.json.", "Save the model's fast tokenizer there.")
     try:
-        Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{path} cannot be read ({error}).", "Save the model's fast tokenizer again.") from error
 
@@ -133,3 +151,10 @@ def _describe_adapter(adapter: Adapter) -> dict[str, object]:
         "sha256": sha256_file(adapter.directory / "adapter_model.safetensors"),
         "base_verified": adapter.base_sha256 is not None,
     }
+
+
+def _describe_calibration(calibration: Calibration | None, tokens: Tensor | None) -> dict[str, object] | None:
+    if calibration is None or tokens is None:
+        return None
+    digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+    return {"name": calibration.text.resolve().name, "tokens": tokens.numel(), "tokens_sha256": digest}

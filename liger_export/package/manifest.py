@@ -37,6 +37,8 @@ class Manifest:
         adapters: per merged adapter, its name, SHA-256, and whether its base weights were verified.
         config: the checkpoint's ``config.json``.
         precision: how weights are stored, and the dtype of activations.
+        calibration: what the method that reads text has read: its name, how many tokens, and the SHA-256 of their ids
+            as little-endian 64-bit integers; None for other methods.
         lowering: which lowering the graph went through.
         opsets: version of every operator set the graph imports.
         onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
@@ -54,6 +56,7 @@ class Manifest:
     onnxruntime: str
     in_place: list[str]
     files: dict[str, dict[str, Any]]
+    calibration: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
     liger_export: str = field(default_factory=lambda: version("liger-export"))

@@ -3,6 +3,14 @@
 ``liger_export.quantize.blocks`` and its neighbours round weights; they need the exporter's extra.
 """
 
-from liger_export.quantize.scheme import BLOCK_SIZES, METHODS, PRECISIONS, Precision, Scheme
+from liger_export.quantize.scheme import (
+    BLOCK_SIZES,
+    CALIBRATION_TOKENS,
+    METHODS,
+    PRECISIONS,
+    Calibration,
+    Precision,
+    Scheme,
+)
 
-__all__ = ["BLOCK_SIZES", "METHODS", "PRECISIONS", "Precision", "Scheme"]
+__all__ = ["BLOCK_SIZES", "CALIBRATION_TOKENS", "METHODS", "PRECISIONS", "Calibration", "Precision", "Scheme"]

@@ -32,7 +32,7 @@ class Blocks:
 
 
 def encode(rows: Rows, scheme: Scheme, method: str) -> Blocks:
-    """Round float32 rows [N, K], K a multiple of the block size, by one of ``METHODS``."""
+    """Round float32 rows [N, K], K a multiple of the block size, by a key of ``ENCODERS``."""
     return ENCODERS[method](rows, scheme)
 
 

@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from liger_export.errors import QuantizationError
 
-__all__ = ["BLOCK_SIZES", "METHODS", "PRECISIONS", "Precision", "Scheme"]
+__all__ = ["BLOCK_SIZES", "CALIBRATION_TOKENS", "METHODS", "PRECISIONS", "Calibration", "Precision", "Scheme"]
 
 BITS = {"int4": 4, "int8": 8}
 FLOATS = {"fp32": "float32", "fp16": "float16"}
 PRECISIONS = (*BITS, *FLOATS)
 BLOCK_SIZES = (32, 64, 128)
-METHODS = ("rtn", "k-quant")
+CALIBRATED = "gptq"
+METHODS = ("rtn", "k-quant", CALIBRATED)
+CALIBRATION_TOKENS = 32_768
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
@@ -51,6 +54,19 @@ class Scheme:
     def zero_point_bytes(self, columns: int) -> int:
         """Bytes of a row's zero points; an odd number of 4-bit ones ends in half a byte unused."""
         return (self.blocks(columns) * self.bits + 7) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The text that a calibrated method reads: the first tokens of it.
+
+    Attributes:
+        text: a text or JSONL file, or a directory of such files.
+        max_tokens: read no more than these.
+    """
+
+    text: Path
+    max_tokens: int = CALIBRATION_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +165,18 @@ class Precision:
                 fitting = ", ".join(str(size) for size in BLOCK_SIZES if columns % size == 0)
                 fix = f"Choose a block size of {fitting}." if fitting else "Store it in fp32 with an override."
                 raise QuantizationError(f"{name} has rows of {columns}, no multiple of {self.block_size}.", fix)
+
+    def check_calibration(self, calibration: Calibration | None) -> None:
+        """Check that there is a calibration text if, and only if, the method reads one. Raises QuantizationError."""
+        if self.method == CALIBRATED and calibration is None:
+            raise QuantizationError(
+                f"{self.method} chooses integers by what a text makes of them, and there is no calibration text.",
+                "Pass --calibration with text like what the model will read, or use another method.",
+            )
+        if self.method != CALIBRATED and calibration is not None:
+            raise QuantizationError(
+                f"{self.method} reads no calibration text.", f"Leave --calibration away, or pass --method {CALIBRATED}."
+            )
 
     def _asked(self) -> tuple[str, ...]:
         named = (self.weights, self.lm_head, self.embedding, *(precision for _, precision in self.overrides))

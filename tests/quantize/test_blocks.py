@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liger_export.quantize import METHODS, Scheme
-from liger_export.quantize.blocks import Blocks, dequantize, encode, pack, unpack
+from liger_export.quantize import Scheme
+from liger_export.quantize.blocks import ENCODERS, Blocks, dequantize, encode, pack, unpack
 
 SCHEMES = [Scheme(bits, size, symmetric) for bits in (4, 8) for size in (32, 128) for symmetric in (False, True)]
 
@@ -40,7 +40,7 @@ def test_unpack_inverts_pack(bits: int, count: int, columns: int, seed: int) -> 
 
 @pytest.mark.parametrize(
     ("scheme", "method"),
-    [(scheme, name) for scheme in SCHEMES for name in METHODS if name == "rtn" or not scheme.symmetric],
+    [(scheme, name) for scheme in SCHEMES for name in ENCODERS if name == "rtn" or not scheme.symmetric],
     ids=str,
 )
 def test_dequantize_equals_the_naive_form_and_is_near_the_weights(scheme: Scheme, method: str) -> None:
@@ -55,7 +55,7 @@ def test_dequantize_equals_the_naive_form_and_is_near_the_weights(scheme: Scheme
     assert np.all(error <= 1.2 * step)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ENCODERS)
 def test_blocks_of_zeros_stay_zeros(method: str) -> None:
     rows = random_rows(2, 64)
     rows[:, :32] = 0

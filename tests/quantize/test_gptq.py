@@ -1,0 +1,229 @@
+"""GPTQ of one matrix against the paper's own form, and whole packages made with it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from liger_export.checkpoint import MergedCheckpoint, open_liger
+from liger_export.cli import app
+from liger_export.errors import DataError, QuantizationError
+from liger_export.linearize import LinearizeSettings
+from liger_export.package.build import convert
+from liger_export.quantize import Calibration, Precision, Scheme, gptq
+from liger_export.quantize.blocks import Blocks, dequantize, encode, unpack
+from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
+from liger_export.quantize.gptq import DAMPING, Inputs, quantize_matrix
+from liger_export.runtime import load, read_tokenizer
+from tests.tiny import load_model, relative_l2, write_liger
+
+SCHEMES = [Scheme(bits, 32, symmetric) for bits in (4, 8) for symmetric in (False, True)]
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
+INT4 = Precision(weights="int4", method="gptq")
+WORDS = ("def ", "return ", "self.", "value", "(x)", "[0]", " = ", "+ 1", "\n    ", "for i in ", "range", ":\n")
+
+
+def correlated(samples: int, columns: int, seed: int) -> torch.Tensor:
+    """Inputs [samples, columns], some of them far larger than others and none independent."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) * torch.rand(columns, generator=generator) ** 2
+    return torch.randn(samples, columns, generator=generator) @ mixing
+
+
+def naive(
+    weight: npt.NDArray[np.float64], moments: npt.NDArray[np.float64], blocks: Blocks, scheme: Scheme
+) -> npt.NDArray[np.float64]:
+    """Equations 2 and 3 of the paper, from the last column, on the grid of ``blocks``, with the inverse written out."""
+    columns = weight.shape[1]
+    damped = moments + DAMPING * moments.diagonal().mean() * np.eye(columns)
+    zeros = np.full(blocks.scales.shape, scheme.fixed_zero_point, np.float64)
+    if blocks.zero_points is not None:
+        zeros = unpack(blocks.zero_points, scheme.bits)[:, : zeros.shape[1]].astype(np.float64)
+    weight = weight.copy()
+    for column in reversed(range(columns)):
+        inverse = np.linalg.inv(damped[: column + 1, : column + 1])  # of the columns that are still free
+        scale, zero = blocks.scales[:, column // scheme.block_size], zeros[:, column // scheme.block_size]
+        integers = np.clip(np.round(weight[:, column] / scale + zero), 0, 2**scheme.bits - 1)
+        rounded = scale * (integers - zero)
+        error = (weight[:, column] - rounded) / inverse[column, column]
+        weight[:, :column] -= error[:, None] * inverse[column, :column]
+        weight[:, column] = rounded
+    return weight
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("samples", [40, 400])  # fewer than columns: singular but for the damping
+def test_columns_are_those_of_the_paper(scheme: Scheme, samples: int) -> None:
+    weight = torch.randn(12, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs = correlated(samples, 96, seed=1).double()
+    moments = inputs.T @ inputs
+    blocks = quantize_matrix(weight, Inputs.of(moments.clone()), scheme)
+    # float32 scales: a value that lies between two integers may go either way, and changes the columns after it
+    expected = naive(weight.numpy(), moments.numpy(), blocks, scheme)
+    np.testing.assert_allclose(dequantize(blocks, scheme), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_the_whole_range_is_onnx_runtimes_grid(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "CLIPS", (1.0,))
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
+    weight[0, :32], weight[1, :32], weight[2, :32] = 0, 1, -weight[2, :32].abs()
+    rounded = dequantize(quantize_matrix(weight, Inputs.of(torch.eye(64)), scheme), scheme)
+    np.testing.assert_allclose(rounded, dequantize(encode(weight.numpy(), scheme, "rtn"), scheme), atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(SCHEMES), st.integers(0, 2**32 - 1))
+def test_independent_inputs_leave_rounding_to_nearest(scheme: Scheme, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, squares = torch.randn(5, 64, generator=generator), torch.rand(64, generator=generator)
+    blocks = quantize_matrix(weight, Inputs.of(torch.diag(squares)), scheme)
+    rounded = torch.from_numpy(dequantize(blocks, scheme))
+    # within half a step of the weight, or at an end of the range
+    integers = torch.from_numpy(unpack(blocks.packed, scheme.bits))
+    is_end = (integers == 0) | (integers == 2**scheme.bits - 1)
+    step = torch.from_numpy(blocks.scales).abs().repeat_interleave(scheme.block_size, dim=1)
+    assert bool((((rounded - weight).abs() <= step * 0.5001) | is_end).all())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(SCHEMES), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_products_are_nearer_than_with_rounding_to_nearest(scheme: Scheme, blocks: int, seed: int) -> None:
+    inputs = correlated(500, 32 * blocks, seed)
+    weight = torch.randn(24, 32 * blocks, generator=torch.Generator().manual_seed(seed))
+    chosen = quantize_matrix(weight, Inputs.of(inputs.T @ inputs), scheme)
+    nearest = encode(weight.numpy(), scheme, "rtn")
+    errors = [
+        float((inputs @ (torch.from_numpy(dequantize(each, scheme)) - weight).T).norm()) for each in (chosen, nearest)
+    ]
+    assert errors[0] <= errors[1]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_inputs_that_are_zero_and_rows_that_are_zero(scheme: Scheme) -> None:
+    weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    weight[1] = 0
+    for inputs in (torch.zeros(10, 64), torch.cat([torch.randn(10, 32), torch.zeros(10, 32)], 1)):
+        rounded = dequantize(quantize_matrix(weight, Inputs.of(inputs.T @ inputs), scheme), scheme)
+        assert np.isfinite(rounded).all()
+        assert not rounded[1].any()
+
+
+def test_rows_do_not_depend_on_each_other() -> None:
+    inputs, weight = correlated(100, 64, 4), torch.randn(6, 64, generator=torch.Generator().manual_seed(4))
+    prepared = Inputs.of(inputs.T @ inputs)
+    whole, part = (quantize_matrix(rows, prepared, SCHEMES[0]) for rows in (weight, weight[2:5]))
+    np.testing.assert_array_equal(whole.packed[2:5], part.packed)
+
+
+def write_text(path: Path, tokens: int, seed: int = 0) -> Path:
+    """About as many tokens of something like code; the tests' tokenizer has one token a byte."""
+    chosen = np.random.default_rng(seed).choice(WORDS, tokens // 4)
+    path.write_text("".join(chosen)[:tokens])
+    return path
+
+
+@torch.no_grad()
+def mean_kl(package: Path, checkpoint: Path, text: Path) -> float:
+    """KL divergence of a package's predictions from the checkpoint's, over a text."""
+    ids = read_tokenizer(package).encode(text.read_text()).ids
+    expected = load_model(checkpoint)(torch.tensor([ids])).logits[0].log_softmax(-1)
+    measured = torch.from_numpy(load(package).all_logits(ids)).log_softmax(-1)
+    return float((expected.exp() * (expected - measured)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_package_is_nearer_to_the_model_than_rounding_to_nearest(tmp_path: Path, tied: bool) -> None:
+    checkpoint = write_liger(tmp_path / "liger", tie_word_embeddings=tied, initializer_range=0.15, **SIZES)
+    other, text = write_text(tmp_path / "other.txt", 500, seed=1), write_text(tmp_path / "text.txt", 4000)
+    convert(checkpoint, tmp_path / "rtn", precision=Precision(weights="int4"))
+    manifest = convert(checkpoint, tmp_path / "gptq", precision=INT4, calibration=Calibration(text))
+    assert mean_kl(tmp_path / "gptq", checkpoint, other) < 0.8 * mean_kl(tmp_path / "rtn", checkpoint, other)
+    stored = json.loads((tmp_path / "gptq" / "manifest.json").read_text())["calibration"]
+    assert stored == manifest.calibration
+    assert (stored["name"], stored["tokens"] % 512, len(stored["tokens_sha256"])) == ("text.txt", 0, 64)
+
+
+@pytest.mark.parametrize("mixer", ["gla", "hgrn2", "gsa", "lolcats"])
+@pytest.mark.parametrize("backbone", ["llama", "qwen2", "qwen3"])
+def test_the_walk_reads_what_the_model_reads(tmp_path: Path, mixer: str, backbone: str) -> None:
+    """With nothing to round but the head, its inputs are those of the model itself."""
+    settings = LinearizeSettings(mixer=mixer, keep_softmax_every=2, softmax_window=16)
+    checkpoint = write_liger(tmp_path / "liger", backbone=backbone, settings=settings, **SIZES)
+    opened, tokens = open_liger(checkpoint), torch.randint(1, 260, (4, 40), generator=torch.Generator().manual_seed(0))
+    precision = Precision(weights="fp32", lm_head="int8", embedding="fp32", method="gptq")
+    source = CalibratedCheckpoint(MergedCheckpoint(opened.weights), opened.config, precision, tokens)
+    with torch.no_grad():
+        hidden = load_model(checkpoint).model(tokens).last_hidden_state.flatten(0, 1)
+    expected = Inputs.of(hidden.T @ hidden)
+    measured = source._inputs_of_head()
+    assert relative_l2(measured.importance, expected.importance) < 1e-5
+    assert relative_l2(measured.lower, expected.lower) < 1e-3
+
+
+def test_layers_are_asked_for_once_and_overrides_are_left_alone(tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", **SIZES)
+    opened, name = open_liger(checkpoint), "model.layers.{}.self_attn.k_proj.weight"
+    tokens = torch.randint(1, 260, (4, 40), generator=torch.Generator().manual_seed(0))
+    precision = Precision(weights="int4", overrides=(("*.layers.0.*", "fp32"), (name.format(1), "int8")), method="gptq")
+    source = CalibratedCheckpoint(MergedCheckpoint(opened.weights), opened.config, precision, tokens)
+    scheme = Scheme(8, 32, False)
+    parts = [source.blocks(name.format(1), start, start + 16, scheme) for start in (16, 0)]
+    values = np.concatenate([dequantize(part, scheme) for part in reversed(parts)])
+    assert np.abs(values - source.rows(name.format(1), 0, 32)).max() < 0.05
+    for missing in (name.format(0), name.format(1)):
+        with pytest.raises(KeyError):
+            source.blocks(missing, 0, 16, scheme)
+
+
+@pytest.mark.parametrize(
+    ("method", "tokens", "message"),
+    [
+        ("gptq", None, "no calibration text"),
+        ("rtn", 4000, "rtn reads no calibration text"),
+        ("gptq", 2046, "calibration text has 2,047 tokens; at least 2,048 are needed"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_and_nothing_is_left(
+    tmp_path: Path, method: str, tokens: int | None, message: str
+) -> None:
+    checkpoint = write_liger(tmp_path / "liger", **SIZES)
+    calibration = None if tokens is None else Calibration(write_text(tmp_path / "text.txt", tokens))
+    before = set(tmp_path.iterdir())
+    with pytest.raises(QuantizationError, match=message):
+        convert(
+            checkpoint,
+            tmp_path / "package",
+            precision=Precision(weights="int4", method=method),
+            calibration=calibration,
+        )
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_calibration_text_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", **SIZES)
+    with pytest.raises(DataError, match="holds no files"):
+        convert(checkpoint, tmp_path / "package", precision=INT4, calibration=Calibration(tmp_path / "text.txt"))
+    assert not (tmp_path / "package").exists()
+
+
+def test_only_the_first_tokens_are_read(tmp_path: Path, package: Path) -> None:
+    text = write_text(tmp_path / "text.txt", 5000)
+    tokens = read_calibration(Calibration(text, max_tokens=2600), read_tokenizer(package))
+    assert tokens.shape == (5, 512)
+
+
+def test_the_command_takes_a_calibration_text(tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", **SIZES)
+    text, output = write_text(tmp_path / "text.txt", 4000), tmp_path / "package"
+    options = ["--precision", "int4", "--method", "gptq", "--calibration", str(text), "--calibration-tokens", "2100"]
+    result = CliRunner().invoke(app, ["convert", str(checkpoint), "-o", str(output), *options])
+    assert result.exit_code == 0, result.output
+    assert "gptq" in result.output
+    assert json.loads((output / "manifest.json").read_text())["calibration"]["tokens"] == 2048
