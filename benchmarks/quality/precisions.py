@@ -1,0 +1,156 @@
+"""What storing weights in fewer bits costs: a model's packages in several precisions, on held-out text.
+
+    liger-export linearize examples/pycode-7m/base -o liger
+    python benchmarks/quality/precisions.py liger TEXT examples/pycode-7m/heldout RESULTS.jsonl \
+        --adapter examples/pycode-7m/adapter
+
+converts the checkpoint into every precision of ``--only`` and prints a markdown table: size, perplexity and how far it is
+over float32's, the mean KL divergence of the predictions from float32's, next-token accuracy, the time of a decoding
+step and of the conversion. TEXT is what gptq reads, and must not be the held-out text. Packages are removed again;
+RESULTS.jsonl keeps a line each, and a run that was stopped goes on from there.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from liger_export.package.build import convert
+from liger_export.quality import token_blocks
+from liger_export.quantize import BLOCK_SIZES, CALIBRATION_TOKENS, Calibration, Precision
+from liger_export.runtime import Session, load
+from liger_export.validate.compare import add_block
+from liger_export.validate.report import LogitParity
+
+SEQUENCE_LENGTH = 1024
+WARM_UP = 20
+
+INT4 = [
+    Precision(weights="int4", block_size=size, method=method, symmetric=symmetric)
+    for symmetric in (False, True)
+    for size in BLOCK_SIZES
+    for method in ("rtn", "k-quant", "gptq")
+    if method != "k-quant" or not symmetric
+]
+INT8 = [
+    Precision(weights="int8", block_size=size, symmetric=symmetric) for size, symmetric in ((32, False), (128, True))
+]
+HEAD_INT8 = [
+    Precision(weights="int4", lm_head="int8", block_size=size, method=method)
+    for size in BLOCK_SIZES
+    for method in ("rtn", "gptq")
+]
+GROUPS = {"fp16": [Precision(weights="fp16")], "int8": INT8, "int4": INT4, "head-int8": HEAD_INT8}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One package, compared with the float32 one on the same tokens."""
+
+    name: str
+    megabytes: float
+    perplexity: float
+    reference_perplexity: float
+    kl: float
+    accuracy: float
+    predictions: int
+    decode_ms: float
+    convert_seconds: float
+
+
+def measure(name: str, package: Path, reference: Path, blocks: list[list[int]], steps: int, seconds: float) -> Result:
+    """Read every block with both packages; the first token of a block is not predicted."""
+    parity, hits = LogitParity(), 0
+    session, exact = load(package), load(reference)
+    for block in blocks:
+        session.reset()
+        exact.reset()
+        tokens, targets = block[:-1], np.array(block[1:])
+        logits = session.all_logits(tokens)
+        add_block(parity, logits, exact.all_logits(tokens), targets)
+        hits += int((logits.argmax(-1) == targets).sum())
+    return Result(
+        name=name,
+        megabytes=sum(path.stat().st_size for path in package.iterdir()) / 1e6,
+        perplexity=float(np.exp(parity.measured_nll / parity.scored)),
+        reference_perplexity=float(np.exp(parity.reference_nll / parity.scored)),
+        kl=parity.kl / parity.positions,
+        accuracy=hits / parity.scored,
+        predictions=parity.scored,
+        decode_ms=decode_ms(session, blocks[0], steps),
+        convert_seconds=seconds,
+    )
+
+
+def decode_ms(session: Session, tokens: list[int], steps: int) -> float:
+    """Median time of one step, in milliseconds."""
+    session.reset()
+    times = []
+    for step in range(WARM_UP + steps):
+        began = time.perf_counter()
+        session.step(tokens[step % len(tokens)])
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[WARM_UP:]) * 1e3
+
+
+def table(results: list[Result]) -> str:
+    rows = [
+        "| weights | MB | perplexity | over fp32 | KL | accuracy | ms a token | convert |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        over = result.perplexity / result.reference_perplexity - 1
+        rows.append(
+            f"| {result.name} | {result.megabytes:.1f} | {result.perplexity:.3f} | {over:+.2%} | {result.kl:.4f} "
+            f"| {result.accuracy:.2%} | {result.decode_ms:.2f} | {result.convert_seconds:.0f} s |"
+        )
+    return "\n".join(rows)
+
+
+def read_results(path: Path) -> list[Result]:
+    return [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("checkpoint", "text", "heldout", "results"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--adapter", type=Path, action="append", default=[])
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="default: all")
+    parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS)
+    parser.add_argument("--max-tokens", type=int, help="read no more of the held-out text")
+    parser.add_argument("--steps", type=int, default=400, help="decoding steps to time (default: %(default)s)")
+    args = parser.parse_args()
+
+    done = {result.name for result in read_results(args.results)}
+    with tempfile.TemporaryDirectory() as folder, args.results.open("a") as results:
+        reference, package = Path(folder) / "fp32", Path(folder) / "package"
+        convert(args.checkpoint, reference, adapters=tuple(args.adapter))
+        tokenizer = load(reference).tokenizer
+        blocks = token_blocks(tokenizer, args.heldout, SEQUENCE_LENGTH, args.max_tokens).tolist()
+        for precision in [Precision(), *(each for group in args.only for each in GROUPS[group])]:
+            if str(precision) in done:
+                continue
+            calibration = Calibration(args.text, args.calibration_tokens) if precision.method == "gptq" else None
+            began = time.perf_counter()
+            convert(
+                args.checkpoint,
+                package,
+                adapters=tuple(args.adapter),
+                precision=precision,
+                calibration=calibration,
+                overwrite=True,
+            )
+            seconds = time.perf_counter() - began
+            result = measure(str(precision), package, reference, blocks, args.steps, seconds)
+            print(json.dumps(asdict(result)), file=results, flush=True)
+    print(table(read_results(args.results)))
+
+
+if __name__ == "__main__":
+    main()
