@@ -4,7 +4,7 @@
     python benchmarks/quality/precisions.py liger TEXT examples/pycode-7m/heldout RESULTS.jsonl \
         --adapter examples/pycode-7m/adapter
 
-converts the checkpoint into every precision of ``--only`` and prints a markdown table: size, perplexity and how far it is
+converts the checkpoint into every precision of ``--only`` and prints a markdown table: size, perplexity and its excess
 over float32's, the mean KL divergence of the predictions from float32's, next-token accuracy, the time of a decoding
 step and of the conversion. TEXT is what gptq reads, and must not be the held-out text. Packages are removed again;
 RESULTS.jsonl keeps a line each, and a run that was stopped goes on from there.
