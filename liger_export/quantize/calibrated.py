@@ -59,7 +59,7 @@ class CalibratedCheckpoint:
 
     A layer reads what the layers before it, rounded already, make of the text, and each of its products what the
     products before it do. An embedding table is rounded to nearest, unless it is the head too: then it is rounded as a
-    head, and layers read what the unrounded table gives (on examples/pycode-7m better than the reverse).
+    head, and layers read what the unrounded table gives (rounding it to nearest measures alike: docs/quality.md).
 
     Safe to ask from several threads. A layer is computed when it is first asked for, so integers are to be asked for
     layer by layer, then those of the head, and each row once.
