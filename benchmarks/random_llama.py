@@ -77,7 +77,7 @@ def main() -> None:
             tensor.fill_(1)
         shards[name] = f"model-{index:05d}.safetensors"
         save_file({name: tensor}, args.out / shards[name])
-    (args.out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (args.out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
 
 
 if __name__ == "__main__":

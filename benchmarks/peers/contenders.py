@@ -1,0 +1,436 @@
+"""The contenders: each a process that keeps one model loaded and reads, decodes and measures itself when asked.
+
+``Worker`` is the asking side. One process at a time computes, so that contenders can alternate within one run.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+
+VOCAB_SIZE = 128256
+SAVED_LENGTH = 32768 + 256  # tokens in llama.cpp's saved caches: the longest context, and room to decode
+BLOCK = 4096  # tokens that are really read in one piece; what lies beyond is filled as each class says
+MARGIN = 128  # cache positions beyond the context
+WARM = 2  # tokens before those that are timed
+CHECK_TOKENS = 16
+
+
+def tokens_for(start: int, stop: int) -> list[int]:
+    """Token ids of the positions ``start`` to ``stop`` of the one text that everybody reads."""
+    return np.random.default_rng(0).integers(0, VOCAB_SIZE, stop)[start:].tolist()
+
+
+def state_file(quantized: bool) -> str:
+    return "llama-q8_0.state" if quantized else "llama-f16.state"
+
+
+class Contender(Protocol):
+    """A model and one sequence.
+
+    Attributes:
+        weight_bytes: weights that a decoded token reads.
+    """
+
+    weight_bytes: int
+
+    def read(self, tokens: list[int]) -> Logits:
+        """Append tokens in one prefill and return the last one's logits, float32 [vocab_size]."""
+
+    def step(self, token: int) -> None:
+        """Append one token, its logits included."""
+
+    def fill(self, length: int) -> str:
+        """Bring the sequence to ``length`` tokens, remember that as its mark, and say how."""
+
+    def rewind(self) -> None:
+        """Return to the mark."""
+
+    def clear(self) -> None:
+        """Forget the sequence."""
+
+
+class Liger:
+    """A Liger package in its own runtime. Every context is really read."""
+
+    def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
+        from liger_export.runtime import load
+
+        self.weight_bytes = (directory / package / "model.onnx.data").stat().st_size
+        self._session = load(directory / package, threads=threads, verify=False)
+        self._mark = self._session.state()
+
+    def read(self, tokens: list[int]) -> Logits:
+        return self._session.prefill(tokens)
+
+    def step(self, token: int) -> None:
+        self._session.step(token)
+
+    def fill(self, length: int) -> str:
+        self._session.prefill(tokens_for(self._session.position, length))
+        self._mark = self._session.state()
+        return "read"
+
+    def rewind(self) -> None:
+        self._session.load_state(self._mark)
+
+    def clear(self) -> None:
+        self._session.reset()
+        self._mark = self._session.state()
+
+
+class Llama:
+    """llama.cpp. Contexts beyond 4,096 come from a saved cache, whose blocks of 4,096 tokens were each really read."""
+
+    def __init__(
+        self, directory: Path, model: str, threads: int, length: int, *, quantized_cache: bool = False
+    ) -> None:
+        import llama_cpp
+
+        self._api = llama_cpp
+        self.weight_bytes = (directory / model).stat().st_size
+        llama_cpp.llama_log_set(SILENT, None)
+        llama_cpp.llama_backend_init()
+        parameters = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(directory / model), parameters)
+        if not self._model:
+            raise SystemExit(f"llama.cpp cannot open {directory / model}")
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx = length + MARGIN
+        options.n_threads = options.n_threads_batch = threads
+        options.n_seq_max = 2  # the second reads blocks for save_blocks
+        options.kv_unified = True
+        options.flash_attn_type = 1
+        if quantized_cache:
+            options.type_k = options.type_v = llama_cpp.GGML_TYPE_Q8_0
+        self._context = llama_cpp.llama_init_from_model(self._model, options)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch_size = llama_cpp.llama_n_batch(self._context)
+        self._batch = llama_cpp.llama_batch_init(self._batch_size, 0, 1)
+        self._state = directory / state_file(quantized_cache)
+        self._length = self._mark = 0
+
+    def read(self, tokens: list[int]) -> Logits:
+        self._decode(tokens, self._length, 0)
+        self._length += len(tokens)
+        logits = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(logits, (VOCAB_SIZE,)).copy()
+
+    def step(self, token: int) -> None:
+        self._decode([token], self._length, 0)
+        self._api.llama_get_logits_ith(self._context, -1)
+        self._length += 1
+
+    def fill(self, length: int) -> str:
+        if length <= BLOCK:
+            self.read(tokens_for(self._length, length))
+            self._mark, how = length, "read"
+        else:
+            self._load(length)
+            how = "restored, read in blocks of 4,096"
+        return how
+
+    def rewind(self) -> None:
+        self._api.llama_memory_seq_rm(self._memory, 0, self._mark, -1)
+        self._length = self._mark
+
+    def clear(self) -> None:
+        self._api.llama_memory_clear(self._memory, True)
+        self._length = self._mark = 0
+
+    def save_blocks(self, output: Path) -> None:
+        """Read blocks that do not see each other, at their own positions, join them into one sequence and save it.
+
+        Reading them as one text costs many times more and gives other numbers, but no other sizes.
+        """
+        for start in range(0, SAVED_LENGTH, BLOCK):
+            stop = min(start + BLOCK, SAVED_LENGTH)
+            self._decode(tokens_for(start, stop), start, 1)
+            self._api.llama_memory_seq_cp(self._memory, 1, 0, start, stop)
+            self._api.llama_memory_seq_rm(self._memory, 1, -1, -1)
+        if not self._api.llama_state_seq_save_file(self._context, os.fsencode(output), 0, None, 0):
+            raise SystemExit(f"llama.cpp cannot write {output}")
+
+    def _load(self, length: int) -> None:
+        self.clear()
+        count = ctypes.c_size_t()
+        unused = (self._api.llama_token * 1)()
+        loaded = self._api.llama_state_seq_load_file(
+            self._context, os.fsencode(self._state), 0, unused, 1, ctypes.byref(count)
+        )
+        if not loaded:
+            raise SystemExit(f"llama.cpp cannot restore {self._state}: run prepare.py again")
+        self._mark = length
+        self.rewind()
+
+    def _decode(self, tokens: list[int], position: int, sequence: int) -> None:
+        for first in range(0, len(tokens), self._batch_size):
+            part = tokens[first : first + self._batch_size]
+            for index, token in enumerate(part):
+                self._batch.token[index] = token
+                self._batch.pos[index] = position + first + index
+                self._batch.n_seq_id[index] = 1
+                self._batch.seq_id[index][0] = sequence
+                self._batch.logits[index] = first + index == len(tokens) - 1
+            self._batch.n_tokens = len(part)
+            if code := self._api.llama_decode(self._context, self._batch):
+                raise SystemExit(f"llama_decode returned {code}")
+
+
+class GenAI:
+    """ONNX Runtime GenAI. Every context is really read, so it is asked for short ones only."""
+
+    def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
+        import onnxruntime_genai
+
+        self.weight_bytes = (directory / package / "model.onnx.data").stat().st_size
+        config = onnxruntime_genai.Config(str(directory / package))
+        session = {"intra_op_num_threads": threads}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        self._genai = onnxruntime_genai
+        self._model = onnxruntime_genai.Model(config)
+        self._parameters = onnxruntime_genai.GeneratorParams(self._model)
+        self._parameters.set_search_options(max_length=length + MARGIN, do_sample=False)
+        self.clear()
+
+    def read(self, tokens: list[int]) -> Logits:
+        self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+        logits: Logits = np.asarray(self._generator.get_logits(), dtype=np.float32).reshape(-1)[-VOCAB_SIZE:]
+        return logits
+
+    def step(self, token: int) -> None:
+        self._generator.append_tokens(np.array([token], dtype=np.int32))
+
+    def fill(self, length: int) -> str:
+        self.read(tokens_for(self._generator.token_count(), length))
+        self._mark = length
+        return "read"
+
+    def rewind(self) -> None:
+        self._generator.rewind_to(self._mark)
+
+    def clear(self) -> None:
+        self._generator = self._genai.Generator(self._model, self._parameters)
+        self._mark = 0
+
+
+class GenAIGraph:
+    """GenAI's package on ONNX Runtime alone, bound as GenAI binds it: past and present share one buffer of full length.
+
+    GenAI cannot restore a cache and reads slowly at great length; here the cache holds random values instead. What
+    GenAI does around the graph, such as choosing the token, is not counted.
+    """
+
+    def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
+        import onnxruntime
+
+        self.weight_bytes = (directory / package / "model.onnx.data").stat().st_size
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._ort = onnxruntime
+        self._model = onnxruntime.InferenceSession(
+            directory / package / "model.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        random = np.random.default_rng(0)
+        self._values: dict[str, Any] = {}
+        for entry in self._model.get_inputs():
+            if entry.name.startswith("past_key_values."):
+                shape = (1, entry.shape[1], length + MARGIN, 64)
+                if entry.type == "tensor(int8)":
+                    array = random.integers(-127, 128, shape, dtype=np.int8)
+                else:
+                    array = random.standard_normal(shape, dtype=np.float32)
+                self._values[entry.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        self._length = self._mark = 0
+
+    def read(self, tokens: list[int]) -> Logits:
+        self._length += len(tokens)
+        feeds = {
+            "input_ids": np.array([tokens], dtype=np.int64),
+            "attention_mask": np.ones((1, self._length), dtype=np.int64),
+        }
+        binding = self._model.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name, value in self._values.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+        binding.bind_output("logits", "cpu")
+        self._model.run_with_iobinding(binding)
+        logits: Logits = binding.get_outputs()[-1].numpy().reshape(-1)[-VOCAB_SIZE:]
+        return logits
+
+    def step(self, token: int) -> None:
+        self.read([token])
+
+    def fill(self, length: int) -> str:
+        self._length = self._mark = length
+        return "random values"
+
+    def rewind(self) -> None:
+        self._length = self._mark
+
+    def clear(self) -> None:
+        self._length = self._mark = 0
+
+
+class Transformers:
+    """transformers, bfloat16, as it comes. Every context is really read."""
+
+    def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, DynamicCache
+
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self._torch, self._new_cache = torch, DynamicCache
+        self._model = AutoModelForCausalLM.from_pretrained(directory / package, dtype=torch.bfloat16).eval()
+        self.weight_bytes = sum(parameter.nbytes for parameter in self._model.parameters())
+        self.clear()
+
+    def read(self, tokens: list[int]) -> Logits:
+        ids = self._torch.tensor([tokens])
+        logits: Logits = self._model(ids, past_key_values=self._cache, logits_to_keep=1).logits[0, -1].float().numpy()
+        return logits
+
+    def step(self, token: int) -> None:
+        self.read([token])
+
+    def fill(self, length: int) -> str:
+        self.read(tokens_for(self._cache.get_seq_length(), length))
+        self._mark = length
+        return "read"
+
+    def rewind(self) -> None:
+        self._cache.crop(self._mark)
+
+    def clear(self) -> None:
+        self._cache = self._new_cache()
+        self._mark = 0
+
+
+def _quantized_cache(directory: Path, package: str, threads: int, length: int) -> Contender:
+    return Llama(directory, package, threads, length, quantized_cache=True)
+
+
+CONTENDERS: dict[str, tuple[Callable[[Path, str, int, int], Contender], str]] = {
+    "Liger int4": (Liger, "package-int4"),
+    "llama.cpp Q4_0": (Llama, "q4_0.gguf"),
+    "llama.cpp Q4_0, Q8_0 cache": (_quantized_cache, "q4_0.gguf"),
+    "GenAI int4": (GenAI, "genai"),
+    "GenAI int4, int8 cache": (GenAI, "genai-int8-cache"),
+    "GenAI int4, graph": (GenAIGraph, "genai"),
+    "GenAI int4, int8 cache, graph": (GenAIGraph, "genai-int8-cache"),
+    "Liger int8": (Liger, "package-int8"),
+    "llama.cpp Q8_0": (Llama, "q8_0.gguf"),
+    "transformers bf16": (Transformers, "base"),
+}
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def SILENT(level: int, text: bytes, data: None) -> None:  # noqa: N802
+    """Keep llama.cpp's log out of the results."""
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes of this process: now, and at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return {"resident": int(fields["VmRSS"]) * 1024, "peak": int(fields["VmHWM"]) * 1024}
+
+
+def decode(contender: Contender, tokens: int) -> dict[str, Any]:
+    """Milliseconds of each of ``tokens`` tokens after the mark, which the sequence returns to."""
+    ids = tokens_for(0, WARM + tokens)
+    times = []
+    for token in ids:
+        start = time.perf_counter()
+        contender.step(token)
+        times.append((time.perf_counter() - start) * 1e3)
+    contender.rewind()
+    return {"milliseconds": times[WARM:]}
+
+
+def answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
+    match request["do"]:
+        case "fill":  # seconds to reach the length, from nothing if asked: then that is the time to the first token
+            if request["clear"]:
+                contender.clear()
+            start = time.perf_counter()
+            how = contender.fill(request["length"])
+            return {"how": how, "seconds": time.perf_counter() - start}
+        case "decode":
+            return decode(contender, request["tokens"])
+        case "check":
+            contender.clear()
+            return {"logits": contender.read(tokens_for(0, CHECK_TOKENS)).tolist()}
+        case "memory":
+            return {**memory(), "weight_bytes": contender.weight_bytes}
+        case other:
+            raise SystemExit(f"There is no request {other!r}.")
+
+
+class Worker:
+    """A contender's process, loaded and waiting."""
+
+    def __init__(self, name: str, directory: Path, threads: int, length: int) -> None:
+        command = [sys.executable, __file__, name, directory, "--threads", threads, "--length", length]
+        self.name = name
+        self._process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.loaded = self._receive()  # memory after loading and one token
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._receive()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with exit code {self._process.wait()}.")
+        received: dict[str, Any] = json.loads(line)
+        return received
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=CONTENDERS)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--length", type=int, required=True, help="longest context, in tokens")
+    args = parser.parse_args()
+
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print to stdout too
+    make, package = CONTENDERS[args.name]
+    contender = make(args.directory, package, args.threads, args.length)
+    contender.read([0])
+    contender.clear()
+    print(json.dumps(answer(contender, {"do": "memory"})), file=replies, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(contender, json.loads(line))), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Liger packages, llama.cpp, ONNX Runtime GenAI and transformers side by side, alternating in one run.
+
+Every contender is a process that keeps its model loaded; one at a time computes. Between the rounds the machine's
+read bandwidth is measured. Prints Markdown: median and, in brackets, 10th to 90th percentile.
+
+    python benchmarks/peers/prepare.py DIRECTORY
+    python benchmarks/peers/run.py DIRECTORY --json results.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bandwidth import Probe
+from contenders import CONTENDERS, Worker
+
+OURS = "Liger int4"
+PEERS = ["llama.cpp Q4_0", "llama.cpp Q4_0, Q8_0 cache", "GenAI int4", "GenAI int4, int8 cache"]
+GRAPHS = ["GenAI int4, graph", "GenAI int4, int8 cache, graph"]
+OFTEN = [OURS, "llama.cpp Q4_0", "GenAI int4"]  # read a prompt in every round; the others once
+LONGEST = {"transformers bf16": 4096}  # tokens; beyond, reading them takes it too long
+GRAPH_SHORTEST = 4096
+DECODE_GOALS = {128: 1.05, 4096: 2.0, 16384: 3.3, 32768: 5.0}  # times as fast as the fastest peer
+PREFILL_GOALS = {512: 1.05, 4096: 1.5}
+BANDWIDTH_GOAL = 0.85
+SAME = 1.05  # slowest context of ours / fastest
+PACKAGES = ["liger-export", "onnxruntime", "onnxruntime-genai", "llama-cpp-python", "transformers", "torch"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Contenders that are loaded together, and what is asked of them."""
+
+    names: list[str]
+    contexts: list[int]
+    prompts: list[int] = field(default_factory=list)
+
+
+STAGES = [
+    Stage([OURS, *PEERS, GRAPHS[0]], [4096, 128], [4096, 512]),
+    Stage([OURS, *PEERS[:2], *GRAPHS], [16384, 32768]),
+    Stage(["Liger int8", "llama.cpp Q8_0", "transformers bf16"], [128, 4096, 16384], [512]),
+]
+QUICK_STAGES = [Stage([OURS, *PEERS], [4096, 128], [4096, 512])]
+
+
+class Results:
+    """What was measured.
+
+    Attributes:
+        decode: by context, then contender: the milliseconds of each round's tokens.
+        prompts: by length, then contender: seconds of each round.
+        filled: by context, then contender: how its cache was filled.
+        loaded, longest: by contender: memory after loading, and at the longest context it reached.
+        bandwidth: bytes per second, each time it was measured.
+    """
+
+    def __init__(self) -> None:
+        self.decode: dict[int, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+        self.prompts: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.filled: dict[int, dict[str, str]] = defaultdict(dict)
+        self.loaded: dict[str, dict[str, int]] = {}
+        self.longest: dict[str, dict[str, int]] = {}
+        self.bandwidth: list[float] = []
+
+    def milliseconds(self, context: int, name: str) -> float:
+        return float(np.median(np.concatenate(self.decode[context][name])))
+
+
+def note(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def run_stage(stage: Stage, args: argparse.Namespace, probe: Probe, results: Results) -> None:
+    names = [name for name in stage.names if name in args.contenders]
+    workers: dict[str, Worker] = {}
+    longest = max(stage.contexts)
+    for name in names:
+        workers[name] = Worker(name, args.directory, args.threads, min(longest, LONGEST.get(name, longest)))
+        results.loaded.setdefault(name, workers[name].loaded)
+    note(f"loaded {', '.join(names)}")
+    for length in stage.prompts:
+        read_prompts(length, [name for name in names if name not in GRAPHS], workers, args, results)
+    for context in stage.contexts:
+        decode_rounds(context, stage, workers, args, probe, results)
+    for name, worker in workers.items():
+        results.longest[name] = worker.ask(do="memory")
+        worker.close()
+
+
+def read_prompts(
+    length: int, names: list[str], workers: dict[str, Worker], args: argparse.Namespace, results: Results
+) -> None:
+    """Time to read a prompt from nothing, in rounds."""
+    for index in range(args.prompt_rounds):
+        for name in rotated(names, index):
+            if index == 0 or name in OFTEN or length <= 512:
+                seconds = workers[name].ask(do="fill", length=length, clear=True)["seconds"]
+                results.prompts[length][name].append(seconds)
+    note(f"read prompts of {length:,}")
+
+
+def decode_rounds(
+    context: int,
+    stage: Stage,
+    workers: dict[str, Worker],
+    args: argparse.Namespace,
+    probe: Probe,
+    results: Results,
+) -> None:
+    """Bring everybody to the context, then let them decode in turns."""
+    names = [name for name in workers if context <= LONGEST.get(name, context)]
+    names = [name for name in names if name not in GRAPHS or context >= GRAPH_SHORTEST]
+    onward = context > 4096 and context > min(stage.contexts)  # the sequence is a shorter context's: read on
+    for name in names:
+        results.filled[context][name] = workers[name].ask(do="fill", length=context, clear=not onward)["how"]
+    note(f"filled {context:,}")
+    for index in range(args.rounds):
+        results.bandwidth.append(probe.bytes_per_second())
+        for name in rotated(names, index):
+            times = workers[name].ask(do="decode", tokens=args.tokens)["milliseconds"]
+            results.decode[context][name].append(times)
+    note(f"decoded at {context:,}")
+
+
+def rotated(names: list[str], index: int) -> list[str]:
+    start = index % len(names)
+    return names[start:] + names[:start]
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    low, median, high = np.percentile(values, (10, 50, 90))
+    return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def decode_table(results: Results) -> str:
+    contexts = sorted(results.decode)
+    rows = []
+    for name in CONTENDERS:
+        measured = {context: results.decode[context].get(name) for context in contexts}
+        if any(measured.values()):
+            rows.append([name, *(spread(list(chain(*rounds))) if rounds else "" for rounds in measured.values())])
+    return table(["decode, ms a token", *(f"{context:,}" for context in contexts)], rows)
+
+
+def prompt_table(results: Results) -> str:
+    lengths = sorted(results.prompts)
+    rows = []
+    for name in CONTENDERS:
+        measured = {length: results.prompts[length].get(name) for length in lengths}
+        if any(measured.values()):
+            cells = [spread([n / s for s in seconds], 0) if seconds else "" for n, seconds in measured.items()]
+            rows.append([name, *cells])
+    return table(["prefill, tokens a second", *(f"{length:,}" for length in lengths)], rows)
+
+
+def memory_table(results: Results, best: float) -> str:
+    rows = []
+    for name, loaded in results.loaded.items():
+        reached = max((context for context in results.decode if results.decode[context].get(name)), default=0)
+        shortest = min((context for context in results.decode if results.decode[context].get(name)), default=0)
+        row = [name, f"{loaded['weight_bytes'] / 1e6:,.0f}"]
+        rate = loaded["weight_bytes"] / results.milliseconds(shortest, name) * 1e3 if shortest else 0.0
+        row += [f"{rate / 1e9:.1f}", f"{rate / best:.0%}"]
+        row += [f"{results.loaded[name]['peak'] / 1e6:,.0f}", f"{results.longest[name]['peak'] / 1e6:,.0f}"]
+        rows.append([*row, f"{reached:,}"])
+    head = ["", "weights, MB", "read, GB/s", "of bandwidth", "peak RSS loaded, MB", "at longest, MB", "longest"]
+    return table(head, rows)
+
+
+def ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    """Of one round each, so that what disturbs a round disturbs both."""
+    return [peer / own for peer, own in zip(theirs, ours, strict=True)]
+
+
+def goal(what: str, measured: str, value: float, bound: float, at_most: bool = False) -> list[str]:
+    met = value <= bound if at_most else value >= bound
+    return [what, measured, f"{'<=' if at_most else '>='} {bound:g}", "met" if met else "missed"]
+
+
+def goals_table(results: Results, best: float) -> str:
+    """The goals that this run can answer. "Times" are medians over rounds of the round's ratio."""
+    rows = []
+    for context, bound in DECODE_GOALS.items():
+        peers = [name for name in results.decode.get(context, {}) if name in PEERS + GRAPHS]
+        if peers and results.decode[context].get(OURS):
+            fastest = min(peers, key=lambda name: results.milliseconds(context, name))
+            rounds = [[float(np.median(r)) for r in results.decode[context][name]] for name in (OURS, fastest)]
+            times = ratios(*rounds)
+            what = f"decode at {context:,}: times as fast as {fastest}"
+            rows.append(goal(what, spread(times, 2), float(np.median(times)), bound))
+    for length, bound in PREFILL_GOALS.items():
+        measured = results.prompts.get(length, {})
+        peers = [name for name in measured if name in PEERS and len(measured[name]) == len(measured.get(OURS, []))]
+        if peers:
+            fastest = min(peers, key=lambda name: float(np.median(measured[name])))
+            times = ratios(measured[OURS], measured[fastest])
+            what = f"prefill of {length:,}: times as fast as {fastest}"
+            rows.append(goal(what, spread(times, 2), float(np.median(times)), bound))
+    own = {
+        context: results.milliseconds(context, OURS) for context in results.decode if OURS in results.decode[context]
+    }
+    if own:
+        slowest = max(own.values()) / min(own.values())
+        what = f"{OURS}: slowest context / fastest, {min(own):,} to {max(own):,}"
+        rows.append(goal(what, f"{slowest:.3f}", slowest, SAME, at_most=True))
+        share = results.loaded[OURS]["weight_bytes"] / own[min(own)] * 1e3 / best
+        what = f"{OURS}: weights read, share of bandwidth at {min(own):,}"
+        rows.append(goal(what, f"{share:.2f}", share, BANDWIDTH_GOAL))
+    return table(["goal", "measured", "bound", ""], rows)
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, help="what prepare.py wrote")
+    parser.add_argument("--quick", action="store_true", help="the int4 contenders at 128 and 4,096 only")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5, help="of decoding, at each context")
+    parser.add_argument("--tokens", type=int, default=16, help="a contender decodes in a round")
+    parser.add_argument("--prompt-rounds", type=int, default=3, help="of reading prompts")
+    parser.add_argument("--threads", type=int, default=2, help="of each contender and of the bandwidth probe")
+    parser.add_argument("--json", type=Path, help="write everything measured")
+    args = parser.parse_args()
+
+    load, start = os.getloadavg()[0], time.time()
+    probe, results = Probe(args.threads), Results()
+    for stage in QUICK_STAGES if args.quick else STAGES:
+        if set(stage.names) & set(args.contenders):
+            run_stage(stage, args, probe, results)
+    best = max(results.bandwidth)
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads. {versions}.")
+    print(f"{args.rounds} rounds of {args.tokens} tokens; {time.time() - start:.0f} s, load before the run {load:.1f}.")
+    print(f"Read bandwidth: best {best / 1e9:.1f} GB/s; {spread([b / 1e9 for b in results.bandwidth])} over the run.\n")
+    print(decode_table(results))
+    print(prompt_table(results))
+    print(memory_table(results, best))
+    print(goals_table(results, best))
+    if args.json:
+        measured: dict[str, Any] = {**vars(results), "versions": versions, "load": load}
+        args.json.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
