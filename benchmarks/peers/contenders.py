@@ -107,7 +107,7 @@ class Llama:
         if not self._model:
             raise SystemExit(f"llama.cpp cannot open {directory / model}")
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx = length + MARGIN
+        options.n_ctx = (length if length <= BLOCK else max(length, SAVED_LENGTH)) + MARGIN
         options.n_threads = options.n_threads_batch = threads
         options.n_seq_max = 2  # the second reads blocks for save_blocks
         options.kv_unified = True
@@ -314,7 +314,8 @@ class Transformers:
         return "read"
 
     def rewind(self) -> None:
-        self._cache.crop(self._mark)
+        if extra := self._cache.get_seq_length() - self._mark:
+            self._cache.crop(-extra)
 
     def clear(self) -> None:
         self._cache = self._new_cache()
@@ -383,7 +384,14 @@ def answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
 
 
 class Worker:
-    """A contender's process, loaded and waiting."""
+    """A contender's process, loaded and waiting.
+
+    Attributes:
+        name: a key of ``CONTENDERS``.
+        loaded: its memory after loading and one token.
+        length: tokens in its sequence.
+        how: how they came there.
+    """
 
     def __init__(self, name: str, directory: Path, threads: int, length: int) -> None:
         command = [sys.executable, __file__, name, directory, "--threads", threads, "--length", length]
@@ -391,7 +399,14 @@ class Worker:
         self._process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.loaded = self._receive()  # memory after loading and one token
+        self.loaded = self._receive()
+        self.length, self.how = 0, ""
+
+    def fill(self, length: int, *, clear: bool) -> float:
+        """Seconds to bring the sequence to ``length`` tokens, from nothing or from where it is."""
+        filled = self.ask(do="fill", length=length, clear=clear)
+        self.length, self.how = length, filled["how"]
+        return float(filled["seconds"])
 
     def ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -39,19 +39,25 @@ PACKAGES = ["liger-export", "onnxruntime", "onnxruntime-genai", "llama-cpp-pytho
 
 @dataclass(frozen=True)
 class Stage:
-    """Contenders that are loaded together, and what is asked of them."""
+    """Contenders that are loaded together, and what is asked of them.
+
+    Attributes:
+        names: the contenders.
+        contexts: tokens, at each of which they decode.
+        prompts: how many rounds of reading a prompt, by its tokens; the last prompt stays as the first context.
+    """
 
     names: list[str]
     contexts: list[int]
-    prompts: list[int] = field(default_factory=list)
+    prompts: dict[int, int] = field(default_factory=dict)
 
 
 STAGES = [
-    Stage([OURS, *PEERS, GRAPHS[0]], [4096, 128], [4096, 512]),
+    Stage([OURS, *PEERS, GRAPHS[0]], [4096, 128], {512: 5, 4096: 3}),
     Stage([OURS, *PEERS[:2], *GRAPHS], [16384, 32768]),
-    Stage(["Liger int8", "llama.cpp Q8_0", "transformers bf16"], [128, 4096, 16384], [512]),
+    Stage(["Liger int8", "llama.cpp Q8_0", "transformers bf16"], [128, 4096, 16384], {512: 3}),
 ]
-QUICK_STAGES = [Stage([OURS, *PEERS], [4096, 128], [4096, 512])]
+QUICK_STAGES = [Stage([OURS, *PEERS], [4096, 128], {512: 3, 4096: 1})]
 
 
 class Results:
@@ -89,41 +95,35 @@ def run_stage(stage: Stage, args: argparse.Namespace, probe: Probe, results: Res
         workers[name] = Worker(name, args.directory, args.threads, min(longest, LONGEST.get(name, longest)))
         results.loaded.setdefault(name, workers[name].loaded)
     note(f"loaded {', '.join(names)}")
-    for length in stage.prompts:
-        read_prompts(length, [name for name in names if name not in GRAPHS], workers, args, results)
+    for length, rounds in stage.prompts.items():
+        read_prompts(length, rounds, workers, results)
     for context in stage.contexts:
-        decode_rounds(context, stage, workers, args, probe, results)
+        decode_rounds(context, workers, args, probe, results)
     for name, worker in workers.items():
         results.longest[name] = worker.ask(do="memory")
         worker.close()
 
 
-def read_prompts(
-    length: int, names: list[str], workers: dict[str, Worker], args: argparse.Namespace, results: Results
-) -> None:
+def read_prompts(length: int, rounds: int, workers: dict[str, Worker], results: Results) -> None:
     """Time to read a prompt from nothing, in rounds."""
-    for index in range(args.prompt_rounds):
+    names = [name for name in workers if name not in GRAPHS]
+    for index in range(rounds):
         for name in rotated(names, index):
             if index == 0 or name in OFTEN or length <= 512:
-                seconds = workers[name].ask(do="fill", length=length, clear=True)["seconds"]
-                results.prompts[length][name].append(seconds)
+                results.prompts[length][name].append(workers[name].fill(length, clear=True))
     note(f"read prompts of {length:,}")
 
 
 def decode_rounds(
-    context: int,
-    stage: Stage,
-    workers: dict[str, Worker],
-    args: argparse.Namespace,
-    probe: Probe,
-    results: Results,
+    context: int, workers: dict[str, Worker], args: argparse.Namespace, probe: Probe, results: Results
 ) -> None:
     """Bring everybody to the context, then let them decode in turns."""
     names = [name for name in workers if context <= LONGEST.get(name, context)]
     names = [name for name in names if name not in GRAPHS or context >= GRAPH_SHORTEST]
-    onward = context > 4096 and context > min(stage.contexts)  # the sequence is a shorter context's: read on
     for name in names:
-        results.filled[context][name] = workers[name].ask(do="fill", length=context, clear=not onward)["how"]
+        if workers[name].length != context:
+            workers[name].fill(context, clear=context < workers[name].length)
+        results.filled[context][name] = workers[name].how
     note(f"filled {context:,}")
     for index in range(args.rounds):
         results.bandwidth.append(probe.bytes_per_second())
@@ -197,7 +197,9 @@ def goals_table(results: Results, best: float) -> str:
     """The goals that this run can answer. "Times" are medians over rounds of the round's ratio."""
     rows = []
     for context, bound in DECODE_GOALS.items():
-        peers = [name for name in results.decode.get(context, {}) if name in PEERS + GRAPHS]
+        measured = results.decode.get(context, {})
+        stands_in = [name for name in GRAPHS if name.removesuffix(", graph") not in measured]
+        peers = [name for name in measured if name in PEERS + stands_in]
         if peers and results.decode[context].get(OURS):
             fastest = min(peers, key=lambda name: results.milliseconds(context, name))
             rounds = [[float(np.median(r)) for r in results.decode[context][name]] for name in (OURS, fastest)]
@@ -205,11 +207,11 @@ def goals_table(results: Results, best: float) -> str:
             what = f"decode at {context:,}: times as fast as {fastest}"
             rows.append(goal(what, spread(times, 2), float(np.median(times)), bound))
     for length, bound in PREFILL_GOALS.items():
-        measured = results.prompts.get(length, {})
-        peers = [name for name in measured if name in PEERS and len(measured[name]) == len(measured.get(OURS, []))]
+        prompts = results.prompts.get(length, {})
+        peers = [name for name in prompts if name in PEERS and len(prompts[name]) == len(prompts.get(OURS, []))]
         if peers:
-            fastest = min(peers, key=lambda name: float(np.median(measured[name])))
-            times = ratios(measured[OURS], measured[fastest])
+            fastest = min(peers, key=lambda name: float(np.median(prompts[name])))
+            times = ratios(prompts[OURS], prompts[fastest])
             what = f"prefill of {length:,}: times as fast as {fastest}"
             rows.append(goal(what, spread(times, 2), float(np.median(times)), bound))
     own = {
@@ -239,7 +241,6 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5, help="of decoding, at each context")
     parser.add_argument("--tokens", type=int, default=16, help="a contender decodes in a round")
-    parser.add_argument("--prompt-rounds", type=int, default=3, help="of reading prompts")
     parser.add_argument("--threads", type=int, default=2, help="of each contender and of the bandwidth probe")
     parser.add_argument("--json", type=Path, help="write everything measured")
     args = parser.parse_args()
