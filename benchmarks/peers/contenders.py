@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,7 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 
 VOCAB_SIZE = 128256
-SAVED_LENGTH = 32768 + 256  # tokens in llama.cpp's saved caches: the longest context, and room to decode
-BLOCK = 4096  # tokens that are really read in one piece; what lies beyond is filled as each class says
+BLOCK = 4096  # tokens that everybody really reads; what lies beyond is filled as each class says
 MARGIN = 128  # cache positions beyond the context
 WARM = 2  # tokens before those that are timed
 CHECK_TOKENS = 16
@@ -30,10 +30,6 @@ CHECK_TOKENS = 16
 def tokens_for(start: int, stop: int) -> list[int]:
     """Token ids of the positions ``start`` to ``stop`` of the one text that everybody reads."""
     return np.random.default_rng(0).integers(0, VOCAB_SIZE, stop)[start:].tolist()
-
-
-def state_file(quantized: bool) -> str:
-    return "llama-q8_0.state" if quantized else "llama-f16.state"
 
 
 class Contender(Protocol):
@@ -91,7 +87,7 @@ class Liger:
 
 
 class Llama:
-    """llama.cpp. Contexts beyond 4,096 come from a saved cache, whose blocks of 4,096 tokens were each really read."""
+    """llama.cpp. Beyond 4,096 tokens the cache holds the first 4,096 again and again, moved to their positions."""
 
     def __init__(
         self, directory: Path, model: str, threads: int, length: int, *, quantized_cache: bool = False
@@ -107,9 +103,9 @@ class Llama:
         if not self._model:
             raise SystemExit(f"llama.cpp cannot open {directory / model}")
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx = (length if length <= BLOCK else max(length, SAVED_LENGTH)) + MARGIN
+        options.n_ctx = (length if length <= BLOCK else -(-length // BLOCK) * BLOCK) + MARGIN
         options.n_threads = options.n_threads_batch = threads
-        options.n_seq_max = 2  # the second reads blocks for save_blocks
+        options.n_seq_max = 2  # the second is where a copied block is moved
         options.kv_unified = True
         options.flash_attn_type = 1
         if quantized_cache:
@@ -118,7 +114,6 @@ class Llama:
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch_size = llama_cpp.llama_n_batch(self._context)
         self._batch = llama_cpp.llama_batch_init(self._batch_size, 0, 1)
-        self._state = directory / state_file(quantized_cache)
         self._length = self._mark = 0
 
     def read(self, tokens: list[int]) -> Logits:
@@ -133,13 +128,13 @@ class Llama:
         self._length += 1
 
     def fill(self, length: int) -> str:
-        if length <= BLOCK:
-            self.read(tokens_for(self._length, length))
-            self._mark, how = length, "read"
-        else:
-            self._load(length)
-            how = "restored, read in blocks of 4,096"
-        return how
+        if self._length < min(length, BLOCK):
+            self.read(tokens_for(self._length, min(length, BLOCK)))
+        if length > BLOCK:
+            self._repeat_block(length)
+        self._mark = length
+        self.rewind()
+        return "read" if length <= BLOCK else "4,096 read, then repeated"
 
     def rewind(self) -> None:
         self._api.llama_memory_seq_rm(self._memory, 0, self._mark, -1)
@@ -149,30 +144,25 @@ class Llama:
         self._api.llama_memory_clear(self._memory, True)
         self._length = self._mark = 0
 
-    def save_blocks(self, output: Path) -> None:
-        """Read blocks that do not see each other, at their own positions, join them into one sequence and save it.
+    def _repeat_block(self, length: int) -> None:
+        """Append copies of the first block until there are ``length`` tokens or more.
 
-        Reading them as one text costs many times more and gives other numbers, but no other sizes.
+        Reading that many takes minutes and gives other numbers, but no other sizes.
         """
-        for start in range(0, SAVED_LENGTH, BLOCK):
-            stop = min(start + BLOCK, SAVED_LENGTH)
-            self._decode(tokens_for(start, stop), start, 1)
-            self._api.llama_memory_seq_cp(self._memory, 1, 0, start, stop)
-            self._api.llama_memory_seq_rm(self._memory, 1, -1, -1)
-        if not self._api.llama_state_seq_save_file(self._context, os.fsencode(output), 0, None, 0):
-            raise SystemExit(f"llama.cpp cannot write {output}")
-
-    def _load(self, length: int) -> None:
-        self.clear()
-        count = ctypes.c_size_t()
-        unused = (self._api.llama_token * 1)()
-        loaded = self._api.llama_state_seq_load_file(
-            self._context, os.fsencode(self._state), 0, unused, 1, ctypes.byref(count)
-        )
-        if not loaded:
-            raise SystemExit(f"llama.cpp cannot restore {self._state}: run prepare.py again")
-        self._mark = length
-        self.rewind()
+        api, memory, count = self._api, self._memory, ctypes.c_size_t()
+        unused = (api.llama_token * 1)()
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.fsencode(Path(folder, "block"))
+            api.llama_memory_seq_rm(memory, 0, BLOCK, -1)
+            if not api.llama_state_seq_save_file(self._context, file, 0, unused, 0):
+                raise SystemExit(f"llama.cpp cannot write {folder}")
+            for start in range(BLOCK, length, BLOCK):
+                if not api.llama_state_seq_load_file(self._context, file, 1, unused, 1, ctypes.byref(count)):
+                    raise SystemExit("llama.cpp cannot restore a block")
+                api.llama_memory_seq_add(memory, 1, 0, BLOCK, start)
+                api.llama_memory_seq_cp(memory, 1, 0, start, start + BLOCK)
+                api.llama_memory_seq_rm(memory, 1, -1, -1)
+        self._length = -(-length // BLOCK) * BLOCK
 
     def _decode(self, tokens: list[int], position: int, sequence: int) -> None:
         for first in range(0, len(tokens), self._batch_size):

@@ -22,7 +22,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import torch
-from contenders import SAVED_LENGTH, SILENT, Llama, Worker, state_file
+from contenders import SILENT, Worker
 
 from liger_export.checkpoint import Checkpoint
 from liger_export.config import LigerConfig, RopeConfig, inverse_frequencies
@@ -147,10 +147,6 @@ def make_genai(base: Path, options: dict[str, Any], output: Path) -> None:
     output.with_name("builder.log").unlink()
 
 
-def save_cache(directory: Path, quantized: bool, threads: int, output: Path) -> None:
-    Llama(directory, "q4_0.gguf", threads, SAVED_LENGTH, quantized_cache=quantized).save_blocks(output)
-
-
 def check(directory: Path, threads: int) -> None:
     """That every peer computes the checkpoint's model: its logits against those of transformers."""
     worker = Worker("transformers bf16", directory, threads, 256)
@@ -192,9 +188,6 @@ def main() -> None:
     cached = {**GENAI_OPTIONS, "kv_cache_quant_scheme": "int8_per_tensor", "kv_cache_scale_file": scales}
     once(directory / "genai-int8-cache", lambda output: make_genai(base, cached, output))
     check(directory, args.threads)
-    for quantized in (False, True):
-        name = state_file(quantized)
-        once(directory / name, lambda output, q=quantized: save_cache(directory, q, args.threads, output))
 
 
 if __name__ == "__main__":
