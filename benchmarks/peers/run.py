@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from bandwidth import Probe
@@ -95,7 +94,7 @@ def run_stage(stage: Stage, args: argparse.Namespace, probe: Probe, results: Res
         workers[name] = Worker(name, args.directory, args.threads, min(longest, LONGEST.get(name, longest)))
         results.loaded.setdefault(name, workers[name].loaded)
     note(f"loaded {', '.join(names)}")
-    for length, rounds in stage.prompts.items():
+    for length, rounds in () if args.no_prompts else stage.prompts.items():
         read_prompts(length, rounds, workers, results)
     for context in stage.contexts:
         decode_rounds(context, workers, args, probe, results)
@@ -238,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="what prepare.py wrote")
     parser.add_argument("--quick", action="store_true", help="the int4 contenders at 128 and 4,096 only")
+    parser.add_argument("--no-prompts", action="store_true", help="decode only")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5, help="of decoding, at each context")
     parser.add_argument("--tokens", type=int, default=16, help="a contender decodes in a round")
@@ -250,18 +250,18 @@ def main() -> None:
     for stage in QUICK_STAGES if args.quick else STAGES:
         if set(stage.names) & set(args.contenders):
             run_stage(stage, args, probe, results)
+            if args.json:  # after each stage: an interrupted run keeps what it has
+                args.json.write_text(json.dumps({**vars(results), "load": load}, indent=1) + "\n")
     best = max(results.bandwidth)
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads. {versions}.")
     print(f"{args.rounds} rounds of {args.tokens} tokens; {time.time() - start:.0f} s, load before the run {load:.1f}.")
     print(f"Read bandwidth: best {best / 1e9:.1f} GB/s; {spread([b / 1e9 for b in results.bandwidth])} over the run.\n")
     print(decode_table(results))
-    print(prompt_table(results))
+    if results.prompts:
+        print(prompt_table(results))
     print(memory_table(results, best))
     print(goals_table(results, best))
-    if args.json:
-        measured: dict[str, Any] = {**vars(results), "versions": versions, "load": load}
-        args.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":
