@@ -21,7 +21,6 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 
 VOCAB_SIZE = 128256
-BLOCK = 4096  # tokens that everybody really reads; what lies beyond is filled as each class says
 MARGIN = 128  # cache positions beyond the context
 WARM = 2  # tokens before those that are timed
 CHECK_TOKENS = 16
@@ -87,7 +86,9 @@ class Liger:
 
 
 class Llama:
-    """llama.cpp. Beyond 4,096 tokens the cache holds the first 4,096 again and again, moved to their positions."""
+    """llama.cpp. Beyond ``block`` tokens the cache holds the first ones again and again, moved to their positions."""
+
+    block = 4096
 
     def __init__(
         self, directory: Path, model: str, threads: int, length: int, *, quantized_cache: bool = False
@@ -103,7 +104,7 @@ class Llama:
         if not self._model:
             raise SystemExit(f"llama.cpp cannot open {directory / model}")
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx = (length if length <= BLOCK else -(-length // BLOCK) * BLOCK) + MARGIN
+        options.n_ctx = (length if length <= self.block else self._blocks(length)) + MARGIN
         options.n_threads = options.n_threads_batch = threads
         options.n_seq_max = 2  # the second is where a copied block is moved
         options.kv_unified = True
@@ -128,13 +129,13 @@ class Llama:
         self._length += 1
 
     def fill(self, length: int) -> str:
-        if self._length < min(length, BLOCK):
-            self.read(tokens_for(self._length, min(length, BLOCK)))
-        if length > BLOCK:
+        if self._length < min(length, self.block):
+            self.read(tokens_for(self._length, min(length, self.block)))
+        if length > self.block:
             self._repeat_block(length)
         self._mark = length
         self.rewind()
-        return "read" if length <= BLOCK else "4,096 read, then repeated"
+        return "read" if length <= self.block else f"{self.block:,} read, then repeated"
 
     def rewind(self) -> None:
         self._api.llama_memory_seq_rm(self._memory, 0, self._mark, -1)
@@ -143,6 +144,10 @@ class Llama:
     def clear(self) -> None:
         self._api.llama_memory_clear(self._memory, True)
         self._length = self._mark = 0
+
+    def _blocks(self, length: int) -> int:
+        """``length``, rounded up to whole blocks."""
+        return -(-length // self.block) * self.block
 
     def _repeat_block(self, length: int) -> None:
         """Append copies of the first block until there are ``length`` tokens or more.
@@ -153,16 +158,16 @@ class Llama:
         unused = (api.llama_token * 1)()
         with tempfile.TemporaryDirectory() as folder:
             file = os.fsencode(Path(folder, "block"))
-            api.llama_memory_seq_rm(memory, 0, BLOCK, -1)
+            api.llama_memory_seq_rm(memory, 0, self.block, -1)
             if not api.llama_state_seq_save_file(self._context, file, 0, unused, 0):
                 raise SystemExit(f"llama.cpp cannot write {folder}")
-            for start in range(BLOCK, length, BLOCK):
+            for start in range(self.block, length, self.block):
                 if not api.llama_state_seq_load_file(self._context, file, 1, unused, 1, ctypes.byref(count)):
                     raise SystemExit("llama.cpp cannot restore a block")
-                api.llama_memory_seq_add(memory, 1, 0, BLOCK, start)
-                api.llama_memory_seq_cp(memory, 1, 0, start, start + BLOCK)
+                api.llama_memory_seq_add(memory, 1, 0, self.block, start)
+                api.llama_memory_seq_cp(memory, 1, 0, start, start + self.block)
                 api.llama_memory_seq_rm(memory, 1, -1, -1)
-        self._length = -(-length // BLOCK) * BLOCK
+        self._length = self._blocks(length)
 
     def _decode(self, tokens: list[int], position: int, sequence: int) -> None:
         for first in range(0, len(tokens), self._batch_size):
@@ -383,8 +388,8 @@ class Worker:
         how: how they came there.
     """
 
-    def __init__(self, name: str, directory: Path, threads: int, length: int) -> None:
-        command = [sys.executable, __file__, name, directory, "--threads", threads, "--length", length]
+    def __init__(self, name: str, directory: Path, threads: int, length: int, read: int = Llama.block) -> None:
+        command = [sys.executable, __file__, name, directory, "--threads", threads, "--length", length, "--read", read]
         self.name = name
         self._process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -424,8 +429,10 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--length", type=int, required=True, help="longest context, in tokens")
+    parser.add_argument("--read", type=int, default=Llama.block, help="tokens that llama.cpp reads before it repeats")
     args = parser.parse_args()
 
+    Llama.block = args.read
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print to stdout too
     make, package = CONTENDERS[args.name]

@@ -89,14 +89,18 @@ def note(text: str) -> None:
 def run_stage(stage: Stage, args: argparse.Namespace, probe: Probe, results: Results) -> None:
     names = [name for name in stage.names if name in args.contenders]
     workers: dict[str, Worker] = {}
-    longest = max(stage.contexts)
+    contexts = [context for context in stage.contexts if context in args.contexts]
+    longest = max([*contexts, *([] if args.no_prompts else stage.prompts)], default=0)
+    if not longest:
+        return
     for name in names:
-        workers[name] = Worker(name, args.directory, args.threads, min(longest, LONGEST.get(name, longest)))
+        length = min(longest, LONGEST.get(name, longest))
+        workers[name] = Worker(name, args.directory, args.threads, length, args.read)
         results.loaded.setdefault(name, workers[name].loaded)
     note(f"loaded {', '.join(names)}")
     for length, rounds in () if args.no_prompts else stage.prompts.items():
         read_prompts(length, rounds, workers, results)
-    for context in stage.contexts:
+    for context in contexts:
         decode_rounds(context, workers, args, probe, results)
     for name, worker in workers.items():
         results.longest[name] = worker.ask(do="memory")
@@ -239,6 +243,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the int4 contenders at 128 and 4,096 only")
     parser.add_argument("--no-prompts", action="store_true", help="decode only")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--contexts", nargs="+", type=int, default=list(DECODE_GOALS), help="of these alone")
+    parser.add_argument("--read", type=int, default=4096, help="tokens that llama.cpp reads before it repeats them")
     parser.add_argument("--rounds", type=int, default=5, help="of decoding, at each context")
     parser.add_argument("--tokens", type=int, default=16, help="a contender decodes in a round")
     parser.add_argument("--threads", type=int, default=2, help="of each contender and of the bandwidth probe")
