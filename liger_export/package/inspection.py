@@ -49,9 +49,11 @@ def inspect(directory: Path) -> Summary:
                    f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
         ("attention", _attention(config)),
         ("precision", f"{manifest.precision}, {manifest.lowering} lowering"),
+        *_calibration_row(manifest),
         ("needs", f"onnxruntime >= {manifest.onnxruntime}"),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
         *_state_rows(manifest),
+        ("memory grown", _growth(manifest)),
         *((name, f"{entry['bytes']:,} bytes") for name, entry in manifest.files.items()),
         ("files", "as written (SHA-256 of each holds)" if damage is None else damage.cause),
         ("validated", _verdict(directory / REPORT_FILE, sha256_file(directory / MANIFEST_FILE))),
@@ -70,6 +72,20 @@ def _attention(config: LigerConfig) -> str:
 def _state_rows(manifest: Manifest) -> list[tuple[str, str]]:
     shapes = Counter((entry.name, entry.shape, entry.dtype) for entry in manifest.state)
     return [(f"  {name}", f"{dtype} {[1, *shape]} in {count} layers") for (name, shape, dtype), count in shapes.items()]
+
+
+def _calibration_row(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.calibration is None:
+        return []
+    return [("calibrated on", f"{manifest.calibration['tokens']:,} tokens of {manifest.calibration['name']}")]
+
+
+def _growth(manifest: Manifest) -> str:
+    if manifest.memory is None:
+        return "not measured yet (run liger-export validate)"
+    measured = manifest.memory
+    span = f"token {measured['from_token']} to {measured['to_token']:,}"
+    return f"{measured['bytes_grown']:,} bytes from {span}, with onnxruntime {measured['onnxruntime']}"
 
 
 def _verdict(path: Path, manifest_sha256: str) -> str:
