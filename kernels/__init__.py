@@ -1,1 +1,8 @@
-"""GPU kernels of the ``liger::`` operators. Empty so far: the operators run in PyTorch and in stock ONNX Runtime."""
+"""GPU kernels of the ``liger::`` operators, in Triton.
+
+- ``shapes``: which layers the kernels compute;
+- ``step``: one token, a layer a launch;
+- ``launch``: the kernels as functions of torch tensors.
+
+Importing any of these but the kernels themselves needs no Triton.
+"""

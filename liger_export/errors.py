@@ -6,6 +6,7 @@ __all__ = [
     "DataError",
     "EnvironmentMismatchError",
     "InputError",
+    "KernelError",
     "LigerExportError",
     "OutputError",
     "PackageError",
@@ -50,6 +51,10 @@ class QuantizationError(LigerExportError):
 
 class InputError(LigerExportError):
     """A call's argument is out of range: a token id, a state, a sampling setting."""
+
+
+class KernelError(LigerExportError):
+    """No kernel computes what is asked for: the shape, the dtype or the GPU is another than it was made for."""
 
 
 class DataError(LigerExportError):

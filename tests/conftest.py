@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny Liger checkpoint, an adapter for it, and its package, each made once."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.package.build import convert
 from tests.tiny import load_model, write_liger
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on numpy
 torch.set_num_threads(1)  # the models are so small that threads cost more than they give
 
 

@@ -1,0 +1,55 @@
+"""What the step and the chunk kernels share: feature maps, gates, rotary embedding. Everything in float32.
+
+Mixers are numbers inside kernels: ``GLA`` and ``HGRN2``.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["GLA", "HGRN2", "MIXER_IDS", "key_features", "log_gates", "rotated", "softmax_rows"]
+
+GLA = tl.constexpr(0)
+HGRN2 = tl.constexpr(1)
+MIXER_IDS = {"gla": 0, "hgrn2": 1}
+
+
+@triton.jit
+def softmax_rows(rows, real):
+    """Softmax along the last axis of [N, D]; columns where ``real`` is false get 0."""
+    rows = tl.where(real, rows, float("-inf"))
+    powers = tl.exp(rows - tl.max(rows, axis=1)[:, None])
+    return powers / tl.sum(powers, axis=1)[:, None]
+
+
+@triton.jit
+def key_features(keys, real, MIXER: tl.constexpr):
+    """What keys [N, D] write: softmax (arXiv 2503.01496, eq. 5) or 1 - sigmoid (arXiv 2404.07904, eq. 7)."""
+    if MIXER == GLA:
+        features = softmax_rows(keys, real)
+    else:
+        features = tl.where(real, 1 / (1 + tl.exp(keys)), 0.0)
+    return features
+
+
+@triton.jit
+def log_gates(keys, real, gate_normalizer):
+    """Log decays logsigmoid(key) / normalizer, at most 0; 0 where ``real`` is false."""
+    # Never the exponential of a positive number: exact for the strongest gates.
+    gates = tl.minimum(keys, 0.0) - tl.log(1 + tl.exp(-tl.abs(keys)))
+    return tl.where(real, gates / gate_normalizer, 0.0)
+
+
+@triton.jit
+def rotated(rows, partners, cos, sin, dims, D: tl.constexpr):
+    """Rotary embedding in half-split order: dimension d turns with its partner, d + D / 2 or d - D / 2.
+
+    Args:
+        rows: [N, BLOCK_D].
+        partners: [N, BLOCK_D], the same rows by partner.
+        cos: [N or 1, BLOCK_D], by dimension modulo D / 2.
+        sin: likewise.
+        dims: [1, BLOCK_D], 0 to BLOCK_D - 1.
+        D: head size.
+    """
+    signed = tl.where(dims < D // 2, -sin, sin)
+    return rows.to(tl.float32) * cos + partners.to(tl.float32) * signed

@@ -1,0 +1,144 @@
+"""The kernels as functions of torch tensors, and as the CUDA implementation of the ``liger::`` operators."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_export.errors import EnvironmentMismatchError, KernelError
+from liger_export.kernels.shapes import AttentionShape, block_of
+
+__all__ = ["oldest_first", "step", "step_in_place"]
+
+Tensors = tuple[Tensor, ...]
+
+
+def step(
+    mixer: str,
+    projections: Tensors,
+    positions: Tensors,
+    state: Tensors,
+    gate_normalizer: float = 1.0,
+    recurrent_weight: float = 0.5,
+) -> Tensors:
+    """One token, states out of place and the window oldest first: the operator's contract.
+
+    Args:
+        mixer: one of ``MIXERS``.
+        projections: query [B, 1, H * D], key and value [B, 1, G * D]; parts of a packed row will do.
+        positions: cos and sin, float32 [B, 1, D / 2], and position_ids, int64 [B, 1], -1 for no token.
+        state: recurrent_state, float32 [B, G, D, D], window_key and window_value [B, G, W, D].
+        gate_normalizer: divides the log gates; 1 for hgrn2.
+        recurrent_weight: share of the recurrence in the output.
+
+    Returns:
+        Output [B, 1, H * D], and the next three state tensors.
+
+    Raises:
+        KernelError: no kernel computes this shape.
+        EnvironmentMismatchError: Triton is not installed.
+    """
+    next_state = tuple(torch.empty_like(tensor) for tensor in state)
+    output = _step(mixer, projections, positions, state, next_state, (gate_normalizer, recurrent_weight))
+    return output, *next_state
+
+
+def step_in_place(
+    mixer: str,
+    projections: Tensors,
+    positions: Tensors,
+    state: Tensors,
+    gate_normalizer: float = 1.0,
+    recurrent_weight: float = 0.5,
+) -> Tensor:
+    """One token, states in place; arguments as ``step``.
+
+    The window is a ring: the row of position p is p % W. Until W tokens that is the contract's order, oldest first;
+    ``oldest_first`` restores it after. Every row is read once a step and one is written.
+
+    Returns:
+        Output [B, 1, H * D].
+
+    Raises:
+        KernelError: no kernel computes this shape.
+        EnvironmentMismatchError: Triton is not installed.
+    """
+    return _step(mixer, projections, positions, state, state, (gate_normalizer, recurrent_weight))
+
+
+def oldest_first(window: Tensor, seen: Tensor) -> Tensor:
+    """The contract's order of a ring [B, G, W, D] after ``seen`` tokens, int64 [B]."""
+    size = window.shape[2]
+    start = torch.where(seen > size, seen % size, 0)
+    rows = (start[:, None] + torch.arange(size, device=window.device)) % size
+    return window.gather(2, rows[:, None, :, None].expand_as(window))
+
+
+def shape_of(mixer: str, projections: Tensors, state: Tensors) -> AttentionShape:
+    """The shape that an operator's tensors have.
+
+    Raises:
+        KernelError: no kernel computes it, or a tensor is laid out as no kernel reads it.
+    """
+    query, key, value = projections
+    memory, window_key, window_value = state
+    _, groups, window, head_dim = window_key.shape
+    activation = str(query.dtype).removeprefix("torch.")
+    shape = AttentionShape(mixer, groups, query.shape[-1] // (groups * head_dim), head_dim, window, activation)
+    if {tensor.dtype for tensor in (*projections, window_key, window_value)} != {query.dtype}:
+        raise KernelError("Projections and window differ in dtype.", f"Give all of them in {activation}.")
+    if memory.dtype != torch.float32:
+        raise KernelError(f"The recurrent state is {memory.dtype}.", "Give it in float32.")
+    if key.shape[-1] != groups * head_dim or value.shape != key.shape:
+        raise KernelError(
+            f"Key and value have rows of {key.shape[-1]} and {value.shape[-1]} values.",
+            f"The window asks for {groups} heads of {head_dim}.",
+        )
+    if not all(tensor.is_contiguous() for tensor in state) or any(part.stride(-1) != 1 for part in projections):
+        raise KernelError("A state tensor or a projection's row is not contiguous.", "Call .contiguous() on it.")
+    return shape
+
+
+def _step(
+    mixer: str, projections: Tensors, positions: Tensors, state: Tensors, next_state: Tensors, options: Any
+) -> Tensor:
+    shape = shape_of(mixer, projections, state)
+    batch, length, width = projections[0].shape
+    if length != 1:
+        raise KernelError(f"The step kernel was given {length} tokens.", "Use the chunk kernel for more than one.")
+    try:
+        from liger_export.kernels.features import MIXER_IDS
+        from liger_export.kernels.step import step_kernel
+    except ImportError as error:
+        raise no_triton() from error
+    output = projections[0].new_empty(batch, 1, width)
+    block_v = shape.block_v(batch)
+    step_kernel[(-(-shape.head_dim // block_v), shape.groups, batch)](
+        *projections,
+        *(tensor.contiguous() for tensor in positions),
+        *state,
+        output,
+        *next_state,
+        *(part.stride(0) for part in projections),
+        *options,
+        MIXER=MIXER_IDS[mixer],
+        G=shape.groups,
+        R=shape.repeats,
+        D=shape.head_dim,
+        W=shape.window,
+        BLOCK_R=block_of(shape.repeats),
+        BLOCK_D=block_of(shape.head_dim),
+        BLOCK_W=block_of(shape.window),
+        BLOCK_V=block_v,
+        RING=next_state is state,
+        PRECISION=shape.precision,
+        num_warps=4,
+    )
+    return output
+
+
+def no_triton() -> EnvironmentMismatchError:
+    """What to raise where Triton is missing."""
+    return EnvironmentMismatchError(
+        "The GPU kernels need Triton, which is not installed.", "Install it on Linux: pip install triton."
+    )

@@ -1,0 +1,79 @@
+"""What the kernels take: the shape of a layer's attention, checked before anything is launched or compiled."""
+
+from dataclasses import dataclass
+
+from liger_export.errors import KernelError
+
+__all__ = ["ACTIVATIONS", "MIXERS", "AttentionShape"]
+
+MIXERS = ("gla", "hgrn2")
+ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # as torch and as Triton calls them
+
+MIN_HEAD_DIM, MAX_HEAD_DIM = 32, 256
+MAX_WINDOW = 256
+MAX_REPEATS = 64
+PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """One layer's attention, whatever the batch and the length.
+
+    Attributes:
+        mixer: one of ``MIXERS``.
+        groups: G, key/value heads.
+        repeats: R, query heads for each key/value head.
+        head_dim: D, a multiple of 8 from 32 to 256.
+        window: W, keys in the window, 1 to 256.
+        activation: dtype of projections, window and output, a key of ``ACTIVATIONS``. State is float32.
+
+    Raises:
+        KernelError: no kernel computes this shape.
+    """
+
+    mixer: str
+    groups: int
+    repeats: int
+    head_dim: int
+    window: int
+    activation: str
+
+    def __post_init__(self) -> None:
+        for what, is_sound, allowed in (
+            (f"mixer {self.mixer}", self.mixer in MIXERS, f"mixers {', '.join(MIXERS)}"),
+            (f"{self.groups} key/value heads", self.groups >= 1, "1 and more"),
+            (
+                f"{self.repeats} query heads for each key/value head",
+                1 <= self.repeats <= MAX_REPEATS,
+                f"1 to {MAX_REPEATS}",
+            ),
+            (
+                f"head size {self.head_dim}",
+                MIN_HEAD_DIM <= self.head_dim <= MAX_HEAD_DIM and self.head_dim % 8 == 0,
+                f"multiples of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}",
+            ),
+            (f"window of {self.window} keys", 1 <= self.window <= MAX_WINDOW, f"1 to {MAX_WINDOW}"),
+            (f"activations in {self.activation}", self.activation in ACTIVATIONS, ", ".join(ACTIVATIONS)),
+        ):
+            if not is_sound:
+                raise KernelError(
+                    f"The kernels do not take a {what}; they take {allowed}.",
+                    "Run this layer on the PyTorch form of its operator.",
+                )
+
+    @property
+    def precision(self) -> str:
+        """Of products with the float32 state: TF32 rounds less than half-precision activations do."""
+        return "ieee" if self.activation == "float32" else "tf32"
+
+    def block_v(self, batch: int) -> int:
+        """Value columns of one program: the fewer programs there are, the smaller, down to 16."""
+        block = block_of(self.head_dim) // 2
+        while block > 16 and batch * self.groups * -(-self.head_dim // block) < PROGRAMS_WANTED:
+            block //= 2
+        return block
+
+
+def block_of(size: int) -> int:
+    """The power of two, at least 16, that holds ``size``: what a kernel computes on."""
+    return max(16, 1 << (size - 1).bit_length())
