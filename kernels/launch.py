@@ -8,9 +8,16 @@ from torch import Tensor
 from liger_export.errors import EnvironmentMismatchError, KernelError
 from liger_export.kernels.shapes import AttentionShape, block_of
 
-__all__ = ["oldest_first", "step", "step_in_place"]
+__all__ = ["chunk", "oldest_first", "step", "step_in_place"]
 
 Tensors = tuple[Tensor, ...]
+
+# How the chunk kernels are cut, as measured on an H200 (benchmarks/kernels.py).
+PASS = {"BLOCK_K": 32, "BLOCK_V": 32, "num_warps": 4, "num_stages": 3}
+WINDOW = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
+OUTPUT = {"BLOCK_V": 32, "num_warps": 4, "num_stages": 3}
+HEADS = 2  # query heads of one program of the output kernel
+ROWS = 32  # of the window moved by one program
 
 
 def step(
@@ -64,6 +71,102 @@ def step_in_place(
         EnvironmentMismatchError: Triton is not installed.
     """
     return _step(mixer, projections, positions, state, state, (gate_normalizer, recurrent_weight))
+
+
+def chunk(
+    mixer: str,
+    projections: Tensors,
+    positions: Tensors,
+    state: Tensors,
+    gate_normalizer: float = 1.0,
+    recurrent_weight: float = 0.5,
+) -> Tensors:
+    """Any number of tokens T from any state, states out of place and the window oldest first.
+
+    Arguments as ``step``, with T in the place of 1; padding may only end a row. Beside its results it takes
+    T / 64 states' worth of memory, and keys in float32 twice, while it runs.
+
+    Returns:
+        Output [B, T, H * D], and the next three state tensors.
+
+    Raises:
+        KernelError: no kernel computes this shape.
+        EnvironmentMismatchError: Triton is not installed.
+    """
+    shape = shape_of(mixer, projections, state)
+    batch, length, width = projections[0].shape
+    query, key, value = projections
+    if max(length * part.stride(1) for part in projections) >= 2**31:
+        raise KernelError(f"The chunk kernel was given {length} tokens in one call.", "Cut them into several calls.")
+    try:
+        from liger_export.kernels import chunk as kernels
+        from liger_export.kernels.features import MIXER_IDS
+    except ImportError as error:
+        raise no_triton() from error
+    cos, sin, position_ids = (tensor.contiguous() for tensor in positions)
+    counts = (position_ids >= 0).sum(1, dtype=torch.int32)
+    memory, window_key, window_value = state
+    head_dim, groups, block_d = shape.head_dim, shape.groups, block_of(shape.head_dim)
+    padded = length + -length % kernels.CHUNK
+    sizes, token_sizes = {"G": groups, "D": head_dim}, (length, padded)
+    heads = {"R": shape.repeats, **sizes}
+
+    features, gates = (query.new_empty(batch, groups, padded, head_dim, dtype=torch.float32) for _ in range(2))
+    decayed_keys, rotated_keys = (query.new_empty(batch, groups, padded, head_dim) for _ in range(2))
+    block_gates = features.new_empty(batch, groups, padded // kernels.BLOCK, head_dim)
+    entering = features.new_empty(batch, groups, padded // kernels.CHUNK, head_dim, head_dim)
+    output = query.new_empty(batch, length, width)
+    next_state = tuple(torch.empty_like(tensor) for tensor in state)
+
+    kernels.prepare_kernel[(padded // kernels.BLOCK, groups, batch)](
+        *(key, cos, sin, counts),
+        *(features, gates, decayed_keys, block_gates, rotated_keys),
+        *key.stride()[:2],
+        *token_sizes,
+        gate_normalizer,
+        MIXER=MIXER_IDS[mixer],
+        BLOCK_D=block_d,
+        **sizes,
+    )
+    tiles = -(-head_dim // PASS["BLOCK_K"]) * -(-head_dim // PASS["BLOCK_V"])
+    kernels.pass_kernel[(tiles, groups, batch)](
+        *(value, decayed_keys, block_gates, counts, memory, entering, next_state[0]),
+        *value.stride()[:2],
+        padded,
+        PRECISION=shape.precision,
+        **sizes,
+        **PASS,
+    )
+    window = {"W": shape.window, "BLOCK_D": block_d, **sizes}
+    kernels.window_kernel[(-(-length // WINDOW["BLOCK_M"]), groups * shape.repeats, batch)](
+        *(query, value, rotated_keys, cos, sin, position_ids, counts, window_key, window_value, output),
+        *(*query.stride()[:2], *value.stride()[:2]),
+        *token_sizes,
+        R=shape.repeats,
+        PRECISION=shape.precision,
+        **window,
+        **WINDOW,
+    )
+    members = min(block_of(shape.repeats, 1), HEADS)
+    kernels.output_kernel[(-(-length // kernels.BLOCK), groups * -(-shape.repeats // members), batch)](
+        *(query, value, features, gates, decayed_keys, block_gates, counts, entering, output),
+        *(*query.stride()[:2], *value.stride()[:2]),
+        *token_sizes,
+        recurrent_weight,
+        HEADS=members,
+        BLOCK_D=block_d,
+        PRECISION=shape.precision,
+        **heads,
+        **OUTPUT,
+    )
+    kernels.leave_kernel[(-(-shape.window // ROWS), groups, batch)](
+        *(value, rotated_keys, position_ids, counts, window_key, window_value, *next_state[1:]),
+        *value.stride()[:2],
+        *token_sizes,
+        BLOCK_W=ROWS,
+        **window,
+    )
+    return output, *next_state
 
 
 def oldest_first(window: Tensor, seen: Tensor) -> Tensor:
@@ -126,7 +229,7 @@ def _step(
         R=shape.repeats,
         D=shape.head_dim,
         W=shape.window,
-        BLOCK_R=block_of(shape.repeats),
+        BLOCK_R=block_of(shape.repeats, 8),
         BLOCK_D=block_of(shape.head_dim),
         BLOCK_W=block_of(shape.window),
         BLOCK_V=block_v,

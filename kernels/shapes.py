@@ -74,6 +74,6 @@ class AttentionShape:
         return block
 
 
-def block_of(size: int) -> int:
-    """The power of two, at least 16, that holds ``size``: what a kernel computes on."""
-    return max(16, 1 << (size - 1).bit_length())
+def block_of(size: int, least: int = 16) -> int:
+    """The power of two, at least ``least``, that holds ``size``: what a kernel computes on."""
+    return max(least, 1 << (size - 1).bit_length())

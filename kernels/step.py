@@ -63,11 +63,12 @@ def step_kernel(
         recurrent_weight: share of the recurrence in the output.
         MIXER: of ``features.MIXER_IDS``.
         G: key/value heads. R: query heads for each. D: head size. W: keys in the window.
-        BLOCK_R, BLOCK_D, BLOCK_W: R, D and W as powers of two, at least 16. BLOCK_V: value columns of a program.
+        BLOCK_R, BLOCK_D, BLOCK_W: R, D and W as powers of two, at least 8, 16 and 16. BLOCK_V: value columns of a
+            program.
         RING: the window is updated in place and the row of position p is p % W; otherwise rows are oldest first and
             move to the next buffers. Programs of a head cannot wait for each other, so they cannot shift rows that
             all of them read; in a ring they replace one row that none of them reads.
-        PRECISION: of products with the state, "ieee" or "tf32".
+        PRECISION: of float32 products, "ieee", "tf32x3" or "tf32".
     """
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     group, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -119,21 +120,25 @@ def step_kernel(
     added = tl.where(is_token, new_value, 0.0).to(tl.float32)
     memory = tl.trans(decay) * memory + tl.trans(written) * added
     tl.store(next_state + tile, memory, mask=real_tile)
-    read = tl.dot(softmax_rows(queries.to(tl.float32), real_dims), memory, input_precision=PRECISION)
+    features = softmax_rows(queries.to(tl.float32), real_dims)
+    # Heads, the fewest, stand last in every product: tensor cores take 8 of them there, but 16 in the first place.
+    read = tl.dot(tl.trans(memory), tl.trans(features), input_precision=PRECISION)
 
     # Window: softmax(q . k / sqrt(D)) over rows, which need no order
     is_new = rows == new
     keys = tl.where(is_new, rotated_key, keys)
     values = tl.where(is_new, new_value, values)
-    scores = tl.dot(rotated_query, tl.trans(keys), input_precision="ieee") * (D**-0.5)
-    visible = tl.arange(0, BLOCK_W)[None, :] < tl.minimum(position + 1, W)
-    weights = softmax_rows(scores, visible)
-    windowed = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    scores = tl.dot(keys, tl.trans(rotated_query), input_precision=PRECISION) * (D**-0.5)
+    scores = tl.where(rows < tl.minimum(position + 1, W), scores, float("-inf"))
+    powers = tl.exp(scores - tl.max(scores, axis=0)[None, :])
+    weighted = tl.dot(tl.trans(values), powers.to(values.dtype), input_precision=PRECISION)
+    windowed = weighted / tl.sum(powers, axis=0)[None, :]
 
     mixed = recurrent_weight * read + (1 - recurrent_weight) * windowed
     mixed = tl.where(is_token, mixed, 0.0).to(output.dtype.element_ty)
-    out = (head * R + members) * D + columns
-    tl.store(output + out, mixed, mask=(members < R) & real_columns)
+    members = tl.arange(0, BLOCK_R)[None, :]
+    out = (head * R + members) * D + tl.trans(columns)
+    tl.store(output + out, mixed, mask=(members < R) & tl.trans(real_columns))
 
     in_block = (dims >= tl.program_id(0) * BLOCK_V) & (dims < (tl.program_id(0) + 1) * BLOCK_V)
     if RING:

@@ -88,7 +88,8 @@ def run(
             if in_place:
                 output = launch.step_in_place(case.mixer, *arguments, state, **options(case))
             else:
-                output, *following = launch.step(case.mixer, *arguments, state, **options(case))
+                form = launch.step if stop - start == 1 else launch.chunk
+                output, *following = form(case.mixer, *arguments, state, **options(case))
                 state = tuple(following)
         outputs.append(output)
     if in_place:

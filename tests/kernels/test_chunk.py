@@ -1,0 +1,84 @@
+"""The chunk kernels against the float64 reference, beside the step kernel and each other."""
+
+import pytest
+import torch
+
+from liger_export.errors import KernelError
+from liger_export.kernels import launch
+from tests.kernels.cases import (
+    BOUNDS,
+    call_arguments,
+    empty_state,
+    every_dtype,
+    every_mixer,
+    inputs_and_reference,
+    options,
+    poisoned_outputs,
+    run,
+)
+from tests.ops.cases import Case, assert_equal
+from tests.tiny import relative_l2
+
+
+@every_mixer
+@every_dtype
+def test_a_sequence_equals_the_naive_reference(mixer: str, dtype: torch.dtype) -> None:
+    case = Case(mixer, head_dim=32, window_size=24)
+    inputs, expected = inputs_and_reference(case, 147, dtype)
+    assert_equal(run(case, inputs, dtype), expected, BOUNDS[dtype])
+
+
+@every_mixer
+@pytest.mark.parametrize("cuts", [(5, 6, 7), (16, 48), (1, 66)], ids=str)
+def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: tuple[int, ...]) -> None:
+    """Single tokens run on the step kernel, so that either continues the other's state."""
+    case = Case(mixer, head_dim=32, window_size=24)
+    inputs, expected = inputs_and_reference(case, 72, torch.float32)
+    assert_equal(run(case, inputs, torch.float32, cuts), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("gla", num_key_value_heads=1, repeats=1, head_dim=256, window_size=1),
+        Case("hgrn2", num_key_value_heads=3, repeats=5, head_dim=40, window_size=7),
+        Case("hgrn2", num_key_value_heads=1, repeats=3, head_dim=128, window_size=256),
+        Case("gla", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
+    ],
+    ids=str,
+)
+def test_shapes(case: Case) -> None:
+    inputs, expected = inputs_and_reference(case, 21, torch.float32)
+    assert_equal(run(case, inputs, torch.float32), expected, 1e-5)
+
+
+@every_mixer
+def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
+    case = Case(mixer, head_dim=32, window_size=4)
+    inputs, expected = inputs_and_reference(case, 130, torch.float32, key_scale=30.0)
+    assert_equal(run(case, inputs, torch.float32), expected, 1e-5)
+
+
+@every_mixer
+def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
+    case = Case(mixer, head_dim=32, window_size=24)
+    inputs, _ = inputs_and_reference(case, 70, torch.float32)
+    alone = run(case, inputs.between(0, 37), torch.float32)
+    positions = torch.arange(70).repeat(2, 1)
+    positions[1, 37:] = -1
+    for tensor in inputs.projections:
+        tensor[1, 37:] = float("nan")
+    arguments = call_arguments(inputs, positions, torch.float32)
+    with poisoned_outputs():
+        output, *state = launch.chunk(mixer, *arguments, empty_state(case, torch.float32), **options(case))
+    assert relative_l2(output[1, :37].cpu(), alone["output"][1]) < 1e-6
+    assert not output[1, 37:].any()
+    for name, tensor in zip(case.form.states, state, strict=True):
+        assert relative_l2(tensor[1].cpu(), alone[name][1]) < 1e-6
+
+
+def test_a_call_too_long_for_the_kernels_is_refused() -> None:
+    case = Case("gla", num_key_value_heads=1, repeats=1, head_dim=32)
+    long = torch.empty(1, 2**26, 96, device="meta").split(32, dim=-1)
+    with pytest.raises(KernelError, match="67108864 tokens"):
+        launch.chunk("gla", long, (), empty_state(case, torch.float32, batch=1))
