@@ -16,11 +16,10 @@ import triton
 import triton.language as tl
 
 from liger_export.kernels.features import key_features, log_gates, rotated, softmax_rows
+from liger_export.kernels.plans import BLOCK, CHUNK
 
-__all__ = ["BLOCK", "CHUNK", "leave_kernel", "output_kernel", "pass_kernel", "prepare_kernel", "window_kernel"]
+__all__ = ["leave_kernel", "output_kernel", "pass_kernel", "prepare_kernel", "window_kernel"]
 
-BLOCK = 16
-CHUNK = 64
 _BLOCK = tl.constexpr(BLOCK)
 _CHUNK = tl.constexpr(CHUNK)
 _BLOCKS = tl.constexpr(CHUNK // BLOCK)
@@ -60,7 +59,7 @@ def prepare_kernel(
         key_batch_stride: elements; key_stride: likewise.
         length: T. padded_length: T as a multiple of 64.
         gate_normalizer: divides the log gates.
-        MIXER: of ``features.MIXER_IDS``. G: key/value heads. D: head size. BLOCK_D: D as a power of two.
+        MIXER: of ``plans.MIXER_NUMBERS``. G: key/value heads. D: head size. BLOCK_D: D as a power of two.
     """
     block, group, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     dims = tl.arange(0, BLOCK_D)[None, :]

@@ -1,16 +1,16 @@
 """What the step and the chunk kernels share: feature maps, gates, rotary embedding. Everything in float32.
 
-Mixers are numbers inside kernels: ``GLA`` and ``HGRN2``.
+Inside kernels a mixer is its number of ``plans.MIXER_NUMBERS``.
 """
 
 import triton
 import triton.language as tl
 
-__all__ = ["GLA", "HGRN2", "MIXER_IDS", "key_features", "log_gates", "rotated", "softmax_rows"]
+from liger_export.kernels.plans import MIXER_NUMBERS
 
-GLA = tl.constexpr(0)
-HGRN2 = tl.constexpr(1)
-MIXER_IDS = {"gla": 0, "hgrn2": 1}
+__all__ = ["GLA", "key_features", "log_gates", "rotated", "softmax_rows"]
+
+GLA = tl.constexpr(MIXER_NUMBERS["gla"])
 
 
 @triton.jit

@@ -6,18 +6,12 @@ import torch
 from torch import Tensor
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
-from liger_export.kernels.shapes import AttentionShape, block_of
+from liger_export.kernels.plans import BLOCK, CHUNK, chunk_plans, step_plan
+from liger_export.kernels.shapes import AttentionShape
 
 __all__ = ["chunk", "oldest_first", "step", "step_in_place"]
 
 Tensors = tuple[Tensor, ...]
-
-# How the chunk kernels are cut, as measured on an H200 (benchmarks/kernels.py).
-PASS = {"BLOCK_K": 32, "BLOCK_V": 32, "num_warps": 4, "num_stages": 3}
-WINDOW = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
-OUTPUT = {"BLOCK_V": 32, "num_warps": 4, "num_stages": 3}
-HEADS = 2  # query heads of one program of the output kernel
-ROWS = 32  # of the window moved by one program
 
 
 def step(
@@ -100,73 +94,49 @@ def chunk(
         raise KernelError(f"The chunk kernel was given {length} tokens in one call.", "Cut them into several calls.")
     try:
         from liger_export.kernels import chunk as kernels
-        from liger_export.kernels.features import MIXER_IDS
     except ImportError as error:
         raise no_triton() from error
     cos, sin, position_ids = (tensor.contiguous() for tensor in positions)
     counts = (position_ids >= 0).sum(1, dtype=torch.int32)
-    memory, window_key, window_value = state
-    head_dim, groups, block_d = shape.head_dim, shape.groups, block_of(shape.head_dim)
-    padded = length + -length % kernels.CHUNK
-    sizes, token_sizes = {"G": groups, "D": head_dim}, (length, padded)
-    heads = {"R": shape.repeats, **sizes}
+    memory, *window = state
+    heads, head_dim, padded = (batch, shape.groups), shape.head_dim, length + -length % CHUNK
 
-    features, gates = (query.new_empty(batch, groups, padded, head_dim, dtype=torch.float32) for _ in range(2))
-    decayed_keys, rotated_keys = (query.new_empty(batch, groups, padded, head_dim) for _ in range(2))
-    block_gates = features.new_empty(batch, groups, padded // kernels.BLOCK, head_dim)
-    entering = features.new_empty(batch, groups, padded // kernels.CHUNK, head_dim, head_dim)
+    features, gates = (query.new_empty(*heads, padded, head_dim, dtype=torch.float32) for _ in range(2))
+    decayed_keys, rotated_keys = (query.new_empty(*heads, padded, head_dim) for _ in range(2))
+    block_gates = features.new_empty(*heads, padded // BLOCK, head_dim)
+    entering = features.new_empty(*heads, padded // CHUNK, head_dim, head_dim)
     output = query.new_empty(batch, length, width)
-    next_state = tuple(torch.empty_like(tensor) for tensor in state)
+    next_memory, *next_window = (torch.empty_like(tensor) for tensor in state)
 
-    kernels.prepare_kernel[(padded // kernels.BLOCK, groups, batch)](
-        *(key, cos, sin, counts),
-        *(features, gates, decayed_keys, block_gates, rotated_keys),
-        *key.stride()[:2],
-        *token_sizes,
-        gate_normalizer,
-        MIXER=MIXER_IDS[mixer],
-        BLOCK_D=block_d,
-        **sizes,
-    )
-    tiles = -(-head_dim // PASS["BLOCK_K"]) * -(-head_dim // PASS["BLOCK_V"])
-    kernels.pass_kernel[(tiles, groups, batch)](
-        *(value, decayed_keys, block_gates, counts, memory, entering, next_state[0]),
-        *value.stride()[:2],
-        padded,
-        PRECISION=shape.precision,
-        **sizes,
-        **PASS,
-    )
-    window = {"W": shape.window, "BLOCK_D": block_d, **sizes}
-    kernels.window_kernel[(-(-length // WINDOW["BLOCK_M"]), groups * shape.repeats, batch)](
-        *(query, value, rotated_keys, cos, sin, position_ids, counts, window_key, window_value, output),
-        *(*query.stride()[:2], *value.stride()[:2]),
-        *token_sizes,
-        R=shape.repeats,
-        PRECISION=shape.precision,
-        **window,
-        **WINDOW,
-    )
-    members = min(block_of(shape.repeats, 1), HEADS)
-    kernels.output_kernel[(-(-length // kernels.BLOCK), groups * -(-shape.repeats // members), batch)](
-        *(query, value, features, gates, decayed_keys, block_gates, counts, entering, output),
-        *(*query.stride()[:2], *value.stride()[:2]),
-        *token_sizes,
-        recurrent_weight,
-        HEADS=members,
-        BLOCK_D=block_d,
-        PRECISION=shape.precision,
-        **heads,
-        **OUTPUT,
-    )
-    kernels.leave_kernel[(-(-shape.window // ROWS), groups, batch)](
-        *(value, rotated_keys, position_ids, counts, window_key, window_value, *next_state[1:]),
-        *value.stride()[:2],
-        *token_sizes,
-        BLOCK_W=ROWS,
-        **window,
-    )
-    return output, *next_state
+    query_strides, key_strides, value_strides = (part.stride()[:2] for part in projections)
+    lengths = (length, padded)
+    prepared = (features, gates, decayed_keys, block_gates)
+    arguments = {
+        "prepare_kernel": (
+            *(key, cos, sin, counts, *prepared, rotated_keys),
+            *(*key_strides, *lengths, gate_normalizer),
+        ),
+        "pass_kernel": (
+            *(value, decayed_keys, block_gates, counts, memory, entering, next_memory),
+            *(*value_strides, padded),
+        ),
+        "window_kernel": (
+            *(query, value, rotated_keys, cos, sin, position_ids, counts, *window, output),
+            *(*query_strides, *value_strides, *lengths),
+        ),
+        "output_kernel": (
+            *(query, value, *prepared, counts, entering, output),
+            *(*query_strides, *value_strides, *lengths, recurrent_weight),
+        ),
+        "leave_kernel": (
+            *(value, rotated_keys, position_ids, counts, *window, *next_window),
+            *(*value_strides, *lengths),
+        ),
+    }
+    for name, plan in chunk_plans(shape).items():
+        kernel = getattr(kernels, name)
+        kernel[plan.programs(batch, length)](*arguments[name], **plan.constants, **plan.options)
+    return output, next_memory, *next_window
 
 
 def oldest_first(window: Tensor, seen: Tensor) -> Tensor:
@@ -210,13 +180,12 @@ def _step(
     if length != 1:
         raise KernelError(f"The step kernel was given {length} tokens.", "Use the chunk kernel for more than one.")
     try:
-        from liger_export.kernels.features import MIXER_IDS
         from liger_export.kernels.step import step_kernel
     except ImportError as error:
         raise no_triton() from error
     output = projections[0].new_empty(batch, 1, width)
-    block_v = shape.block_v(batch)
-    step_kernel[(-(-shape.head_dim // block_v), shape.groups, batch)](
+    plan = step_plan(shape, batch, ring=next_state is state)
+    step_kernel[plan.programs(batch)](
         *projections,
         *(tensor.contiguous() for tensor in positions),
         *state,
@@ -224,18 +193,8 @@ def _step(
         *next_state,
         *(part.stride(0) for part in projections),
         *options,
-        MIXER=MIXER_IDS[mixer],
-        G=shape.groups,
-        R=shape.repeats,
-        D=shape.head_dim,
-        W=shape.window,
-        BLOCK_R=block_of(shape.repeats, 8),
-        BLOCK_D=block_of(shape.head_dim),
-        BLOCK_W=block_of(shape.window),
-        BLOCK_V=block_v,
-        RING=next_state is state,
-        PRECISION=shape.precision,
-        num_warps=4,
+        **plan.constants,
+        **plan.options,
     )
     return output
 

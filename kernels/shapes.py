@@ -12,7 +12,6 @@ ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # as t
 MIN_HEAD_DIM, MAX_HEAD_DIM = 32, 256
 MAX_WINDOW = 256
 MAX_REPEATS = 64
-PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +64,6 @@ class AttentionShape:
     def precision(self) -> str:
         """Of products with the float32 state: TF32 rounds less than half-precision activations do."""
         return "ieee" if self.activation == "float32" else "tf32"
-
-    def block_v(self, batch: int) -> int:
-        """Value columns of one program: the fewer programs there are, the smaller, down to 16."""
-        block = block_of(self.head_dim) // 2
-        while block > 16 and batch * self.groups * -(-self.head_dim // block) < PROGRAMS_WANTED:
-            block //= 2
-        return block
 
 
 def block_of(size: int, least: int = 16) -> int:

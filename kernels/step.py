@@ -61,7 +61,7 @@ def step_kernel(
         query_stride: elements; key_stride, value_stride: likewise.
         gate_normalizer: divides the log gates.
         recurrent_weight: share of the recurrence in the output.
-        MIXER: of ``features.MIXER_IDS``.
+        MIXER: of ``plans.MIXER_NUMBERS``.
         G: key/value heads. R: query heads for each. D: head size. W: keys in the window.
         BLOCK_R, BLOCK_D, BLOCK_W: R, D and W as powers of two, at least 8, 16 and 16. BLOCK_V: value columns of a
             program.

@@ -1,0 +1,203 @@
+"""Kernels compiled ahead of time, on any machine, for named GPUs: cubin, PTX and what a launcher must know.
+
+A build is one folder: ``{kernel}.cubin``, ``{kernel}.ptx`` and ``{kernel}.json`` for each kernel. The same sources,
+shape, target and Triton give the same bytes, and a build is made once: its folder's name is a hash of all of these.
+"""
+
+import hashlib
+import importlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from liger_export.errors import EnvironmentMismatchError, KernelError
+from liger_export.files import new_directory
+from liger_export.kernels.plans import Plan, chunk_plans, step_plan
+from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape
+
+__all__ = ["TARGETS", "Build", "build_kernels", "load_build"]
+
+TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
+FORMAT = 1
+MODULES = ("features", "plans", "shapes", "step", "chunk", "build")
+STEP, CHUNK = "step", "chunk"
+
+FLOAT32 = ("cos", "sin", "state", "next_state", "features", "gates", "block_gates", "entering")
+INTEGERS = {"position_ids": "*i64", "counts": "*i32"}
+SCALARS = {"length": "i32", "padded_length": "i32", "gate_normalizer": "fp32", "recurrent_weight": "fp32"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """Compiled kernels of one layer's shape for one GPU architecture.
+
+    Attributes:
+        directory: where they lie.
+        shape: the one they compute.
+        target: a key of ``TARGETS``.
+        batch: sequences that the step kernel's grid was cut for; others run as well.
+        kernels: per kernel, in the order in which they run, the contents of its JSON file.
+    """
+
+    directory: Path
+    shape: AttentionShape
+    target: str
+    batch: int
+    kernels: dict[str, dict[str, Any]]
+
+    def require(self, shape: AttentionShape, target: str) -> None:
+        """Refuse to be launched for anything else.
+
+        Raises:
+            KernelError: these kernels compute another shape, or run on another GPU.
+        """
+        for what, asked, built in (
+            *((name, value, getattr(self.shape, name)) for name, value in asdict(shape).items()),
+            ("target", target, self.target),
+        ):
+            if asked != built:
+                raise KernelError(
+                    f"The kernels in {self.directory} were built for {what} {built}, not {asked}.",
+                    "Build them for this layer and GPU: liger_export.kernels.build.build_kernels.",
+                )
+
+
+def build_kernels(shape: AttentionShape, target: str, cache: Path, *, batch: int = 1, ring: bool = True) -> Build:
+    """Compile the step and the chunk kernels, or take them from the cache. Needs no GPU.
+
+    Args:
+        shape: the layer's.
+        target: a key of ``TARGETS``.
+        cache: folder of builds.
+        batch: sequences that the step kernel is cut for.
+        ring: whether the step kernel updates its window in place, as a ring, or moves it oldest first.
+
+    Raises:
+        KernelError: no such target, or the architecture has too little shared memory for this shape.
+        EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
+    """
+    if target not in TARGETS:
+        raise KernelError(f"There is no target {target}.", f"Choose one of {', '.join(TARGETS)}.")
+    plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape)}
+    directory = cache / f"{target}-{_key(shape, target, plans)}"
+    if not directory.exists():
+        with new_directory(directory) as folder:
+            for plan in plans.values():
+                _write(folder, plan, shape, target, batch)
+    return load_build(directory)
+
+
+def load_build(directory: Path) -> Build:
+    """Read a build, checking every file's hash.
+
+    Raises:
+        KernelError: a file is missing, damaged or of a newer format.
+    """
+    kernels = {}
+    try:
+        for path in sorted(directory.glob("*.json"), key=lambda path: json.loads(path.read_text())["order"]):
+            description = json.loads(path.read_text())
+            for kind, expected in description["sha256"].items():
+                if _sha256((directory / f"{path.stem}.{kind}").read_bytes()) != expected:
+                    raise KernelError(f"{directory / path.stem}.{kind} is damaged.", "Delete the folder and rebuild.")
+            kernels[path.stem] = description
+        first = next(iter(kernels.values()))
+        if first["format"] > FORMAT:
+            raise KernelError(f"{directory} is of format {first['format']}.", "Update liger-export.")
+        return Build(directory, AttentionShape(**first["shape"]), first["target"], first["batch"], kernels)
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise KernelError(f"{directory} holds no whole build.", "Delete the folder and rebuild.") from error
+
+
+def _write(folder: Path, plan: Plan, shape: AttentionShape, target: str, batch: int) -> None:
+    triton, function = _triton(), _function(plan.kernel)
+    types = {name: _type_of(name, plan, shape) for name in function.arg_names}
+    divisible = [name for name, kind in types.items() if _is_divisible(name, kind, shape)]
+    source = triton.compiler.ASTSource(
+        function,
+        types,
+        {(function.arg_names.index(name),): value for name, value in plan.constants.items()},
+        {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible},
+    )
+    gpu = triton.backends.compiler.GPUTarget("cuda", TARGETS[target], 32)
+    # Line tables would put this machine's paths into the files.
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True
+        compiled = triton.compile(source, target=gpu, options={**plan.options, "enable_fp_fusion": True})
+    metadata = compiled.metadata
+    if metadata.global_scratch_size:
+        raise KernelError(f"{plan.kernel} needs scratch memory.", "Report this shape as a bug.")
+    files = {"cubin": compiled.asm["cubin"], "ptx": compiled.asm["ptx"].encode()}
+    for kind, content in files.items():
+        (folder / f"{plan.kernel}.{kind}").write_bytes(content)
+    arguments = [{"name": name, "type": kind} for name, kind in types.items() if kind != "constexpr"]
+    # Triton's own, of kernels that use none: null.
+    arguments += [{"name": name, "type": "*i8"} for name in ("global_scratch", "profile_scratch")]
+    description = {
+        "format": FORMAT,
+        "order": ["step_kernel", *chunk_plans(shape)].index(plan.kernel),
+        "name": metadata.name,
+        "target": target,
+        "triton": triton.__version__,
+        "shape": asdict(shape),
+        "batch": batch,
+        "arguments": arguments,
+        "divisible_by_16": divisible,
+        "constants": plan.constants,
+        "grid": [asdict(axis) for axis in plan.grid],
+        "threads": 32 * metadata.num_warps,
+        "shared_bytes": metadata.shared,
+        "sha256": {kind: _sha256(content) for kind, content in files.items()},
+    }
+    (folder / f"{plan.kernel}.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _type_of(name: str, plan: Plan, shape: AttentionShape) -> str:
+    if name in plan.constants:
+        return "constexpr"
+    if name in SCALARS:
+        return SCALARS[name]
+    if name.endswith("stride"):
+        return "i32"
+    return INTEGERS.get(name) or ("*fp32" if name in FLOAT32 else f"*{ACTIVATIONS[shape.activation]}")
+
+
+def _is_divisible(name: str, kind: str, shape: AttentionShape) -> bool:
+    """Whether the kernel may count on it: pointers in bytes, strides and padded lengths in elements."""
+    if name.endswith("stride"):
+        return shape.head_dim % 16 == 0
+    # position_ids and counts are read one value at a time, at any address.
+    return name == "padded_length" or (kind.startswith("*") and name not in INTEGERS)
+
+
+def _function(kernel: str) -> Any:
+    module = STEP if kernel == "step_kernel" else CHUNK
+    function = getattr(importlib.import_module(f"liger_export.kernels.{module}"), kernel)
+    if not hasattr(function, "cache_key"):
+        raise EnvironmentMismatchError("Triton runs as an interpreter.", "Unset TRITON_INTERPRET to compile kernels.")
+    return function
+
+
+def _triton() -> Any:
+    try:
+        import triton
+        import triton.backends.compiler
+        import triton.compiler
+    except ImportError as error:
+        raise EnvironmentMismatchError(
+            "Compiling kernels needs Triton, which is not installed.", "Install it on Linux: pip install triton."
+        ) from error
+    return triton
+
+
+def _key(shape: AttentionShape, target: str, plans: dict[str, Plan]) -> str:
+    here = Path(__file__).parent
+    sources = {name: _sha256((here / f"{name}.py").read_bytes()) for name in MODULES}
+    described = [asdict(plan) for plan in plans.values()]
+    what = [FORMAT, _triton().__version__, target, asdict(shape), described, sources]
+    return _sha256(json.dumps(what, sort_keys=True).encode())[:16]
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
