@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from liger_export.checkpoint import expected_tensors, learned_tensors, open_liger
 from liger_export.config import MODEL_TYPES, LigerConfig, inverse_frequencies, read_config_json
+from liger_export.kernels.register import register_cuda_kernels
 from liger_export.modeling.cache import LigerCache
 from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
 from liger_export.ops import ATTENTIONS, initial_parameters
@@ -222,6 +223,8 @@ class LigerModel(LigerPreTrainedModel):
                 position_ids = torch.where(steps < is_token.sum(1, keepdim=True), position_ids, -1)
                 hidden_states = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states))
 
+        if hidden_states.is_cuda:
+            register_cuda_kernels()
         cos, sin = self.rotary_emb(position_ids, hidden_states.dtype)
         positions = Positions(cos, sin, position_ids)
         layer_states = []

@@ -44,7 +44,7 @@ class AttentionOp:
         tensors = ", ".join(f"Tensor {name}" for name in self.form.inputs)
         options = "".join(f", float {name}" for name in self.form.options)
         schema = f"({tensors}{options}) -> ({', '.join('Tensor' for _ in self.form.outputs)})"
-        op = torch.library.custom_op(f"liger::{self.name}", self._run, mutates_args=(), schema=schema)
+        op = torch.library.custom_op(f"liger::{self.name}", self.run, mutates_args=(), schema=schema)
         op.register_fake(self._fake)
         op.register_autograd(self._backward, setup_context=self._save_inputs)
 
@@ -56,7 +56,8 @@ class AttentionOp:
         output, *next_state = self.forward(heads, state, learned, *options)
         return output.flatten(2), *next_state
 
-    def _run(self, *arguments: Any) -> tuple[Tensor, ...]:
+    def run(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """The operator's implementation in PyTorch, on any device."""
         return tuple(tensor.contiguous() for tensor in self._forward(*arguments))
 
     def _fake(self, *arguments: Any) -> tuple[Tensor, ...]:

@@ -1,0 +1,34 @@
+"""The kernels behind the torch operators."""
+
+import pytest
+import torch
+
+from liger_export.kernels.register import attention, register_cuda_kernels
+from liger_export.ops import ATTENTIONS
+from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, inputs_and_reference
+from tests.ops.cases import Case
+from tests.tiny import relative_l2
+
+
+@every_mixer
+@pytest.mark.parametrize("length", [1, 20])
+@pytest.mark.parametrize("head_dim", [16, 32], ids=["pytorch", "kernel"])
+def test_operators_give_the_same_by_kernels_and_by_pytorch(mixer: str, length: int, head_dim: int) -> None:
+    case = Case(mixer, head_dim=head_dim)
+    inputs, _ = inputs_and_reference(case, length, torch.float32)
+    projections, positions = call_arguments(inputs, torch.arange(length).repeat(2, 1), torch.float32)
+    arguments = (*projections, *positions, *empty_state(case, torch.float32), *case.options)
+    for found, expected in zip(attention(mixer, *arguments), ATTENTIONS[mixer].run(*arguments), strict=True):
+        assert relative_l2(found, expected) < 1e-5
+
+
+def test_registering_changes_cuda_alone_and_once() -> None:
+    assert register_cuda_kernels()
+    assert register_cuda_kernels()
+    case = Case("gla", head_dim=32)
+    inputs, _ = inputs_and_reference(case, 3, torch.float32)
+    projections, positions = call_arguments(inputs, torch.arange(3).repeat(2, 1), torch.float32)
+    arguments = (*projections, *positions, *empty_state(case, torch.float32), *case.options)
+    found, expected = ATTENTIONS["gla"](*arguments)[0], ATTENTIONS["gla"].run(*arguments)[0]
+    assert found.device.type == DEVICE
+    assert relative_l2(found, expected) < 1e-5
