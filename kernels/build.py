@@ -19,6 +19,7 @@ from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape
 __all__ = ["TARGETS", "Build", "build_kernels", "load_build"]
 
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
+SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
 FORMAT = 1
 MODULES = ("features", "plans", "shapes", "step", "chunk", "build")
 STEP, CHUNK = "step", "chunk"
@@ -126,6 +127,13 @@ def _write(folder: Path, plan: Plan, shape: AttentionShape, target: str, batch: 
         triton.knobs.compilation.disable_line_info = True
         compiled = triton.compile(source, target=gpu, options={**plan.options, "enable_fp_fusion": True})
     metadata = compiled.metadata
+    available = SHARED_KILOBYTES[TARGETS[target]] * 1024
+    if metadata.shared > available:
+        raise KernelError(
+            f"{plan.kernel} of head size {shape.head_dim} in {shape.activation} needs {metadata.shared} bytes of "
+            f"shared memory; {target} has {available}.",
+            "Build for another target or in float16, or run this layer in PyTorch.",
+        )
     if metadata.global_scratch_size:
         raise KernelError(f"{plan.kernel} needs scratch memory.", "Report this shape as a bug.")
     files = {"cubin": compiled.asm["cubin"], "ptx": compiled.asm["ptx"].encode()}

@@ -91,6 +91,10 @@ def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:
     precision = {"PRECISION": shape.precision}
     rows, columns = (16, 32) if shape.activation != "float32" else (32, 32)
     members = min(block_of(shape.repeats, 1), 4 if block_d <= 128 and shape.activation != "float32" else 2)
+    # What a tile of rows takes of shared memory: wide rows come fewer at a time and are not fetched ahead.
+    is_wide = block_d * (2 if shape.activation == "float32" else 1) > 128
+    queries = QUERIES // 2 if is_wide else QUERIES
+    window, output = ({**options, "num_stages": 1} if is_wide else options for options in (WINDOW, OUTPUT))
     plans = (
         Plan(
             "prepare_kernel",
@@ -106,14 +110,14 @@ def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:
         ),
         Plan(
             "window_kernel",
-            {**sizes, "W": shape.window, "BLOCK_D": block_d, "BLOCK_M": QUERIES, "BLOCK_N": KEYS, **precision},
-            WINDOW,
-            (Axis(1, "length", QUERIES), Axis(shape.groups * shape.repeats), sequences),
+            {**sizes, "W": shape.window, "BLOCK_D": block_d, "BLOCK_M": queries, "BLOCK_N": KEYS, **precision},
+            window,
+            (Axis(1, "length", queries), Axis(shape.groups * shape.repeats), sequences),
         ),
         Plan(
             "output_kernel",
             {**sizes, "HEADS": members, "BLOCK_D": block_d, "BLOCK_V": 32, **precision},
-            OUTPUT,
+            output,
             (Axis(1, "length", BLOCK), Axis(shape.groups * -(-shape.repeats // members)), sequences),
         ),
         Plan(
