@@ -6,7 +6,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ __all__ = [
     "require_space",
     "require_writable",
     "sha256_file",
+    "sha256_files",
 ]
 
 MARKER_FILES = ("manifest.json", "config.json", "adapter_config.json")  # one of them is in all that is written
@@ -151,6 +153,13 @@ def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
     for name in present:
         shutil.copyfile(source / name, target / name)
     return present
+
+
+def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hex SHA-256 of each file, two at a time."""
+    paths = list(paths)
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(paths, pool.map(sha256_file, paths), strict=True))
 
 
 def sha256_file(path: Path) -> str:

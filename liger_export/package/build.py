@@ -15,7 +15,7 @@ from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, expec
 from liger_export.config import LigerConfig
 from liger_export.errors import CheckpointError
 from liger_export.export import WeightSource, attach_weights, in_place_states, lower, trace, weight_bytes
-from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file
+from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file, sha256_files
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, describe_files
 from liger_export.quantize import Calibration, Precision
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
@@ -138,10 +138,10 @@ def _with_generation_ends(values: dict[str, Any], checkpoint: Path) -> dict[str,
 
 
 def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:
-    files = [*checkpoint.files, checkpoint.directory / "config.json"]
+    digests = sha256_files(sorted([*checkpoint.files, checkpoint.directory / "config.json"]))
     return {
         "name": checkpoint.directory.resolve().name,
-        "files": {file.name: sha256_file(file) for file in sorted(files)},
+        "files": {file.name: digest for file, digest in digests.items()},
     }
 
 

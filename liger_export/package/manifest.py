@@ -8,7 +8,7 @@ from typing import Any
 
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
-from liger_export.files import sha256_file
+from liger_export.files import sha256_file, sha256_files
 from liger_export.quantize import Precision
 from liger_export.state import StateTensor, bytes_per_session, state_table
 
@@ -110,9 +110,8 @@ class Manifest:
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file of a package under construction."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(directory.iterdir())
-    }
+    digests = sha256_files(sorted(directory.iterdir()))
+    return {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in digests.items()}
 
 
 def read_manifest(directory: Path) -> Manifest:
