@@ -107,10 +107,10 @@ def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) ->
 
 
 def test_inspect_shows_what_was_measured_of_memory(package_copy: Path) -> None:
-    assert "not measured yet" in liger_export("inspect", package_copy).stdout
+    assert "not measured yet" in " ".join(liger_export("inspect", package_copy).stdout.split())
     measured = {"from_token": 64, "to_token": 5000, "bytes_grown": 0, "bytes_per_token": 0.0, "onnxruntime": "1.32.0"}
     edit_json(package_copy / "manifest.json", memory=measured)
-    assert "0 bytes from token 64 to 5,000" in liger_export("inspect", package_copy).stdout
+    assert "0 bytes from token 64 to 5,000" in " ".join(liger_export("inspect", package_copy).stdout.split())
 
 
 def test_bench_prints_what_it_writes(package: Path, tmp_path: Path) -> None:

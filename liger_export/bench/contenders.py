@@ -80,7 +80,6 @@ class TransformerContender:
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)  # this process does nothing else
         torch.manual_seed(0)
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -119,7 +118,8 @@ class TransformerContender:
         import torch
 
         ids = torch.tensor([tokens])
-        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        with torch.no_grad():
+            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = output.past_key_values
         return int(output.logits[0, -1].argmax())
 

@@ -96,8 +96,12 @@ def validate(
 
 
 def _certify_memory(package: Path, manifest: Manifest, tokens: int) -> Growth:
-    """Measure growth in a process of its own, where nothing else allocates, and write it into the manifest."""
-    command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve()), "--tokens", str(tokens)]
+    """Measure growth in a process of its own, where nothing else allocates, and write it into the manifest.
+
+    With one thread: each further one of a pool takes memory for its stack when it first gets work, early or late.
+    """
+    command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve())]
+    command += ["--tokens", str(tokens), "--threads", "1"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     growth = Growth(**json.loads(output))
     (package / MANIFEST_FILE).write_text(replace(manifest, memory=asdict(growth)).to_json(), encoding="utf-8")
