@@ -19,6 +19,7 @@ __all__ = ["FIRST_TOKEN", "Growth", "measure_growth"]
 FIRST_TOKEN = 64
 WARM_UP = 1024
 SAMPLES = 64
+MOST_TEXTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Growth:
         to_token: tokens read at the last.
         bytes_grown: the last sample less the first.
         bytes_per_token: slope of the line of least squares through all samples.
+        texts: texts read one after the other, the last of which these figures are of.
         onnxruntime: version.
     """
 
@@ -37,12 +39,23 @@ class Growth:
     to_token: int
     bytes_grown: int
     bytes_per_token: float
+    texts: int
     onnxruntime: str
 
 
 def measure_growth(package: Path, to_token: int, threads: int | None = None) -> Growth:
-    """Read ``to_token`` tokens with a package, sampling memory 64 times from token 64 on."""
-    samples = _samples(load(package, threads=threads), to_token)
+    """Read ``to_token`` tokens with a package, sampling memory 64 times from token 64 on.
+
+    On a busy machine a page may be touched for the first time very late. What grows with the tokens grows in every
+    text; so where memory grew, another text of the same length is read, three at most, and the last one counts.
+    """
+    session = load(package, threads=threads)
+    for token in range(WARM_UP):  # lets everything be touched once
+        session.step(token % session.manifest.model_config.vocab_size)
+        _anonymous_bytes()
+    samples, texts = _samples(session, to_token), 1
+    while samples[1, -1] > samples[1, 0] and texts < MOST_TEXTS:
+        samples, texts = _samples(session, to_token), texts + 1
     tokens, memory = samples.astype(np.float64)
     centred = tokens - tokens.mean()
     return Growth(
@@ -50,18 +63,16 @@ def measure_growth(package: Path, to_token: int, threads: int | None = None) -> 
         to_token=int(samples[0, -1]),
         bytes_grown=int(samples[1, -1] - samples[1, 0]),
         bytes_per_token=float(centred @ (memory - memory.mean()) / (centred @ centred)),
+        texts=texts,
         onnxruntime=ort.__version__,
     )
 
 
 def _samples(session: Session, to_token: int) -> npt.NDArray[np.int64]:
-    """Tokens read and bytes held, [2, samples]. A first text of 1,024 tokens lets everything be touched once."""
+    """Tokens read and bytes held, [2, samples], over one text from its start."""
     vocab_size = session.manifest.model_config.vocab_size
     samples = np.ones((2, SAMPLES), dtype=np.int64)
     samples[0] = np.linspace(FIRST_TOKEN, to_token, SAMPLES)
-    for token in range(WARM_UP):
-        session.step(token % vocab_size)
-        _anonymous_bytes()
     session.reset()
     taken = 0
     for count in range(1, to_token + 1):

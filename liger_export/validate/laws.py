@@ -152,7 +152,8 @@ def check_memory(session: Session, growth: Growth, steps: int = 1024) -> Iterato
         session.step(0)
     moved = len(set(session.buffer_addresses()) ^ set(addresses))
     yield Check("state: buffers moved or added", moved, 0, detail=f"{steps:,} steps")
-    detail = f"token {growth.from_token} to {growth.to_token:,}, a process of its own"
+    text = "" if growth.texts == 1 else f", text {growth.texts}"
+    detail = f"token {growth.from_token} to {growth.to_token:,}{text}, a process of its own"
     yield Check("memory: bytes grown", growth.bytes_grown, 0, detail=detail)
     yield Check("memory: bytes grown a token, slope", growth.bytes_per_token, detail=detail)
 
