@@ -1,1 +1,1 @@
-"""Plugins for engines that need native code. Empty so far: the stock lowering needs none."""
+"""Native code for engines: ``ort`` holds ONNX Runtime's custom operators."""

@@ -1,0 +1,472 @@
+// Liger attention on a CPU, token by token. Compiled once for each instruction set, into a namespace of that name.
+//
+// Eight floats at a time in the compilers' own vector types: one register with AVX2, two with SSE or NEON. A key/value
+// head belongs to one thread. Its state is read and written once a token, for all query heads that share it, in blocks of
+// columns whose sums stay in registers.
+//
+// Equations: docs/design.md, "Attention" (arXiv 2503.01496, equations 5 to 8; arXiv 2404.07904 for hgrn2).
+
+#include "cpu_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+namespace liger {
+namespace LIGER_INSTRUCTIONS {
+namespace {
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+typedef float UnalignedFloats __attribute__((vector_size(32), aligned(4)));
+constexpr int64_t WIDTH = 8;
+constexpr int64_t MEMBERS = 4;  // query heads whose sums are in registers at a time
+
+#define LIGER_INLINE inline __attribute__((always_inline))
+
+LIGER_INLINE Floats load(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
+LIGER_INLINE void store(float* to, Floats values) { *reinterpret_cast<UnalignedFloats*>(to) = values; }
+LIGER_INLINE Floats all(float value) { return Floats{} + value; }
+
+LIGER_INLINE float sum(Floats values) {
+  float total = 0;
+  for (int lane = 0; lane < WIDTH; ++lane) total += values[lane];
+  return total;
+}
+
+LIGER_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+LIGER_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+
+// e^x to about two units in the last place; between 2^-126 and 2^127 outside that range.
+LIGER_INLINE Floats exponential(Floats x) {
+  x = smaller(larger(x, all(-87.3f)), all(88.0f));
+  const float rounder = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
+  const Floats whole = (x * 1.44269504f + rounder) - rounder;
+  const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  Floats power = all(1.9875691e-4f);  // minimax polynomial of (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2]
+  power = power * rest + 1.3981999e-3f;
+  power = power * rest + 8.3334519e-3f;
+  power = power * rest + 4.1665796e-2f;
+  power = power * rest + 1.6666665e-1f;
+  power = power * rest + 5.0000001e-1f;
+  power = power * rest * rest + rest + 1.0f;
+  const Ints exponent = (__builtin_convertvector(whole, Ints) + 127) << 23;
+  return power * (Floats)exponent;  // the same bits
+}
+
+// log(1 + u) for u in [0, 1], by the series of 2 artanh(u / (2 + u)).
+LIGER_INLINE Floats log_of_one_plus(Floats u) {
+  const Floats s = u / (u + 2.0f), square = s * s;
+  Floats series = all(2.0f / 15);
+  series = series * square + 2.0f / 13;
+  series = series * square + 2.0f / 11;
+  series = series * square + 2.0f / 9;
+  series = series * square + 2.0f / 7;
+  series = series * square + 2.0f / 5;
+  series = series * square + 2.0f / 3;
+  return (series * square + 2.0f) * s;
+}
+
+LIGER_INLINE void read(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
+
+LIGER_INLINE void read(const Half* from, float* to, int64_t count) {
+  for (int64_t at = 0; at < count; at += WIDTH) {
+#ifdef __F16C__
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at));
+    _mm256_storeu_ps(to + at, _mm256_cvtph_ps(halves));
+#else
+    for (int64_t lane = at; lane < at + WIDTH; ++lane) {
+      const uint32_t bits = from[lane].bits, magnitude = (bits & 0x7fff) << 13;
+      // Multiplying by 2^112 moves the exponent's bias and makes subnormal numbers normal.
+      uint32_t wide;
+      float scaled, factor = 5.192296858534828e33f;
+      std::memcpy(&scaled, &magnitude, 4);
+      scaled *= factor;
+      std::memcpy(&wide, &scaled, 4);
+      if ((bits & 0x7c00) == 0x7c00) wide = 0x7f800000 | magnitude;
+      wide |= (bits & 0x8000) << 16;
+      std::memcpy(to + lane, &wide, 4);
+    }
+#endif
+  }
+}
+
+LIGER_INLINE void write(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
+
+LIGER_INLINE void write(const float* from, Half* to, int64_t count) {
+  for (int64_t at = 0; at < count; at += WIDTH) {
+#ifdef __F16C__
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + at), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + at), halves);
+#else
+    for (int64_t lane = at; lane < at + WIDTH; ++lane) {
+      uint32_t bits;
+      std::memcpy(&bits, from + lane, 4);
+      const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+      uint32_t half;
+      if (magnitude > 0x7f800000) {
+        half = 0x7e00;  // not a number
+      } else if (magnitude >= 0x477ff000) {
+        half = 0x7c00;  // rounds to infinity
+      } else if (magnitude < 0x38800000) {  // subnormal: let a float addition round to multiples of 2^-24
+        float small;
+        std::memcpy(&small, &magnitude, 4);
+        small += 0.5f;
+        std::memcpy(&half, &small, 4);
+        half -= 0x3f000000;
+      } else {
+        half = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;  // to nearest, ties to even
+      }
+      to[lane].bits = static_cast<uint16_t>(sign | half);
+    }
+#endif
+  }
+}
+
+// scale * softmax(values) in place; `count` is a multiple of 8.
+LIGER_INLINE void softmax(float* values, int64_t count, float scale) {
+  Floats peaks = load(values);
+  for (int64_t at = WIDTH; at < count; at += WIDTH) peaks = larger(peaks, load(values + at));
+  float peak = peaks[0];
+  for (int lane = 1; lane < WIDTH; ++lane) peak = std::max(peak, peaks[lane]);
+  Floats total{};
+  for (int64_t at = 0; at < count; at += WIDTH) {
+    const Floats powers = exponential(load(values + at) - peak);
+    store(values + at, powers);
+    total += powers;
+  }
+  const float factor = scale / sum(total);
+  for (int64_t at = 0; at < count; at += WIDTH) store(values + at, load(values + at) * factor);
+}
+
+// What a key writes, and by how much its head's state decays: features and decays, [D] each.
+LIGER_INLINE void key_features(const Sizes& sizes, const float* key, float* features, float* decays) {
+  const int64_t head_dim = sizes.head_dim;
+  if (sizes.mixer == Mixer::hgrn2) {
+    for (int64_t at = 0; at < head_dim; at += WIDTH) {
+      const Floats gate = load(key + at);
+      store(decays + at, 1.0f / (exponential(-gate) + 1.0f));
+      store(features + at, 1.0f / (exponential(gate) + 1.0f));
+    }
+    return;
+  }
+  for (int64_t at = 0; at < head_dim; at += WIDTH) {
+    const Floats gate = load(key + at), magnitude = larger(gate, -gate);
+    const Floats log_sigmoid = smaller(gate, all(0)) - log_of_one_plus(exponential(-magnitude));
+    store(decays + at, exponential(log_sigmoid / sizes.gate_normalizer));
+  }
+  std::memcpy(features, key, head_dim * sizeof(float));
+  softmax(features, head_dim, 1);
+}
+
+// Rotary embedding in Llama's half-split order.
+LIGER_INLINE void rotate(const float* from, const float* cos, const float* sin, float* to, int64_t head_dim, float scale) {
+  const int64_t half = head_dim / 2;
+  for (int64_t at = 0; at < half; ++at) {
+    const float first = from[at], second = from[at + half];
+    to[at] = (first * cos[at] - second * sin[at]) * scale;
+    to[at + half] = (second * cos[at] + first * sin[at]) * scale;
+  }
+}
+
+// state = diag(decays) state + features added^T where `added` is given; sums[m] += weights[m]^T state for `members` heads.
+template <int members, int blocks>
+LIGER_INLINE void read_columns(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
+                               float* sums, int64_t sum_stride, const float* decays, const float* features,
+                               const float* added) {
+  Floats total[members][blocks], addend[blocks];
+  for (int block = 0; block < blocks; ++block) {
+    if (added) addend[block] = load(added + block * WIDTH);
+    for (int member = 0; member < members; ++member) {
+      total[member][block] = load(sums + member * sum_stride + block * WIDTH);
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row, matrix += columns) {
+    for (int block = 0; block < blocks; ++block) {
+      Floats values = load(matrix + block * WIDTH);
+      if (added) {
+        values = values * decays[row] + addend[block] * features[row];
+        store(matrix + block * WIDTH, values);
+      }
+      for (int member = 0; member < members; ++member) {
+        total[member][block] += values * weights[member * weight_stride + row];
+      }
+    }
+  }
+  for (int block = 0; block < blocks; ++block) {
+    for (int member = 0; member < members; ++member) {
+      store(sums + member * sum_stride + block * WIDTH, total[member][block]);
+    }
+  }
+}
+
+template <int members>
+LIGER_INLINE void read_members(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
+                               float* sums, const float* decays, const float* features, const float* added) {
+  int64_t at = 0;
+  for (; at + 2 * WIDTH <= columns; at += 2 * WIDTH) {
+    read_columns<members, 2>(matrix + at, rows, columns, weights, weight_stride, sums + at, columns, decays, features,
+                             added ? added + at : nullptr);
+  }
+  if (at < columns) {
+    read_columns<members, 1>(matrix + at, rows, columns, weights, weight_stride, sums + at, columns, decays, features,
+                             added ? added + at : nullptr);
+  }
+}
+
+// Sum rows of a matrix [rows, columns] into sums [heads, columns] with weights [heads, weight_stride], after updating it
+// where `added` is given.
+LIGER_INLINE void read_out(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
+                           float* sums, int64_t heads, const float* decays, const float* features, const float* added) {
+  for (int64_t head = 0; head < heads; head += MEMBERS) {
+    const float* of_head = weights + head * weight_stride;
+    float* to = sums + head * columns;
+    switch (std::min(MEMBERS, heads - head)) {
+      case 4: read_members<4>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added); break;
+      case 3: read_members<3>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added); break;
+      case 2: read_members<2>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added); break;
+      default: read_members<1>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added);
+    }
+    added = nullptr;  // the first heads have updated it
+  }
+}
+
+// scores[head, row] = queries[head] . keys[row] for `members` heads.
+template <int members>
+LIGER_INLINE void score_members(const float* keys, int64_t rows, const float* queries, int64_t head_dim, float* scores,
+                                int64_t score_stride) {
+  for (int64_t row = 0; row < rows; ++row) {
+    Floats products[members] = {};
+    for (int64_t at = 0; at < head_dim; at += WIDTH) {
+      const Floats key = load(keys + row * head_dim + at);
+      for (int member = 0; member < members; ++member) products[member] += key * load(queries + member * head_dim + at);
+    }
+    for (int member = 0; member < members; ++member) scores[member * score_stride + row] = sum(products[member]);
+  }
+}
+
+LIGER_INLINE void score_rows(const float* keys, int64_t rows, const float* queries, int64_t heads, int64_t head_dim,
+                             float* scores, int64_t score_stride) {
+  for (int64_t head = 0; head < heads; head += MEMBERS) {
+    const float* of_head = queries + head * head_dim;
+    float* to = scores + head * score_stride;
+    switch (std::min(MEMBERS, heads - head)) {
+      case 4: score_members<4>(keys, rows, of_head, head_dim, to, score_stride); break;
+      case 3: score_members<3>(keys, rows, of_head, head_dim, to, score_stride); break;
+      case 2: score_members<2>(keys, rows, of_head, head_dim, to, score_stride); break;
+      default: score_members<1>(keys, rows, of_head, head_dim, to, score_stride);
+    }
+  }
+}
+
+// A thread's memory between calls: it grows to what the largest call needs, and no further.
+class Scratch {
+ public:
+  // The same pieces, in the same order, in every use; each on a boundary of 8 floats.
+  explicit Scratch(int64_t floats) {
+    static thread_local std::vector<float> memory;
+    if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
+    next_ = memory.data();
+  }
+  float* take(int64_t floats) {
+    float* piece = next_;
+    next_ += rounded(floats);
+    return piece;
+  }
+  static int64_t rounded(int64_t floats) { return (floats + WIDTH - 1) / WIDTH * WIDTH; }
+
+ private:
+  float* next_;
+};
+
+// The window's rows as one run of floats, oldest first, to which a call's tokens are appended.
+template <class Element>
+class Span {
+ public:
+  Span(const Sizes& sizes, const Call<Element>& call, int64_t head, int64_t seen, float* keys, float* values)
+      : window_(sizes.window), head_dim_(sizes.head_dim), rows_(std::min(seen, sizes.window)), keys_(keys), values_(values) {
+    const int64_t start = head * window_ * head_dim_;
+    read(call.window_key + start, keys_, rows_ * head_dim_);
+    read(call.window_value + start, values_, rows_ * head_dim_);
+  }
+
+  // Keys are rounded as they will be stored, so that any cut of a text into calls reads the same ones.
+  void append(const float* key, const float* value, Element* rounded) {
+    write(key, rounded, head_dim_);
+    read(rounded, keys_ + rows_ * head_dim_, head_dim_);
+    std::memcpy(values_ + rows_ * head_dim_, value, head_dim_ * sizeof(float));
+    ++rows_;
+  }
+
+  int64_t visible() const { return std::min(rows_, window_); }
+  const float* keys() const { return keys_ + (rows_ - visible()) * head_dim_; }
+  float* values() const { return values_ + (rows_ - visible()) * head_dim_; }
+
+  void leave(const Call<Element>& call, int64_t head) const {
+    const int64_t start = head * window_ * head_dim_, filled = visible() * head_dim_, size = window_ * head_dim_;
+    write(keys(), call.next_window_key + start, filled);
+    write(values(), call.next_window_value + start, filled);
+    std::memset(call.next_window_key + start + filled, 0, (size - filled) * sizeof(Element));
+    std::memset(call.next_window_value + start + filled, 0, (size - filled) * sizeof(Element));
+  }
+
+ private:
+  int64_t window_, head_dim_, rows_;
+  float *keys_, *values_;
+};
+
+// A window that one token enters, moved on where it lies: no copy of its rows is made.
+class Slide {
+ public:
+  Slide(const Sizes& sizes, const Call<float>& call, int64_t head, int64_t seen)
+      : window_(sizes.window), head_dim_(sizes.head_dim), held_(std::min(seen, sizes.window)) {
+    const int64_t start = head * window_ * head_dim_;
+    keys_ = moved(call.window_key + start, call.next_window_key + start);
+    values_ = moved(call.window_value + start, call.next_window_value + start);
+  }
+
+  void append(const float* key, const float* value, float*) {
+    const int64_t row = std::min(held_, window_ - 1) * head_dim_;
+    std::memcpy(keys_ + row, key, head_dim_ * sizeof(float));
+    std::memcpy(values_ + row, value, head_dim_ * sizeof(float));
+  }
+
+  int64_t visible() const { return std::min(held_ + 1, window_); }
+  const float* keys() const { return keys_; }
+  float* values() const { return values_; }
+  void leave(const Call<float>&, int64_t) const {}
+
+ private:
+  float* moved(const float* from, float* to) const {
+    const int64_t dropped = held_ == window_ ? 1 : 0, kept = held_ - dropped;
+    if (dropped || from != to) std::memmove(to, from + dropped * head_dim_, kept * head_dim_ * sizeof(float));
+    std::memset(to + kept * head_dim_, 0, (window_ - kept) * head_dim_ * sizeof(float));
+    return to;
+  }
+
+  int64_t window_, head_dim_, held_;
+  float *keys_, *values_;
+};
+
+// Scratch of a token.
+struct TokenMemory {
+  float *query, *key, *value, *features, *decays, *rotated_query, *rotated_key, *scores, *output;
+  int64_t score_stride;
+
+  TokenMemory(const Sizes& sizes, Scratch& scratch) {
+    const int64_t heads = sizes.repeats * sizes.head_dim;
+    score_stride = Scratch::rounded(sizes.window);
+    for (float** piece : {&query, &rotated_query, &output}) *piece = scratch.take(heads);
+    for (float** piece : {&key, &value, &features, &decays, &rotated_key}) *piece = scratch.take(sizes.head_dim);
+    scores = scratch.take(sizes.repeats * score_stride);
+  }
+
+  static int64_t floats(const Sizes& sizes) {
+    const int64_t heads = sizes.repeats * sizes.head_dim;
+    return 3 * heads + 5 * sizes.head_dim + sizes.repeats * Scratch::rounded(sizes.window);
+  }
+};
+
+// Adds window_weight * softmax(q . k) v over the visible rows to memory.output.
+template <class Window>
+LIGER_INLINE void attend_window(const Sizes& sizes, Window& window, TokenMemory& memory) {
+  const int64_t rows = window.visible(), padded = Scratch::rounded(rows);
+  score_rows(window.keys(), rows, memory.rotated_query, sizes.repeats, sizes.head_dim, memory.scores, memory.score_stride);
+  for (int64_t head = 0; head < sizes.repeats; ++head) {
+    float* scores = memory.scores + head * memory.score_stride;
+    std::fill(scores + rows, scores + padded, -INFINITY);
+    softmax(scores, padded, 1 - sizes.recurrent_weight);
+  }
+  read_out(window.values(), rows, sizes.head_dim, memory.scores, memory.score_stride, memory.output, sizes.repeats, nullptr,
+           nullptr, nullptr);
+}
+
+template <class Element, class Window>
+LIGER_INLINE void attend_token(const Sizes& sizes, const Call<Element>& call, int64_t sequence, int64_t group, int64_t token,
+                               Window& window, TokenMemory& memory) {
+  const int64_t head_dim = sizes.head_dim, heads = sizes.repeats * head_dim, row = sequence * call.length + token;
+  read(call.query + row * call.query_stride + group * heads, memory.query, heads);
+  read(call.key + row * call.key_stride + group * head_dim, memory.key, head_dim);
+  read(call.value + row * call.value_stride + group * head_dim, memory.value, head_dim);
+
+  const float *cos = call.cos + row * (head_dim / 2), *sin = call.sin + row * (head_dim / 2);
+  const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  for (int64_t at = 0; at < heads; at += head_dim) {
+    rotate(memory.query + at, cos, sin, memory.rotated_query + at, head_dim, scale);
+  }
+  rotate(memory.key, cos, sin, memory.rotated_key, head_dim, 1);
+
+  key_features(sizes, memory.key, memory.features, memory.decays);
+  for (int64_t at = 0; at < heads; at += head_dim) softmax(memory.query + at, head_dim, sizes.recurrent_weight);
+  std::memset(memory.output, 0, heads * sizeof(float));
+  float* state = call.next_state + (sequence * sizes.groups + group) * head_dim * head_dim;
+  read_out(state, head_dim, head_dim, memory.query, head_dim, memory.output, sizes.repeats, memory.decays, memory.features,
+           memory.value);
+
+  Element* output = call.output + row * sizes.groups * heads + group * heads;
+  window.append(memory.rotated_key, memory.value, output);
+  attend_window(sizes, window, memory);
+  write(memory.output, output, heads);
+}
+
+template <class Element, class Window>
+LIGER_INLINE void attend_tokens(const Sizes& sizes, const Call<Element>& call, int64_t head, Window window,
+                                TokenMemory& memory) {
+  const int64_t sequence = head / sizes.groups, group = head % sizes.groups, size = sizes.head_dim * sizes.head_dim;
+  if (call.state != call.next_state) {
+    std::memcpy(call.next_state + head * size, call.state + head * size, size * sizeof(float));
+  }
+  for (int64_t token = 0; token < call.length; ++token) {
+    if (call.position_ids[sequence * call.length + token] < 0) {
+      const int64_t heads = sizes.repeats * sizes.head_dim;
+      const int64_t row = (sequence * call.length + token) * sizes.groups * heads + group * heads;
+      std::memset(call.output + row, 0, heads * sizeof(Element));
+    } else {
+      attend_token(sizes, call, sequence, group, token, window, memory);
+    }
+  }
+  window.leave(call, head);
+}
+
+template <class Element>
+void attend(const Sizes& sizes, const Call<Element>& call, int64_t head) {
+  const int64_t first = call.position_ids[head / sizes.groups * call.length];
+  const int64_t span = (sizes.window + call.length) * sizes.head_dim;
+  Scratch scratch(TokenMemory::floats(sizes) + 2 * span);
+  TokenMemory memory(sizes, scratch);
+  if constexpr (std::is_same_v<Element, float>) {
+    if (call.length == 1 && first >= 0) {
+      attend_tokens(sizes, call, head, Slide(sizes, call, head, first), memory);
+      return;
+    }
+  }
+  float *keys = scratch.take(span), *values = scratch.take(span);
+  // A call without a token leaves the window as it is, however full that is.
+  const int64_t seen = first >= 0 ? first : sizes.window;
+  attend_tokens(sizes, call, head, Span<Element>(sizes, call, head, seen, keys, values), memory);
+}
+
+template <class Element>
+void gated_silu(const Element* gate, const Element* up, Element* output, int64_t count) {
+  float gates[WIDTH], ups[WIDTH];
+  for (int64_t at = 0; at < count; at += WIDTH) {
+    read(gate + at, gates, WIDTH);
+    read(up + at, ups, WIDTH);
+    const Floats x = load(gates);
+    store(gates, x / (exponential(-x) + 1.0f) * load(ups));
+    write(gates, output + at, WIDTH);
+  }
+}
+
+}  // namespace
+
+extern const CpuKernels kernels;
+const CpuKernels kernels = {attend<float>, attend<Half>, gated_silu<float>, gated_silu<Half>};
+
+}  // namespace LIGER_INSTRUCTIONS
+}  // namespace liger

@@ -1,0 +1,56 @@
+// Liger attention and the gated SiLU on a CPU: what a call needs, and one function a dtype and instruction set.
+
+#pragma once
+
+#include <cstdint>
+
+namespace liger {
+
+enum class Mixer { gla, hgrn2 };
+
+// A layer's attention, whatever the batch and the length.
+struct Sizes {
+  Mixer mixer;
+  int64_t repeats;   // R: query heads for each key/value head
+  int64_t groups;    // G: key/value heads
+  int64_t head_dim;  // D: a multiple of 8
+  int64_t window;    // W: keys in the window, the current one included
+  float gate_normalizer;
+  float recurrent_weight;
+};
+
+// One call: T tokens of B sequences. Rows of projections may be parts of longer rows, hence the strides, in elements.
+// A position of -1 marks padding, which may only end a row: it leaves no trace and its output is zero.
+template <class Element>
+struct Call {
+  int64_t batch, length;
+  const Element *query, *key, *value;  // [B, T, H * D], [B, T, G * D], [B, T, G * D]
+  int64_t query_stride, key_stride, value_stride;
+  const float *cos, *sin;                      // [B, T, D / 2]
+  const int64_t* position_ids;                 // [B, T]
+  const float* state;                          // [B, G, D, D]
+  const Element *window_key, *window_value;    // [B, G, W, D], oldest first
+  Element* output;                             // [B, T, H * D]
+  float* next_state;                           // may be state
+  Element *next_window_key, *next_window_value;  // may be window_key and window_value
+};
+
+// IEEE half precision, as bits.
+struct Half {
+  uint16_t bits;
+};
+
+// One compilation of cpu_attention.cpp for one instruction set.
+struct CpuKernels {
+  // All tokens of key/value head `head` (0 to B * G).
+  void (*attend_float)(const Sizes&, const Call<float>&, int64_t head);
+  void (*attend_half)(const Sizes&, const Call<Half>&, int64_t head);
+  // output = silu(gate) * up; `count` is a multiple of 8.
+  void (*gated_silu_float)(const float* gate, const float* up, float* output, int64_t count);
+  void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);
+};
+
+// The fastest that this processor runs.
+const CpuKernels& cpu_kernels();
+
+}  // namespace liger

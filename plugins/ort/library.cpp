@@ -1,0 +1,91 @@
+// The library that ONNX Runtime loads: it adds the `liger` domain to a session.
+
+#include "cuda_operators.h"
+#include "operators.h"
+
+namespace liger {
+namespace {
+
+template <class Element>
+constexpr auto attend(const CpuKernels& kernels) {
+  if constexpr (std::is_same_v<Element, float>) {
+    return kernels.attend_float;
+  } else {
+    return kernels.attend_half;
+  }
+}
+
+template <class Element>
+class CpuAttention : public AttentionForm {
+ public:
+  using AttentionForm::AttentionForm;
+
+  void run(const ort::Context& context) const {
+    const auto call = this->template call<Element>(context);
+    if (call.length == 0) throw ort::Error("liger::Attention needs at least one token");
+    const auto function = attend<Element>(cpu_kernels());
+    context.parallel(call.batch * sizes.groups, [&](size_t head) { function(sizes, call, head); });
+  }
+};
+
+template <class Element>
+class CpuGatedSiLU : public GatedSiLUForm {
+ public:
+  explicit CpuGatedSiLU(const ort::Info&) {}
+
+  void run(const ort::Context& context) const {
+    const auto [input, output] = call(context);
+    const int64_t size = output.shape[2], pieces = (size + PIECE - 1) / PIECE;
+    const auto *rows = input.template as<const Element>();
+    auto *to = output.template as<Element>();
+    const CpuKernels& kernels = cpu_kernels();
+    context.parallel(output.shape[0] * output.shape[1] * pieces, [&](size_t index) {
+      const int64_t row = index / pieces, start = index % pieces * PIECE, count = std::min(PIECE, size - start);
+      const Element *gate = rows + row * 2 * size + start, *up = gate + size;
+      if constexpr (std::is_same_v<Element, float>) {
+        kernels.gated_silu_float(gate, up, to + row * size + start, count);
+      } else {
+        kernels.gated_silu_half(gate, up, to + row * size + start, count);
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t PIECE = 4096;  // enough work for a thread to be worth waking
+};
+
+// Operators live as long as the library: sessions keep pointers to them.
+void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
+  static const ort::Operator<CpuAttention<float>> cpu_attention(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuAttention<Half>> cpu_attention_half(ort::CPU, ORT_FLOAT16);
+  static const ort::Operator<CpuGatedSiLU<float>> cpu_gated(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuGatedSiLU<Half>> cpu_gated_half(ort::CPU, ORT_FLOAT16);
+  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
+           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half}) {
+    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
+  }
+  add_cuda_operators(api, domain);
+}
+
+}  // namespace
+}  // namespace liger
+
+// What ONNX Runtime calls after it has loaded the library.
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
+                                                                                const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(ort::ORT_VERSION);
+  if (api == nullptr) {
+    const OrtApi* oldest = base->GetApi(1);
+    return ort::CreateStatus::call(oldest, ORT_FAIL, "liger-export's operators need ONNX Runtime 1.18 or newer.");
+  }
+  return ort::guarded(api, [&] {
+    // Freed with the process: a domain must outlive the sessions that use it.
+    static OrtCustomOpDomain* const domain = [&] {
+      OrtCustomOpDomain* created = nullptr;
+      ort::check(api, ort::CreateCustomOpDomain::call(api, "liger", &created));
+      liger::add_operators(api, created);
+      return created;
+    }();
+    ort::check(api, ort::AddCustomOpDomain::call(api, options, domain));
+  });
+}

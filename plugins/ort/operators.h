@@ -1,0 +1,135 @@
+// The operators of the `liger` domain, whatever device runs them: attributes, parameters, and checked shapes.
+
+#pragma once
+
+#include <array>
+
+#include "cpu_attention.h"
+#include "ort_kernel.h"
+
+namespace liger {
+
+// liger::Attention. Inputs: query [B, T, H * D], or, without key and value, q, k and v in one row of (H + 2 G) D;
+// key and value [B, T, G * D]; cos and sin, float32 [B, T, D / 2]; position_ids, int64 [B, T]; the layer's state,
+// window_key and window_value; compiled GPU kernels, which only CUDA reads. Outputs: output [B, T, H * D] and the next
+// state tensors.
+struct AttentionForm {
+  static constexpr const char* name = "Attention";
+  static constexpr size_t KERNELS = 9;
+  static constexpr std::array<ort::Parameter, 10> inputs{{
+      {ort::ACTIVATION},
+      {ort::ACTIVATION, ORT_OPTIONAL},
+      {ort::ACTIVATION, ORT_OPTIONAL},
+      {ORT_FLOAT},
+      {ORT_FLOAT},
+      {ORT_INT64},
+      {ORT_FLOAT},
+      {ort::ACTIVATION},
+      {ort::ACTIVATION},
+      {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT},
+  }};
+  static constexpr std::array<ort::Parameter, 4> outputs{{
+      {ort::ACTIVATION},
+      {ORT_FLOAT},
+      {ort::ACTIVATION},
+      {ort::ACTIVATION},
+  }};
+
+  explicit AttentionForm(const ort::Info& info);
+
+  // A call's tensors, of the shapes that the attributes ask for.
+  template <class Element>
+  Call<Element> call(const ort::Context& context) const;
+
+  Sizes sizes;
+};
+
+// liger::GatedSiLU: gate and up in one row, [..., 2 I], to silu(gate) * up, [..., I].
+struct GatedSiLUForm {
+  static constexpr const char* name = "GatedSiLU";
+  static constexpr size_t KERNELS = 1;
+  static constexpr std::array<ort::Parameter, 2> inputs{{{ort::ACTIVATION}, {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT}}};
+  static constexpr std::array<ort::Parameter, 1> outputs{{{ort::ACTIVATION}}};
+
+  // Tensors [B, T, 2 I] and [B, T, I].
+  static std::array<ort::Tensor, 2> call(const ort::Context& context);
+};
+
+inline AttentionForm::AttentionForm(const ort::Info& info) {
+  const std::string mixer = info.text("mixer");
+  if (mixer != "gla" && mixer != "hgrn2") throw ort::Error("liger::Attention has no mixer " + mixer);
+  const int64_t heads = info.integer("num_heads");
+  sizes.mixer = mixer == "gla" ? Mixer::gla : Mixer::hgrn2;
+  sizes.groups = info.integer("num_key_value_heads");
+  sizes.head_dim = info.integer("head_dim");
+  sizes.window = info.integer("window_size");
+  sizes.gate_normalizer = info.number("gate_normalizer");
+  sizes.recurrent_weight = info.number("recurrent_weight");
+  if (sizes.groups < 1 || heads < 1 || heads % sizes.groups || sizes.head_dim < 8 || sizes.head_dim % 8 ||
+      sizes.window < 1) {
+    throw ort::Error("liger::Attention needs query heads that are a multiple of the key/value heads, a head size that is a "
+                     "multiple of 8, and a window of at least 1");
+  }
+  sizes.repeats = heads / sizes.groups;
+}
+
+inline void require_shape(const char* what, const ort::Tensor& tensor, std::initializer_list<int64_t> shape) {
+  if (tensor.rank == shape.size() && std::equal(shape.begin(), shape.end(), tensor.shape.begin())) return;
+  std::string message = std::string("liger: ") + what + " must have shape [";
+  for (const int64_t& size : shape) message += std::to_string(size) + (&size == shape.end() - 1 ? "]" : ", ");
+  throw ort::Error(message);
+}
+
+template <class Element>
+Call<Element> AttentionForm::call(const ort::Context& context) const {
+  const ort::Tensor query = context.input(0), key = context.input(1), value = context.input(2);
+  const int64_t groups = sizes.groups, head_dim = sizes.head_dim, heads = groups * sizes.repeats * head_dim;
+  const int64_t width = groups * head_dim, batch = query.shape[0], length = query.shape[1];
+  Call<Element> call{};
+  call.batch = batch;
+  call.length = length;
+  call.query = query.as<Element>();
+  if (key && value) {
+    require_shape("query", query, {batch, length, heads});
+    require_shape("key", key, {batch, length, width});
+    require_shape("value", value, {batch, length, width});
+    call.key = key.as<Element>();
+    call.value = value.as<Element>();
+    call.query_stride = heads;
+    call.key_stride = call.value_stride = width;
+  } else {
+    require_shape("query, key and value in one", query, {batch, length, heads + 2 * width});
+    call.key = call.query + heads;
+    call.value = call.key + width;
+    call.query_stride = call.key_stride = call.value_stride = heads + 2 * width;
+  }
+  const ort::Tensor cos = context.input(3), sin = context.input(4), positions = context.input(5);
+  require_shape("cos", cos, {batch, length, head_dim / 2});
+  require_shape("sin", sin, {batch, length, head_dim / 2});
+  require_shape("position_ids", positions, {batch, length});
+  const ort::Tensor state = context.input(6), keys = context.input(7), values = context.input(8);
+  require_shape("recurrent_state", state, {batch, groups, head_dim, head_dim});
+  require_shape("window_key", keys, {batch, groups, sizes.window, head_dim});
+  require_shape("window_value", values, {batch, groups, sizes.window, head_dim});
+  call.cos = cos.as<float>();
+  call.sin = sin.as<float>();
+  call.position_ids = positions.as<int64_t>();
+  call.state = state.as<float>();
+  call.window_key = keys.as<Element>();
+  call.window_value = values.as<Element>();
+  call.output = context.output(0, {batch, length, heads}).as<Element>();
+  call.next_state = context.output(1, {batch, groups, head_dim, head_dim}).as<float>();
+  call.next_window_key = context.output(2, {batch, groups, sizes.window, head_dim}).as<Element>();
+  call.next_window_value = context.output(3, {batch, groups, sizes.window, head_dim}).as<Element>();
+  return call;
+}
+
+inline std::array<ort::Tensor, 2> GatedSiLUForm::call(const ort::Context& context) {
+  const ort::Tensor input = context.input(0);
+  if (input.rank != 3 || input.shape[2] % 16) {
+    throw ort::Error("liger::GatedSiLU needs [B, T, 2 I] with I a multiple of 8");
+  }
+  return {input, context.output(0, {input.shape[0], input.shape[1], input.shape[2] / 2})};
+}
+
+}  // namespace liger

@@ -1,0 +1,147 @@
+"""``liger::Attention`` and ``liger::GatedSiLU`` on a CPU, against the equations in float64."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+
+from liger_export.kernels.shapes import MIXERS
+from liger_export.ops.onnx_forms import DOMAIN, OPSET
+from tests.ops.cases import Case, assert_equal, reference, sequences
+from tests.ops.sessions import zero_states
+from tests.plugins.sessions import ONNX_TYPES, feed_of, model_of, needs_library, run, session
+
+pytestmark = needs_library
+every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+
+BOUND = 1e-5
+HALF_BOUND = 5e-3
+
+
+@every_mixer
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, 50])
+def test_whole_sequence_equals_reference(mixer: str, length: int) -> None:
+    case = Case(mixer)
+    inputs = sequences(case, length)
+    assert_equal(run(case, inputs), reference(case, inputs), BOUND)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    data=st.data(),
+    length=st.integers(2, 70),
+    groups=st.integers(1, 3),
+    repeats=st.integers(1, 9),
+    head_dim=st.sampled_from([8, 16, 24, 40, 64]),
+    window=st.integers(1, 20),
+    weight=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    packed=st.booleans(),
+)
+@every_mixer
+def test_any_split_equals_reference_with_nan_in_unused_rows(
+    mixer: str, data: st.DataObject, length: int, groups: int, repeats: int, head_dim: int, window: int, weight: float,
+    packed: bool,
+) -> None:  # fmt: skip
+    case = Case(mixer, groups, repeats, head_dim, window, recurrent_weight=weight)
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=6)))
+    inputs = sequences(case, length)
+    assert_equal(run(case, inputs, cuts, packed=packed), reference(case, inputs), BOUND)
+
+
+@every_mixer
+@pytest.mark.parametrize("cuts", [(), range(1, 150), (3, 64, 65, 129)], ids=["whole", "steps", "mixed"])
+def test_model_sized_heads_equal_reference(mixer: str, cuts: range | tuple[int, ...]) -> None:
+    case = Case(mixer, num_key_value_heads=2, repeats=4, head_dim=128, window_size=64)
+    inputs = sequences(case, 150, batch=1)
+    assert_equal(run(case, inputs, cuts), reference(case, inputs), BOUND)
+
+
+@every_mixer
+@pytest.mark.parametrize("strength", [0.01, 8.0, 25.0])
+def test_weak_and_strong_gates_equal_reference(mixer: str, strength: float) -> None:
+    case = Case(mixer, head_dim=16)
+    inputs = sequences(case, 40, key_scale=strength)
+    assert_equal(run(case, inputs, [13, 14]), reference(case, inputs), BOUND)
+
+
+@every_mixer
+def test_half_precision_equals_reference_and_any_split_the_same_bits(mixer: str) -> None:
+    case = Case(mixer, head_dim=64, window_size=16)
+    inputs = sequences(case, 40)
+    inputs = inputs.projected(*(tensor.half().double() for tensor in inputs.projections))
+    whole, steps = run(case, inputs, (), "float16"), run(case, inputs, range(1, 40), "float16")
+    assert_equal(whole, reference(case, inputs), HALF_BOUND)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, steps[name], err_msg=name)
+
+
+@every_mixer
+def test_state_updated_where_it_lies_gives_the_same_bits(mixer: str) -> None:
+    case = Case(mixer)
+    inputs = sequences(case, 25)
+    expected = run(case, inputs, range(1, 25))
+    model = session(model_of(case))
+    states = zero_states(case, 2)
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in states.items()}
+    for token in range(25):
+        binding = model.io_binding()
+        for name, array in feed_of(inputs.between(token, token + 1), np.full((2, 1), token)).items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("output")
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(f"next_{name}", value)
+        model.run_with_iobinding(binding)
+    for name, array in states.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@every_mixer
+@pytest.mark.parametrize("tokens", [0, 3, 12])
+def test_padding_leaves_no_trace(mixer: str, tokens: int) -> None:
+    case = Case(mixer)
+    inputs, seen = sequences(case, 30), 12
+    before = run(case, inputs.between(0, seen))
+    before.pop("output")
+    positions = np.tile(np.where(np.arange(12) < tokens, seen + np.arange(12), -1), (2, 1))
+    feed = feed_of(inputs.between(seen, seen + 12), positions)
+    feed["query"][:, tokens:] = np.nan
+    output, *nexts = session(model_of(case)).run(None, feed | before)
+    expected = run(case, inputs.between(0, seen + tokens))
+    assert not output[:, tokens:].any()
+    np.testing.assert_allclose(output[:, :tokens], expected.pop("output")[:, seen:], rtol=1e-4, atol=1e-6)
+    for name, array in zip(case.form.states, nexts, strict=True):
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_wrong_attributes_and_shapes_are_refused_with_what_is_wanted() -> None:
+    case = Case("gla")
+    with pytest.raises(RuntimeException, match="no mixer gsa"):
+        session(model_of(case, mixer="gsa"))
+    with pytest.raises(RuntimeException, match="multiple of the key/value heads"):
+        session(model_of(case, num_heads=3))
+    inputs = sequences(case, 4)
+    feed = feed_of(inputs, np.tile(np.arange(4), (2, 1))) | zero_states(case, 2)
+    feed["cos"] = feed["cos"][:, :3]
+    with pytest.raises(Fail, match=r"cos must have shape \[2, 4, 4\]"):
+        session(model_of(case)).run(None, feed)
+
+
+@pytest.mark.parametrize("dtype", ONNX_TYPES)
+@pytest.mark.parametrize("size", [8, 40, 4096, 5000])
+def test_gated_silu_equals_its_definition(dtype: str, size: int) -> None:
+    random = np.random.default_rng(size)
+    rows = (4 * random.standard_normal((2, 3, 2 * size))).astype(dtype)
+    shapes = (("rows", [2, 3, 2 * size]), ("gated", [2, 3, size]))
+    values = [helper.make_tensor_value_info(name, ONNX_TYPES[dtype], shape) for name, shape in shapes]
+    node = helper.make_node("GatedSiLU", ["rows"], ["gated"], domain=DOMAIN)
+    graph = helper.make_graph([node], "gated", values[:1], values[1:])
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
+    (found,) = session(model.SerializeToString()).run(None, {"rows": rows})
+    gate, up = np.split(rows.astype(np.float64), 2, axis=-1)
+    expected = gate / (1 + np.exp(-gate)) * up
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < (1e-6 if dtype == "float32" else 1e-3)
