@@ -163,7 +163,9 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Liger checkpoint directory.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Package directory to create.")],
     adapter: Adapters = None,
-    lowering: Annotated[str, typer.Option(help="Operators to use: stock (unmodified ONNX Runtime).")] = "stock",
+    lowering: Annotated[
+        str, typer.Option(help="stock (any ONNX Runtime), or fused: a second graph, for liger-export's own operators.")
+    ] = "stock",
     precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = "fp32",
     lm_head: Annotated[str | None, typer.Option(help="Precision of the head; default: as the weights.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Precision of the embedding; default: as the head.")] = None,
@@ -219,7 +221,7 @@ def convert(
         if not described["base_verified"]:
             err.print(f"note: adapter {described['name']} does not record its base weights; only shapes were checked")
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    typer.echo(f"{output}: {megabytes(size)}, {manifest.precision}, {manifest.lowering} lowering")
+    typer.echo(f"{output}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")
 
 
 def _override(text: str) -> tuple[str, str]:

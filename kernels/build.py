@@ -13,20 +13,22 @@ from typing import Any
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
 from liger_export.files import new_directory
-from liger_export.kernels.plans import Plan, chunk_plans, step_plan
+from liger_export.kernels.plans import Plan, chunk_plans, pointwise_plans, step_plan
 from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape
 
 __all__ = ["TARGETS", "Build", "build_kernels", "load_build"]
 
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
-FORMAT = 1
-MODULES = ("features", "plans", "shapes", "step", "chunk", "build")
-STEP, CHUNK = "step", "chunk"
+FORMAT = 2
+MODULES = ("features", "plans", "shapes", "step", "chunk", "pointwise", "build")
 
-FLOAT32 = ("cos", "sin", "state", "next_state", "features", "gates", "block_gates", "entering")
-INTEGERS = {"position_ids": "*i64", "counts": "*i32"}
-SCALARS = {"length": "i32", "padded_length": "i32", "gate_normalizer": "fp32", "recurrent_weight": "fp32"}
+FLOAT32 = ("cos", "sin", "state", "next_state", "features", "gates", "block_gates", "entering", "logits")
+INTEGERS = {"position_ids": "*i64", "counts": "*i32", "chosen": "*i64"}
+SCALARS = {
+    **dict.fromkeys(("length", "padded_length", "width"), "i32"),
+    **dict.fromkeys(("gate_normalizer", "recurrent_weight"), "fp32"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Build:
         shape: the one they compute.
         target: a key of ``TARGETS``.
         batch: sequences that the step kernel's grid was cut for; others run as well.
-        kernels: per kernel, in the order in which they run, the contents of its JSON file.
+        kernels: per kernel, those of attention in the order in which they run, the contents of its JSON file.
     """
 
     directory: Path
@@ -65,7 +67,7 @@ class Build:
 
 
 def build_kernels(shape: AttentionShape, target: str, cache: Path, *, batch: int = 1, ring: bool = True) -> Build:
-    """Compile the step and the chunk kernels, or take them from the cache. Needs no GPU.
+    """Compile all kernels of a layer, or take them from the cache. Needs no GPU.
 
     Args:
         shape: the layer's.
@@ -80,12 +82,12 @@ def build_kernels(shape: AttentionShape, target: str, cache: Path, *, batch: int
     """
     if target not in TARGETS:
         raise KernelError(f"There is no target {target}.", f"Choose one of {', '.join(TARGETS)}.")
-    plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape)}
+    plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape), **pointwise_plans()}
     directory = cache / f"{target}-{_key(shape, target, plans)}"
     if not directory.exists():
         with new_directory(directory) as folder:
-            for plan in plans.values():
-                _write(folder, plan, shape, target, batch)
+            for order, plan in enumerate(plans.values()):
+                _write(folder, plan, order, shape, target, batch)
     return load_build(directory)
 
 
@@ -111,7 +113,7 @@ def load_build(directory: Path) -> Build:
         raise KernelError(f"{directory} holds no whole build.", "Delete the folder and rebuild.") from error
 
 
-def _write(folder: Path, plan: Plan, shape: AttentionShape, target: str, batch: int) -> None:
+def _write(folder: Path, plan: Plan, order: int, shape: AttentionShape, target: str, batch: int) -> None:
     triton, function = _triton(), _function(plan.kernel)
     types = {name: _type_of(name, plan, shape) for name in function.arg_names}
     divisible = [name for name, kind in types.items() if _is_divisible(name, kind, shape)]
@@ -144,7 +146,7 @@ def _write(folder: Path, plan: Plan, shape: AttentionShape, target: str, batch: 
     arguments += [{"name": name, "type": "*i8"} for name in ("global_scratch", "profile_scratch")]
     description = {
         "format": FORMAT,
-        "order": ["step_kernel", *chunk_plans(shape)].index(plan.kernel),
+        "order": order,
         "name": metadata.name,
         "target": target,
         "triton": triton.__version__,
@@ -180,7 +182,7 @@ def _is_divisible(name: str, kind: str, shape: AttentionShape) -> bool:
 
 
 def _function(kernel: str) -> Any:
-    module = STEP if kernel == "step_kernel" else CHUNK
+    module = "step" if kernel == "step_kernel" else "pointwise" if kernel in pointwise_plans() else "chunk"
     function = getattr(importlib.import_module(f"liger_export.kernels.{module}"), kernel)
     if not hasattr(function, "cache_key"):
         raise EnvironmentMismatchError("Triton runs as an interpreter.", "Unset TRITON_INTERPRET to compile kernels.")

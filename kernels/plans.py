@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from liger_export.kernels.shapes import AttentionShape, block_of
 
-__all__ = ["BLOCK", "CHUNK", "Axis", "Plan", "chunk_plans", "step_plan"]
+__all__ = ["BLOCK", "CHUNK", "Axis", "Plan", "chunk_plans", "pointwise_plans", "step_plan"]
 
 BLOCK = 16  # tokens
 CHUNK = 64  # tokens
@@ -46,7 +46,7 @@ class Plan:
     """One kernel, ready to be launched or compiled.
 
     Attributes:
-        kernel: name of the function; it stands in ``kernels.step`` or ``kernels.chunk``.
+        kernel: name of the function; it stands in ``kernels.step``, ``kernels.chunk`` or ``kernels.pointwise``.
         constants: its constants.
         options: warps of a program, stages of its loops and, if bounded, registers of a thread.
         grid: its three axes.
@@ -126,6 +126,22 @@ def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:
             LEAVE,
             (Axis(-(-shape.window // ROWS)), groups, sequences),
         ),
+    )
+    return {plan.kernel: plan for plan in plans}
+
+
+def pointwise_plans() -> dict[str, Plan]:
+    """The kernels beside attention, by name. Their rows are the batch of a grid, a row's width its length."""
+    rows, one = Axis(of="batch"), Axis()
+    plans = (
+        Plan(
+            "gated_silu_kernel",
+            {"BLOCK": 1024},
+            {"num_warps": 4, "num_stages": 1},
+            (Axis(1, "length", 1024), rows, one),
+        ),
+        Plan("most_likely_kernel", {"BLOCK": 8192}, {"num_warps": 32, "num_stages": 1}, (rows, one, one)),
+        Plan("count_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (rows, one, one)),
     )
     return {plan.kernel: plan for plan in plans}
 

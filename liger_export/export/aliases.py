@@ -2,29 +2,38 @@
 
 import onnx_ir as ir
 
+from liger_export.ops.onnx_forms import DOMAIN
+
 __all__ = ["in_place_states"]
 
 # They read all they need of a past state before they write its successor over it.
 UPDATES_IN_PLACE = ("LinearAttention", "GroupQueryAttention")
+PAST = "past_key_values."
 
 
 def in_place_states(model: ir.Model) -> list[str]:
     """Names of the past states that only the operator that gives their successor reads.
 
     Args:
-        model: after ``lower``. A node of the graph takes and gives the states of its layer, and a model-local
-            function is its body.
+        model: after lowering. A node of the graph takes and gives the states of its layer, and a model-local
+            function is its body; ``liger::Attention`` has none, and updates all of them on a CPU.
     """
     names = []
     for node in model.graph:
+        if (node.domain, node.op_type) == (DOMAIN, "Attention"):
+            names += [str(value.name) for value in node.inputs if value is not None and _is_past(value, model)]
         body = model.functions.get(node.op_identifier())
         if body is None:
             continue
         inside = dict(zip(node.inputs, body.inputs, strict=False))
         for value, parameter in inside.items():
-            if value is not None and value in model.graph.inputs and _is_only_updated(parameter, body):
+            if value is not None and _is_past(value, model) and _is_only_updated(parameter, body):
                 names.append(str(value.name))
     return names
+
+
+def _is_past(value: ir.Value, model: ir.Model) -> bool:
+    return value in model.graph.inputs and str(value.name).startswith(PAST)
 
 
 def _is_only_updated(past: ir.Value, body: ir.Function) -> bool:

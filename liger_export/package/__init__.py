@@ -3,6 +3,15 @@
 ``liger_export.package.build`` writes packages; it needs the exporter's extra.
 """
 
-from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest, read_manifest
+from liger_export.package.manifest import (
+    FUSED,
+    MANIFEST_FILE,
+    MODEL_FILES,
+    REPORT_FILE,
+    STOCK,
+    Graph,
+    Manifest,
+    read_manifest,
+)
 
-__all__ = ["MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "Manifest", "read_manifest"]
+__all__ = ["FUSED", "MANIFEST_FILE", "MODEL_FILES", "REPORT_FILE", "STOCK", "Graph", "Manifest", "read_manifest"]

@@ -13,10 +13,27 @@ from torch import Tensor
 
 from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, expected_tensors, open_liger
 from liger_export.config import LigerConfig
-from liger_export.errors import CheckpointError
-from liger_export.export import WeightSource, attach_weights, in_place_states, lower, trace, weight_bytes
+from liger_export.errors import CheckpointError, UnsupportedModelError
+from liger_export.export import (
+    WeightSource,
+    attach_weights,
+    in_place_states,
+    lower,
+    lower_to_fused,
+    require_fusable,
+    trace,
+    weight_bytes,
+)
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file, sha256_files
-from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, describe_files
+from liger_export.package.manifest import (
+    FUSED,
+    MANIFEST_FILE,
+    MODEL_FILES,
+    STOCK,
+    Graph,
+    Manifest,
+    describe_files,
+)
 from liger_export.quantize import Calibration, Precision
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.scheme import EMBEDDING
@@ -24,8 +41,8 @@ from liger_export.quantize.source import RoundedCheckpoint
 
 __all__ = ["Progress", "convert"]
 
-DATA_FILE = MODEL_FILE + ".data"
-MINIMUM_ONNXRUNTIME = {"stock": "1.31.0"}
+DATA_FILE = MODEL_FILES[STOCK] + ".data"
+MINIMUM_ONNXRUNTIME = "1.31.0"
 GRAPH_BYTES = 64 << 20  # room for everything but the weights
 
 
@@ -43,7 +60,7 @@ def convert(
     output: Path,
     *,
     adapters: tuple[Path, ...] = (),
-    lowering: str = "stock",
+    lowering: str = STOCK,
     precision: Precision | None = None,
     calibration: Calibration | None = None,
     overwrite: bool = False,
@@ -55,7 +72,7 @@ def convert(
         checkpoint: a Liger checkpoint directory with a ``tokenizer.json``.
         output: package directory to create; complete or absent afterwards.
         adapters: PEFT LoRA adapter directories, merged in this order.
-        lowering: what the graph's Liger attention becomes; a key of ``export.LOWERINGS``.
+        lowering: a key of ``MODEL_FILES``; ``fused`` adds a second graph over the same weights.
         precision: how weights are stored; default: float32.
         calibration: text for the method that reads one, and for no other.
         overwrite: replace ``output`` if it exists.
@@ -71,6 +88,7 @@ def convert(
     opened = open_liger(checkpoint)
     values = _with_generation_ends(opened.values, checkpoint)
     config = LigerConfig.from_dict(values)
+    _check_lowering(lowering, config)
     weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
     tokenizer = _read_tokenizer(checkpoint)
     weights.check()
@@ -86,7 +104,7 @@ def convert(
     with new_directory(output, overwrite, inputs=read) as partial:
         progress.stage("tracing")
         model = trace(config, values, precision.activations)
-        stored = lower(model, lowering, {name: precision.scheme(name) for name in matrices})
+        stored = lower(model, STOCK, {name: precision.scheme(name) for name in matrices})
         order = {name: place for place, name in enumerate(expected_tensors(config))}
         # Layer by layer, as calibration computes them, and the table last: a tied one is the head.
         stored.sort(key=lambda weight: (EMBEDDING in weight.tensors, order[weight.tensors[0]]))
@@ -95,7 +113,7 @@ def convert(
         progress.stage("writing weights")
         progress.total(nbytes)
         attach_weights(stored, source, partial / DATA_FILE, progress.advance)
-        ir.save(model, partial / MODEL_FILE)
+        graphs = _write_graphs(model, lowering, partial)
         copy_files(TOKENIZER_FILES, checkpoint, partial)
         progress.stage("hashing")
         manifest = Manifest(
@@ -104,14 +122,39 @@ def convert(
             config=values,
             precision=precision,
             calibration=_describe_calibration(calibration, tokens),
-            lowering=lowering,
-            opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
-            onnxruntime=MINIMUM_ONNXRUNTIME[lowering],
-            in_place=in_place_states(model),
+            graphs=graphs,
             files=describe_files(partial),
         )
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _check_lowering(lowering: str, config: LigerConfig) -> None:
+    if lowering not in MODEL_FILES:
+        raise UnsupportedModelError(
+            f"There is no lowering {lowering!r}.", f"Choose one of: {', '.join(sorted(MODEL_FILES))}."
+        )
+    if lowering == FUSED:
+        require_fusable(config)
+
+
+def _write_graphs(model: ir.Model, lowering: str, directory: Path) -> dict[str, Graph]:
+    """Write the stock graph and, if it is wanted, the fused one; returns what the manifest says of them."""
+    ir.save(model, directory / MODEL_FILES[STOCK])
+    graphs = {STOCK: _describe_graph(model)}
+    if lowering == FUSED:
+        lower_to_fused(model)
+        ir.save(model, directory / MODEL_FILES[FUSED])
+        graphs[FUSED] = _describe_graph(model)
+    return graphs
+
+
+def _describe_graph(model: ir.Model) -> Graph:
+    return Graph(
+        opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        onnxruntime=MINIMUM_ONNXRUNTIME,
+        in_place=in_place_states(model),
+    )
 
 
 def _read_tokenizer(checkpoint: Path) -> Tokenizer:

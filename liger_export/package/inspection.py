@@ -10,7 +10,7 @@ import onnx
 from liger_export.config import LigerConfig
 from liger_export.errors import PackageError
 from liger_export.files import sha256_file
-from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest, read_manifest
+from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILES, REPORT_FILE, Manifest, read_manifest
 from liger_export.state import bytes_per_session
 
 __all__ = ["Summary", "inspect"]
@@ -48,9 +48,9 @@ def inspect(directory: Path) -> Summary:
         ("layers", f"{config.num_hidden_layers}, with {config.num_attention_heads} query and "
                    f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
         ("attention", _attention(config)),
-        ("precision", f"{manifest.precision}, {manifest.lowering} lowering"),
+        ("precision", str(manifest.precision)),
+        ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
-        ("needs", f"onnxruntime >= {manifest.onnxruntime}"),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
         *_state_rows(manifest),
         ("memory grown", _growth(manifest)),
@@ -58,9 +58,18 @@ def inspect(directory: Path) -> Summary:
         ("files", "as written (SHA-256 of each holds)" if damage is None else damage.cause),
         ("validated", _verdict(directory / REPORT_FILE, sha256_file(directory / MANIFEST_FILE))),
     ]  # fmt: skip
-    if (directory / MODEL_FILE).is_file() and damage is None:
-        rows.append(("operators", _histogram(directory / MODEL_FILE)))
+    if damage is None:
+        rows += [(f"operators, {name}", _histogram(directory / MODEL_FILES[name])) for name in manifest.graphs]
     return Summary(rows, damage)
+
+
+def _graphs(manifest: Manifest) -> str:
+    """Each lowering, the ONNX Runtime that it needs, and its GPU kernels."""
+    described = []
+    for lowering, graph in manifest.graphs.items():
+        kernels = f", GPU kernels for {', '.join(graph.targets)}" if graph.targets else ""
+        described.append(f"{lowering} (onnxruntime >= {graph.onnxruntime}{kernels})")
+    return "\n".join(described)
 
 
 def _attention(config: LigerConfig) -> str:

@@ -14,18 +14,39 @@ from liger_export.state import StateTensor, bytes_per_session, state_table
 
 __all__ = [
     "FORMAT_VERSION",
+    "FUSED",
     "MANIFEST_FILE",
-    "MODEL_FILE",
+    "MODEL_FILES",
     "REPORT_FILE",
+    "STOCK",
+    "Graph",
     "Manifest",
     "describe_files",
     "read_manifest",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
-MODEL_FILE = "model.onnx"
+STOCK, FUSED = "stock", "fused"
+MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx"}  # graphs over the same weights, by their lowering
 REPORT_FILE = "parity.json"  # written by validate after the manifest, so not listed in it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """One lowering of the model.
+
+    Attributes:
+        opsets: version of every operator set that it imports.
+        onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
+        in_place: past states that a caller on a CPU may pass as their own present, by name.
+        targets: GPU architectures that it holds compiled kernels for.
+    """
+
+    opsets: dict[str, int]
+    onnxruntime: str
+    in_place: list[str]
+    targets: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +60,7 @@ class Manifest:
         precision: how weights are stored, and the dtype of activations.
         calibration: what the method that reads text has read: its name, how many tokens, and the SHA-256 of their ids
             as little-endian 64-bit integers; None for other methods.
-        lowering: which lowering the graph went through.
-        opsets: version of every operator set the graph imports.
-        onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
-        in_place: past states that a caller may pass as their own present, by name.
+        graphs: by lowering, keys of ``MODEL_FILES``; ``stock`` is always there.
         files: per file, its size and SHA-256.
         memory: whether memory grew from token to token, as ``validate`` measured it; None before.
     """
@@ -51,10 +69,7 @@ class Manifest:
     adapters: list[dict[str, Any]]
     config: dict[str, Any]
     precision: Precision
-    lowering: str
-    opsets: dict[str, int]
-    onnxruntime: str
-    in_place: list[str]
+    graphs: dict[str, Graph]
     files: dict[str, dict[str, Any]]
     calibration: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
@@ -80,13 +95,11 @@ class Manifest:
                 "shape": list(t.shape),
                 "dtype": t.dtype,
                 "bytes": t.nbytes,
-                "in_place": t.past_name in self.in_place,
             }
             for t in self.state
         ]
         values = asdict(self)
         files = values.pop("files")
-        del values["in_place"]  # written out below
         values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
         return json.dumps({**values, "files": files}, indent=1) + "\n"
 
@@ -143,14 +156,16 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         recorded_state = values.pop("state")
         values["precision"] = Precision.from_dict(values["precision"])
-        values["in_place"] = [entry["past"] for entry in recorded_state["tensors"] if entry["in_place"]]
+        values["graphs"] = {lowering: Graph(**graph) for lowering, graph in values["graphs"].items()}
         manifest = Manifest(**values)
         consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.files.items()}
         named = [manifest.source["name"], *(adapter["name"] for adapter in manifest.adapters)]
-        consistent = consistent and MODEL_FILE in listed and all(isinstance(name, str) for name in named)
-        consistent = consistent and isinstance(manifest.onnxruntime, str)
-        consistent = consistent and set(manifest.in_place) <= {entry.past_name for entry in manifest.state}
+        consistent = consistent and STOCK in manifest.graphs and all(isinstance(name, str) for name in named)
+        consistent = consistent and all(MODEL_FILES[lowering] in listed for lowering in manifest.graphs)
+        past_names = {entry.past_name for entry in manifest.state}
+        for graph in manifest.graphs.values():
+            consistent = consistent and isinstance(graph.onnxruntime, str) and set(graph.in_place) <= past_names
     except (KeyError, TypeError, ValueError, AttributeError, LigerExportError) as error:
         raise PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.") from error
     if not consistent:

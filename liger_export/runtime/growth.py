@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from liger_export.ort import ort
-from liger_export.runtime.session import Session, load
+from liger_export.runtime.opening import load
+from liger_export.runtime.session import Session
 
 __all__ = ["FIRST_TOKEN", "Growth", "measure_growth"]
 

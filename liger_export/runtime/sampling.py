@@ -63,6 +63,11 @@ class Sampler:
         self._random = np.random.default_rng(sampling.seed)
         self._seen = seen
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is the one with the largest logit."""
+        return self._sampling.temperature == 0 and self._sampling.repetition_penalty == 1
+
     def choose(self, logits: Logits) -> int:
         """Pick the next token from logits [vocab_size]."""
         if self._sampling.repetition_penalty != 1:

@@ -1,67 +1,24 @@
 """Run a package in ONNX Runtime: one session, one sequence, memory that does not grow."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.errors import InputError
 from liger_export.ort import ort
-from liger_export.package import MODEL_FILE, Manifest, read_manifest
+from liger_export.package import FUSED, Manifest
+from liger_export.runtime.buffers import CPU, CUDA, Buffer, SavedState, new_buffer
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 
-__all__ = ["SavedState", "Session", "load", "read_tokenizer"]
+__all__ = ["Session"]
 
-PREFILL_CHUNK = 128  # tokens a call: as fast as any longer one on a CPU, and activations stay small
-ERRORS_ONLY = 3
-
-
-@dataclass(frozen=True, slots=True)
-class SavedState:
-    """Everything a sequence has left behind: carry it to another session, process or backend.
-
-    Attributes:
-        position: tokens seen.
-        tensors: by the name of the graph input that takes it, each [1, ...].
-    """
-
-    position: int
-    tensors: dict[str, npt.NDArray[np.float32]]
-
-    def save(self, path: str | Path) -> None:
-        """Write to a ``.npz`` file."""
-        with Path(path).open("wb") as stream:
-            np.savez(stream, position=np.array(self.position), **self.tensors)  # type: ignore[arg-type]
-
-    @classmethod
-    def read(cls, path: str | Path) -> "SavedState":
-        """Read what ``save`` wrote. Raises InputError if the file is not that."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return cls(int(stored["position"]), {name: stored[name] for name in stored.files if name != "position"})
-        except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} holds no saved state ({error}).", "Pass a file that save wrote.") from error
-
-
-class _Buffers:
-    """One set of state tensors, bound to ONNX Runtime where they lie.
-
-    A second set ``beside`` a first shares those tensors that the graph updates in place.
-    """
-
-    def __init__(self, manifest: Manifest, beside: "_Buffers | None" = None) -> None:
-        self.arrays = [np.zeros((1, *entry.shape), dtype=entry.dtype) for entry in manifest.state]
-        if beside is not None:
-            in_place = [entry.past_name in manifest.in_place for entry in manifest.state]
-            choices = zip(in_place, beside.arrays, self.arrays, strict=True)
-            self.arrays = [first if shared else own for shared, first, own in choices]
-        self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays]
+# Tokens a call: on a CPU as fast as any longer one, and activations stay small; a GPU wants more work at a time.
+PREFILL_CHUNK = {CPU: 128, CUDA: 1024}
+NO_CAPTURE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +27,7 @@ class _Call:
 
     binding: ort.IOBinding
     owners: list[ort.OrtValue]
+    options: ort.RunOptions | None = None
 
 
 class Session:
@@ -77,17 +35,23 @@ class Session:
 
     State lives in fixed buffers: one for each tensor that the graph updates in place, two for any other, which a
     call reads from and writes to in turn. Nothing is allocated per token, and nothing depends on how many tokens have
-    been seen.
+    been seen. On a GPU the two turns of a step are captured as two CUDA graphs and replayed.
 
     Attributes:
         manifest: what the package says of itself.
         tokenizer: the package's tokenizer.
+        lowering: which of the package's graphs runs.
+        device: ``cpu`` or ``cuda``.
         position: tokens the model has read.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, model: ort.InferenceSession) -> None:
+    def __init__(
+        self, manifest: Manifest, tokenizer: Tokenizer, model: ort.InferenceSession, *, lowering: str, device: str
+    ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
+        self.lowering = lowering
+        self.device = device
         self.position = 0
         self._model = model
         self._table = manifest.state
@@ -95,19 +59,26 @@ class Session:
         self._end_ids = manifest.model_config.eos_token_ids
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
-        self._logits = np.zeros((1, 1, self._vocab_size), dtype=np.float32)
-        self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
-        self._token = np.zeros((1, 1), dtype=np.int64)
-        self._token_position = np.zeros((1, 1), dtype=np.int64)
-        first = _Buffers(manifest)
-        self._buffers = [first, _Buffers(manifest, beside=first)]  # [past, present]
-        self._steps = [self._bind(self._token, self._token_position, *order) for order in ((0, 1), (1, 0))]
+        self._logits = new_buffer(device, (1, 1, self._vocab_size), "float32")
+        self._most_likely = new_buffer(device, (1, 1), "int64")
+        self._token, self._token_position = (new_buffer(device, (1, 1), "int64") for _ in range(2))
+        first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in manifest.state]
+        self._buffers = [first, self._beside(first)]  # [past, present]
+        self._steps = [self._bind_step(turn) for turn in (0, 1)]
         self._turn = 0
+
+    def _beside(self, first: list[Buffer]) -> list[Buffer]:
+        """A second set of state buffers, which shares those that the graph updates in place."""
+        in_place = self.manifest.graphs[self.lowering].in_place if self.device == CPU else []
+        return [
+            shared if entry.past_name in in_place else new_buffer(self.device, (1, *entry.shape), entry.dtype)
+            for entry, shared in zip(self._table, first, strict=True)
+        ]
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the state itself; for a tensor that is not updated in place the session holds a second buffer."""
-        return sum(array.nbytes for array in self._buffers[0].arrays)
+        return sum(entry.nbytes for entry in self._table)
 
     @property
     def length(self) -> int:
@@ -123,9 +94,8 @@ class Session:
         tokens = self._take_tokens(token_ids)
         if not len(tokens):
             raise InputError("There are no tokens to read.", "Pass at least one token.")
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            self._read(tokens[start : start + PREFILL_CHUNK])
-        logits: npt.NDArray[np.float32] = self._logits[0, 0].copy()
+        self._read_in_chunks(tokens)
+        logits: npt.NDArray[np.float32] = self._logits.read()[0, 0].copy()
         return logits
 
     def step(self, token_id: int) -> npt.NDArray[np.float32]:
@@ -164,8 +134,8 @@ class Session:
         self.prefill(prompt_ids)
         for _ in range(max_new_tokens):
             if self._pending:
-                self.prefill([])
-            token = sampler.choose(self._logits[0, 0])
+                self._read_in_chunks(self._take_tokens([]))
+            token = self._choose(sampler)
             if token in self._end_ids:
                 break
             self._pending = [token]
@@ -187,14 +157,14 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything read."""
-        for array in self._buffers[self._turn].arrays:
-            array.fill(0)
+        for buffer in self._buffers[self._turn]:
+            buffer.clear()
         self.position, self._pending = 0, []
         self._seen.fill(False)
 
     def fork(self) -> "Session":
         """A second session on the same weights, starting from a copy of this one's state."""
-        other = Session(self.manifest, self.tokenizer, self._model)
+        other = Session(self.manifest, self.tokenizer, self._model, lowering=self.lowering, device=self.device)
         other.load_state(self.state())
         other._seen[:] = self._seen
         return other
@@ -203,9 +173,8 @@ class Session:
         """A copy of the state, after everything that ``generate`` has yielded."""
         if self._pending:
             self.prefill([])
-        arrays = self._buffers[self._turn].arrays
-        named = zip(self._table, arrays, strict=True)
-        return SavedState(self.position, {entry.past_name: array.copy() for entry, array in named})
+        named = zip(self._table, self._buffers[self._turn], strict=True)
+        return SavedState(self.position, {entry.past_name: buffer.read().copy() for entry, buffer in named})
 
     def load_state(self, state: SavedState) -> None:
         """Continue from a saved state.
@@ -222,8 +191,8 @@ class Session:
                     f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
                     "Load a state that the same model saved.",
                 )
-        for entry, array in zip(self._table, self._buffers[self._turn].arrays, strict=True):
-            array[:] = state.tensors[entry.past_name]
+        for entry, buffer in zip(self._table, self._buffers[self._turn], strict=True):
+            buffer.write(state.tensors[entry.past_name])
         self.position, self._pending = state.position, []
 
     def all_logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -231,9 +200,8 @@ class Session:
         if not len(token_ids):
             raise InputError("There are no tokens to read.", "Pass at least one token.")
         tokens = self._take_tokens(token_ids)
-        logits = np.empty((1, len(tokens), self._vocab_size), dtype=np.float32)
-        self._read(tokens, logits)
-        return logits[0, -len(token_ids) :]
+        logits: npt.NDArray[np.float32] = self._read(tokens, every_position=True)[0, -len(token_ids) :]
+        return logits
 
     def run(
         self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, npt.NDArray[np.float32]]
@@ -264,7 +232,7 @@ class Session:
 
     def buffer_addresses(self) -> list[int]:
         """Where the state lies in memory; constant for the life of the session."""
-        return sorted({array.ctypes.data for buffers in self._buffers for array in buffers.arrays})
+        return sorted({buffer.address for buffers in self._buffers for buffer in buffers})
 
     def _take_tokens(self, token_ids: Sequence[int]) -> npt.NDArray[np.int64]:
         """Tokens to read now, int64 [T]: the pending one, which is then no longer pending, and ``token_ids``."""
@@ -278,96 +246,73 @@ class Session:
         pending, self._pending = self._pending, []
         return np.array([*pending, *tokens], dtype=np.int64)
 
-    def _read(self, tokens: npt.NDArray[np.int64], logits: npt.NDArray[np.float32] | None = None) -> None:
-        """Run the graph once and swap the state buffers."""
-        if len(tokens) == 1 and logits is None:
-            self._token[0, 0], self._token_position[0, 0] = tokens[0], self.position
+    def _choose(self, sampler: Sampler) -> int:
+        """The next token. The most likely one the fused graph has found itself: no logits leave a GPU for it."""
+        if sampler.is_greedy and self.lowering == FUSED:
+            return int(self._most_likely.read()[0, 0])
+        return sampler.choose(self._logits.read()[0, 0])
+
+    def _read_in_chunks(self, tokens: npt.NDArray[np.int64]) -> None:
+        chunk = PREFILL_CHUNK[self.device]
+        for start in range(0, len(tokens), chunk):
+            self._read(tokens[start : start + chunk])
+
+    def _read(self, tokens: npt.NDArray[np.int64], *, every_position: bool = False) -> npt.NDArray[np.float32]:
+        """Run the graph once and swap the state buffers; returns the logits of every position if they are wanted."""
+        logits = self._logits
+        if every_position:
+            logits = new_buffer(self.device, (1, len(tokens), self._vocab_size), "float32")
+        if len(tokens) == 1 and not every_position:
+            self._token.write(tokens[None])
+            self._token_position.write(np.array([[self.position]]))
             call = self._steps[self._turn]
         else:
-            positions = np.arange(self.position, self.position + len(tokens), dtype=np.int64)
-            call = self._bind(tokens[None], positions[None], self._turn, 1 - self._turn, logits)
-        self._model.run_with_iobinding(call.binding)
+            inputs = [new_buffer(self.device, (1, len(tokens)), "int64") for _ in range(2)]
+            inputs[0].write(tokens[None])
+            inputs[1].write(np.arange(self.position, self.position + len(tokens))[None])
+            call = self._bind(inputs[0], inputs[1], self._turn, logits, keep=0 if every_position else 1)
+        self._model.run_with_iobinding(call.binding, call.options)
         self._turn = 1 - self._turn
         self.position += len(tokens)
         self._seen[tokens] = True
+        read: npt.NDArray[np.float32] = logits.read() if every_position else np.empty(0, dtype=np.float32)
+        return read
+
+    def _bind_step(self, turn: int) -> _Call:
+        return self._bind(self._token, self._token_position, turn, self._logits, keep=1, capture=turn + 1)
 
     def _bind(
         self,
-        tokens: npt.NDArray[np.int64],
-        positions: npt.NDArray[np.int64],
-        past: int,
-        present: int,
-        logits: npt.NDArray[np.float32] | None = None,
+        tokens: Buffer,
+        positions: Buffer,
+        turn: int,
+        logits: Buffer,
+        *,
+        keep: int,
+        capture: int = NO_CAPTURE,
     ) -> _Call:
-        kept = np.array(1 if logits is None else 0, dtype=np.int64)
-        feeds = {"input_ids": tokens, "position_ids": positions, "logits_to_keep": kept}
-        inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-        outputs = {"logits": self._logits_value if logits is None else ort.OrtValue.ortvalue_from_numpy(logits)}
-        for index, entry in enumerate(self._table):
-            inputs[entry.past_name] = self._buffers[past].values[index]
-            outputs[entry.present_name] = self._buffers[present].values[index]
+        """Bind one call that reads the states of set ``turn`` and writes the other's.
+
+        ``keep`` is how many of the last positions get logits, 0 for all. Calls that share a number ``capture`` are
+        captured as one CUDA graph and replayed.
+        """
+        kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, dtype=np.int64))
+        inputs = {"input_ids": tokens.value, "position_ids": positions.value, "logits_to_keep": kept}
+        outputs = {"logits": logits.value}
+        if self.lowering == FUSED:
+            shape = tuple(logits.value.shape()[:2])
+            chosen = self._most_likely if shape == (1, 1) else new_buffer(self.device, shape, "int64")
+            outputs["most_likely"] = chosen.value
+        for entry, past, present in zip(self._table, self._buffers[turn], self._buffers[1 - turn], strict=True):
+            inputs[entry.past_name] = past.value
+            outputs[entry.present_name] = present.value
         binding = self._model.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return _Call(binding, [*inputs.values(), *outputs.values()])
-
-
-def load(directory: str | Path, *, threads: int | None = None, verify: bool = False) -> Session:
-    """Open a package and start a session.
-
-    Args:
-        directory: the package.
-        threads: ONNX Runtime's threads within an operator; None lets it choose.
-        verify: compare every file's SHA-256 with the manifest, which takes about as long again as opening it;
-            otherwise sizes only.
-
-    Raises:
-        PackageError: the package is incomplete, changed, or of a newer format.
-        EnvironmentMismatchError: the installed ONNX Runtime is too old for the graph's operators.
-    """
-    directory = Path(directory)
-    manifest = read_manifest(directory)
-    _check_onnxruntime(manifest)
-    manifest.check_files(directory, hashes=False)  # first: ONNX Runtime maps files, and a cut one could crash it
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    with ThreadPoolExecutor(1) as beside:  # ONNX Runtime prepares weights on one core; hash on another
-        verified = beside.submit(manifest.check_files, directory, hashes=verify)
-        try:
-            model = ort.InferenceSession(directory / MODEL_FILE, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own types
-            verified.result()  # a file that has changed says more than what ONNX Runtime makes of it
-            fix = "Copy or convert the package again."
-            raise PackageError(f"{directory} cannot be opened ({error}).", fix) from error
-        verified.result()
-    return Session(manifest, read_tokenizer(directory), model)
-
-
-def read_tokenizer(directory: Path) -> Tokenizer:
-    """A package's tokenizer, which reads texts of any length whole. Raises PackageError if there is none."""
-    try:
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise PackageError(
-            f"{directory}'s tokenizer.json cannot be read ({error}).", "Copy or convert the package again."
-        ) from error
-    tokenizer.no_truncation()  # tokenizer.json may carry what some training run had set
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _check_onnxruntime(manifest: Manifest) -> None:
-    installed, needed = ort.__version__, manifest.onnxruntime
-    if _release(installed) < _release(needed):
-        raise EnvironmentMismatchError(
-            f"The package needs ONNX Runtime {needed} or newer; {installed} is installed.",
-            f"Run: pip install 'onnxruntime>={needed}'",
-        )
-
-
-def _release(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
+        options = None
+        if self.device == CUDA:
+            options = ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(capture))
+        return _Call(binding, [*inputs.values(), *outputs.values()], options)

@@ -40,6 +40,8 @@ class ParityReport:
     Attributes:
         package: name of the package directory.
         reference: name of the checkpoint directory and its adapters.
+        lowering: which of the package's graphs was measured.
+        device: where it ran.
         versions: libraries that took part.
         manifest_sha256: of the manifest that was validated.
         checks: in the order they ran.
@@ -47,6 +49,8 @@ class ParityReport:
 
     package: str
     reference: str
+    lowering: str
+    device: str
     manifest_sha256: str
     versions: dict[str, str]
     checks: list[Check] = field(default_factory=list)

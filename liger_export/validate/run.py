@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +13,10 @@ import numpy as np
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
-from liger_export.package import MANIFEST_FILE, REPORT_FILE, Manifest
+from liger_export.package import MANIFEST_FILE, REPORT_FILE, STOCK, Manifest
 from liger_export.quality import read_tokens
 from liger_export.runtime import Sampling, Session, load
+from liger_export.runtime.buffers import CPU
 from liger_export.runtime.growth import FIRST_TOKEN, Growth
 from liger_export.validate import laws
 from liger_export.validate.reference import TorchReference
@@ -68,6 +69,8 @@ def validate(
     growth = _certify_memory(package, session.manifest, memory_tokens)
     report = ParityReport(
         package=package.resolve().name,
+        lowering=session.lowering,
+        device=session.device,
         reference=" + ".join(path.resolve().name for path in (checkpoint, *adapters)),
         manifest_sha256=sha256_file(package / MANIFEST_FILE),
         versions={name: version(name) for name in LIBRARIES},
@@ -87,12 +90,22 @@ def validate(
         laws.check_batch_and_padding(subjects, tokens, window),
         laws.check_handover(subjects, tokens, window),
         laws.check_memory(session, growth),
+        _check_against_stock(package, subjects, blocks[0]),
     ):
         for check in checks:
             report.checks.append(check)
             on_check(check)
     (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     return report
+
+
+def _check_against_stock(package: Path, subjects: laws.Subjects, tokens: laws.Tokens) -> Iterator[Check]:
+    """Where another graph was measured, its distance to the stock one."""
+    lowering = subjects.session.lowering
+    if lowering != STOCK:
+        expected = load(package, lowering=STOCK, device=CPU).all_logits(tokens.tolist())
+        measured = subjects.package_logits(tokens)
+        yield subjects.tolerances.check(f"{lowering} against {STOCK}", measured, expected, f"{len(tokens):,} tokens")
 
 
 def _certify_memory(package: Path, manifest: Manifest, tokens: int) -> Growth:

@@ -6,6 +6,7 @@
 - ``library.cpp``: what ONNX Runtime calls.
 """
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -17,8 +18,6 @@ NAMES = ("libliger_ort.so", "libliger_ort.dylib")
 def library_path() -> Path | None:
     """Where the library lies; None if the package was installed without it, for want of a compiler."""
     folders = [Path(__file__).parent]
-    try:  # an editable installation keeps what it has compiled apart from the sources
+    with suppress(PackageNotFoundError):  # an editable installation keeps what it has compiled apart from the sources
         folders.append(Path(str(distribution("liger-export").locate_file("liger_export/plugins/ort"))))
-    except PackageNotFoundError:
-        pass
     return next((path for folder in folders for name in NAMES if (path := folder / name).is_file()), None)

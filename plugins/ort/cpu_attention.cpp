@@ -463,10 +463,21 @@ void gated_silu(const Element* gate, const Element* up, Element* output, int64_t
   }
 }
 
+int64_t most_likely(const float* values, int64_t count) {
+  Floats peaks = all(-INFINITY);
+  int64_t at = 0;
+  for (; at + WIDTH <= count; at += WIDTH) peaks = larger(load(values + at), peaks);
+  float peak = -INFINITY;
+  for (int lane = 0; lane < WIDTH; ++lane) peak = std::max(peak, peaks[lane]);
+  for (; at < count; ++at) peak = values[at] > peak ? values[at] : peak;
+  const float* found = std::find(values, values + count, peak);
+  return found == values + count ? 0 : found - values;
+}
+
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {attend<float>, attend<Half>, gated_silu<float>, gated_silu<Half>};
+const CpuKernels kernels = {attend<float>, attend<Half>, gated_silu<float>, gated_silu<Half>, most_likely};
 
 }  // namespace LIGER_INSTRUCTIONS
 }  // namespace liger

@@ -1,4 +1,4 @@
-// Liger attention and the gated SiLU on a CPU: what a call needs, and one function a dtype and instruction set.
+// The operators on a CPU: what a call needs, and one function a dtype and instruction set.
 
 #pragma once
 
@@ -48,6 +48,8 @@ struct CpuKernels {
   // output = silu(gate) * up; `count` is a multiple of 8.
   void (*gated_silu_float)(const float* gate, const float* up, float* output, int64_t count);
   void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);
+  // Index of the first of the largest of `count` values; 0 if all are NaN.
+  int64_t (*most_likely)(const float* values, int64_t count);
 };
 
 // The fastest that this processor runs.

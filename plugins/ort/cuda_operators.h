@@ -1,5 +1,11 @@
+// The operators of the `liger` domain on NVIDIA GPUs.
+
 #pragma once
+
 #include "ort_kernel.h"
+
 namespace liger {
-inline void add_cuda_operators(const OrtApi*, OrtCustomOpDomain*) {}
-}
+
+void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain);
+
+}  // namespace liger

@@ -54,14 +54,29 @@ class CpuGatedSiLU : public GatedSiLUForm {
   static constexpr int64_t PIECE = 4096;  // enough work for a thread to be worth waking
 };
 
+class CpuMostLikely : public MostLikelyForm {
+ public:
+  explicit CpuMostLikely(const ort::Info&) {}
+
+  void run(const ort::Context& context) const {
+    const auto [input, output] = call(context);
+    const int64_t size = input.shape[2];
+    const float* logits = input.as<const float>();
+    auto* chosen = output.as<int64_t>();
+    context.parallel(output.shape[0] * output.shape[1],
+                     [&](size_t row) { chosen[row] = cpu_kernels().most_likely(logits + row * size, size); });
+  }
+};
+
 // Operators live as long as the library: sessions keep pointers to them.
 void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CpuAttention<float>> cpu_attention(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuAttention<Half>> cpu_attention_half(ort::CPU, ORT_FLOAT16);
   static const ort::Operator<CpuGatedSiLU<float>> cpu_gated(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuGatedSiLU<Half>> cpu_gated_half(ort::CPU, ORT_FLOAT16);
+  static const ort::Operator<CpuMostLikely> cpu_most_likely(ort::CPU, ORT_FLOAT);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half}) {
+           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_most_likely}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_cuda_operators(api, domain);

@@ -55,6 +55,17 @@ struct GatedSiLUForm {
   static std::array<ort::Tensor, 2> call(const ort::Context& context);
 };
 
+// liger::MostLikely: logits, float32 [B, T, V], to the index of the first largest, int64 [B, T].
+struct MostLikelyForm {
+  static constexpr const char* name = "MostLikely";
+  static constexpr size_t KERNELS = 1;
+  static constexpr std::array<ort::Parameter, 2> inputs{{{ORT_FLOAT}, {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT}}};
+  static constexpr std::array<ort::Parameter, 1> outputs{{{ORT_INT64}}};
+
+  // Tensors [B, T, V] and [B, T].
+  static std::array<ort::Tensor, 2> call(const ort::Context& context);
+};
+
 inline AttentionForm::AttentionForm(const ort::Info& info) {
   const std::string mixer = info.text("mixer");
   if (mixer != "gla" && mixer != "hgrn2") throw ort::Error("liger::Attention has no mixer " + mixer);
@@ -130,6 +141,12 @@ inline std::array<ort::Tensor, 2> GatedSiLUForm::call(const ort::Context& contex
     throw ort::Error("liger::GatedSiLU needs [B, T, 2 I] with I a multiple of 8");
   }
   return {input, context.output(0, {input.shape[0], input.shape[1], input.shape[2] / 2})};
+}
+
+inline std::array<ort::Tensor, 2> MostLikelyForm::call(const ort::Context& context) {
+  const ort::Tensor input = context.input(0);
+  if (input.rank != 3 || input.shape[2] < 1) throw ort::Error("liger::MostLikely needs [B, T, V]");
+  return {input, context.output(0, {input.shape[0], input.shape[1]})};
 }
 
 }  // namespace liger

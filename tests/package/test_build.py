@@ -77,10 +77,10 @@ def test_half_precision_checkpoints_convert(tmp_path: Path) -> None:
 def test_manifest_says_what_is_inside(package: Path, liger_checkpoint: Path) -> None:
     values = json.loads((package / "manifest.json").read_text())
     assert values["format_version"] == FORMAT_VERSION
-    assert (values["precision"]["weights"], values["lowering"], values["adapters"]) == ("fp32", "stock", [])
+    assert (values["precision"]["weights"], list(values["graphs"]), values["adapters"]) == ("fp32", ["stock"], [])
     assert values["source"]["name"] == "liger"
     assert set(values["source"]["files"]) == {"config.json", "model.safetensors"}
-    assert set(values["opsets"]) == {"ai.onnx", "com.microsoft", "liger"}
+    assert set(values["graphs"]["stock"]["opsets"]) == {"ai.onnx", "com.microsoft", "liger"}
     assert values["state"]["bytes_per_session"] == sum(tensor["bytes"] for tensor in values["state"]["tensors"])
     assert set(values["files"]) == {path.name for path in package.iterdir()} - {"manifest.json", "parity.json"}
     assert read_manifest(package).config == json.loads((liger_checkpoint / "config.json").read_text())

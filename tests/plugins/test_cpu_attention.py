@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, ValueInfoProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from liger_export.kernels.shapes import MIXERS
@@ -130,6 +130,15 @@ def test_wrong_attributes_and_shapes_are_refused_with_what_is_wanted() -> None:
         session(model_of(case)).run(None, feed)
 
 
+def run_node(name: str, values: list[ValueInfoProto], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Run an operator of one input and one output, ``values``."""
+    node = helper.make_node(name, [values[0].name], [values[1].name], domain=DOMAIN)
+    graph = helper.make_graph([node], name, values[:1], values[1:])
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
+    return list(session(model.SerializeToString()).run(None, feed))
+
+
 @pytest.mark.parametrize("dtype", ONNX_TYPES)
 @pytest.mark.parametrize("size", [8, 40, 4096, 5000])
 def test_gated_silu_equals_its_definition(dtype: str, size: int) -> None:
@@ -137,11 +146,20 @@ def test_gated_silu_equals_its_definition(dtype: str, size: int) -> None:
     rows = (4 * random.standard_normal((2, 3, 2 * size))).astype(dtype)
     shapes = (("rows", [2, 3, 2 * size]), ("gated", [2, 3, size]))
     values = [helper.make_tensor_value_info(name, ONNX_TYPES[dtype], shape) for name, shape in shapes]
-    node = helper.make_node("GatedSiLU", ["rows"], ["gated"], domain=DOMAIN)
-    graph = helper.make_graph([node], "gated", values[:1], values[1:])
-    imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    (found,) = session(model.SerializeToString()).run(None, {"rows": rows})
+    (found,) = run_node("GatedSiLU", values, {"rows": rows})
     gate, up = np.split(rows.astype(np.float64), 2, axis=-1)
     expected = gate / (1 + np.exp(-gate)) * up
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < (1e-6 if dtype == "float32" else 1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 8, 13, 1000])
+def test_most_likely_is_the_first_largest(size: int) -> None:
+    random = np.random.default_rng(size)
+    logits = random.integers(-9, 9, (2, 3, size)).astype(np.float32)
+    logits[0, 0] = -np.inf
+    values = [
+        helper.make_tensor_value_info("logits", ONNX_TYPES["float32"], [2, 3, size]),
+        helper.make_tensor_value_info("chosen", TensorProto.INT64, [2, 3]),
+    ]
+    (found,) = run_node("MostLikely", values, {"logits": logits})
+    np.testing.assert_array_equal(found, logits.argmax(-1))

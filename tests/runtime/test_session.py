@@ -65,7 +65,7 @@ def test_steps_equal_prefill_at_the_windows_edge_and_beyond(session: Session) ->
 def test_prefill_in_chunks_returns_the_last_logits(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = in_calls(session, TOKENS, [])[-1]
     session.reset()
-    monkeypatch.setattr("liger_export.runtime.session.PREFILL_CHUNK", 33)
+    monkeypatch.setattr("liger_export.runtime.session.PREFILL_CHUNK", {"cpu": 33})
     assert relative_l2(torch.from_numpy(session.prefill(TOKENS)), expected) < 1e-5
     assert session.position == len(TOKENS)
 
@@ -87,7 +87,8 @@ def test_state_never_moves_grows_or_gains_buffers(session: Session) -> None:
     session.reset()
     list(session.generate("text", max_new_tokens=5))
     assert session.buffer_addresses() == addresses
-    assert len(addresses) == len(session.manifest.in_place) == len(session.manifest.state)  # gla: all in place
+    in_place = session.manifest.graphs["stock"].in_place
+    assert len(addresses) == len(in_place) == len(session.manifest.state)  # gla: all in place
     assert session.state_bytes == size == sum(entry.nbytes for entry in session.manifest.state)
 
 
@@ -105,7 +106,7 @@ def test_updating_in_place_changes_no_bit(mixer: str, in_place: set[str], tmp_pa
     convert(checkpoint, tmp_path / "package")
     session = load(tmp_path / "package")
     table = session.manifest.state
-    assert {entry.name for entry in table if entry.past_name in session.manifest.in_place} == in_place
+    assert {entry.name for entry in table if entry.past_name in session.manifest.graphs["stock"].in_place} == in_place
     past = {entry.past_name: np.zeros((1, *entry.shape), dtype=entry.dtype) for entry in table}
     for start, stop in pairwise([0, 1, 2, 9, 10, 40, 41, 120]):
         expected, past = session.run(np.array([TOKENS[start:stop]]), start, past)  # ONNX Runtime's own buffers

@@ -107,7 +107,7 @@ def test_a_value_that_is_no_number_never_passes() -> None:
     assert not Check("x", nan, 1.0, at_least=True).passed
     assert not Check("x", nan).passed
     assert Check("x", 1.0, 1.0).passed
-    assert not ParityReport("p", "r", "0", {}).passed
+    assert not ParityReport("p", "r", "stock", "cpu", "0", {}).passed
     parity = LogitParity()
     logits = np.full((2, 3), np.nan, dtype=np.float32)
     add_block(parity, logits, np.ones_like(logits), np.array([0, 1]))

@@ -1,0 +1,104 @@
+"""Tensors that stay where they are for a session's life, in main memory or on a GPU, and states saved from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from liger_export.errors import InputError
+from liger_export.ort import ort
+
+__all__ = ["CPU", "CUDA", "Buffer", "SavedState", "new_buffer"]
+
+CPU, CUDA = "cpu", "cuda"
+
+Array = npt.NDArray[Any]
+
+
+class Buffer(Protocol):
+    """A tensor at a fixed address.
+
+    Attributes:
+        value: the tensor as ONNX Runtime binds it.
+        address: of its first byte, in its device's memory.
+    """
+
+    value: ort.OrtValue
+    address: int
+
+    def read(self) -> Array:
+        """Its content as an array; on a CPU the memory itself, not a copy."""
+
+    def write(self, content: Array) -> None:
+        """Replace its content by that of an array of its shape and dtype."""
+
+    def clear(self) -> None:
+        """Fill it with zeros."""
+
+
+class _HostBuffer:
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self._array = np.zeros(shape, dtype=dtype)
+        self.value = ort.OrtValue.ortvalue_from_numpy(self._array)
+        self.address: int = self._array.ctypes.data
+
+    def read(self) -> Array:
+        return self._array
+
+    def write(self, content: Array) -> None:
+        self._array[...] = content
+
+    def clear(self) -> None:
+        self._array.fill(0)
+
+
+class _DeviceBuffer:
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self._zeros = np.zeros(shape, dtype=dtype)  # pages that are only read take no memory
+        self.value = ort.OrtValue.ortvalue_from_numpy(self._zeros, "cuda", 0)
+        self.address: int = self.value.data_ptr()
+
+    def read(self) -> Array:
+        content: Array = self.value.numpy()
+        return content
+
+    def write(self, content: Array) -> None:
+        self.value.update_inplace(np.ascontiguousarray(content, dtype=self._zeros.dtype))
+
+    def clear(self) -> None:
+        self.value.update_inplace(self._zeros)
+
+
+def new_buffer(device: str, shape: tuple[int, ...], dtype: str) -> Buffer:
+    """A buffer of zeros on ``CPU`` or ``CUDA``."""
+    return _HostBuffer(shape, dtype) if device == CPU else _DeviceBuffer(shape, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """Everything a sequence has left behind: carry it to another session, process or backend.
+
+    Attributes:
+        position: tokens seen.
+        tensors: by the name of the graph input that takes it, each [1, ...].
+    """
+
+    position: int
+    tensors: dict[str, npt.NDArray[np.float32]]
+
+    def save(self, path: str | Path) -> None:
+        """Write to a ``.npz`` file."""
+        with Path(path).open("wb") as stream:
+            np.savez(stream, position=np.array(self.position), **self.tensors)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "SavedState":
+        """Read what ``save`` wrote. Raises InputError if the file is not that."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(int(stored["position"]), {name: stored[name] for name in stored.files if name != "position"})
+        except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no saved state ({error}).", "Pass a file that save wrote.") from error

@@ -1,0 +1,63 @@
+// Kernels compiled ahead of time, from the bundle that a graph carries (kernels/bundle.py), launched through the CUDA
+// driver's interface. The driver is looked up when the first kernel is: nothing of CUDA is needed to build or load this.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace liger {
+
+// A kernel's arguments by name: memory, 32-bit integers and floats.
+class Arguments {
+ public:
+  void pointer(const char* name, const void* value) { values_[name].pointer = value; }
+  void integer(const char* name, int64_t value) { values_[name].integer = static_cast<int32_t>(value); }
+  void number(const char* name, float value) { values_[name].number = value; }
+
+ private:
+  friend class CudaKernels;
+  union Value {
+    const void* pointer;
+    int32_t integer;
+    float number;
+  };
+  std::map<std::string, Value> values_;
+};
+
+// The kernels of one bundle, loaded for the GPU whose context is current.
+class CudaKernels {
+ public:
+  // Loads a bundle, once for each context and content. Throws where the driver is missing, the bundle is damaged, or it
+  // holds nothing for this GPU.
+  static std::shared_ptr<const CudaKernels> load(const char* bundle, size_t size);
+
+  // The line "MIXER GROUPS REPEATS HEAD_DIM WINDOW ACTIVATION" of the attention that they compute.
+  const std::string& shape() const { return shape_; }
+
+  // Starts a kernel for `batch` sequences of `length` tokens on a stream.
+  void launch(const std::string& name, const Arguments& arguments, int64_t batch, int64_t length, void* stream) const;
+
+ private:
+  struct Axis {
+    int64_t times, per;
+    std::string of;
+    unsigned count(int64_t batch, int64_t length) const;
+  };
+  struct Kernel {
+    void* function;
+    unsigned threads, shared_bytes;
+    std::vector<Axis> grid;
+    std::vector<std::string> arguments;
+  };
+
+  CudaKernels(const char* bundle, size_t size);
+
+  std::string shape_;
+  std::map<std::string, Kernel> kernels_;
+};
+
+}  // namespace liger

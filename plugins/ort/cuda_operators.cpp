@@ -1,0 +1,212 @@
+// The operators on CUDA: every launch goes to the stream that ONNX Runtime gives, so a step can be captured as a graph.
+
+#include "cuda_operators.h"
+
+#include <algorithm>
+
+#include "cuda_kernels.h"
+#include "operators.h"
+
+namespace liger {
+namespace {
+
+constexpr int64_t BLOCK = 16, CHUNK = 64;  // tokens: kernels/plans.py
+
+// The constant bundle of a node, loaded when the node first runs: a context is current then.
+class Compiled {
+ public:
+  Compiled(const ort::Info& info, size_t index) : bundle_(info.constant(index)) {
+    if (!bundle_) throw ort::Error("liger: this graph has no GPU kernels; convert it with --targets");
+  }
+
+  const CudaKernels& get() const {
+    if (!kernels_) kernels_ = CudaKernels::load(bundle_.as<const char>(), bundle_.shape[0]);
+    return *kernels_;
+  }
+
+ private:
+  ort::Tensor bundle_;
+  mutable std::shared_ptr<const CudaKernels> kernels_;
+};
+
+// Memory of a call, from ONNX Runtime's own pool. It goes back when the call has been handed to the stream: whoever gets
+// it next writes to it behind this call, on the same stream.
+class Workspace {
+ public:
+  Workspace(OrtAllocator* allocator, size_t bytes)
+      : allocator_(allocator), next_(static_cast<char*>(allocator->Alloc(allocator, bytes))), memory_(next_) {
+    if (memory_ == nullptr) throw ort::Error("liger: no GPU memory is left for this call; read fewer tokens at a time");
+  }
+  ~Workspace() { allocator_->Free(allocator_, memory_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  void* take(size_t bytes) {
+    void* piece = next_;
+    next_ += aligned(bytes);
+    return piece;
+  }
+  static size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+ private:
+  OrtAllocator* allocator_;
+  char* next_;
+  void* memory_;
+};
+
+// 16-bit activations of either kind.
+struct Half16 {
+  uint16_t bits;
+};
+template <class Element>
+struct ActivationName;
+template <>
+struct ActivationName<float> {
+  static constexpr const char* value = "float32";
+};
+template <>
+struct ActivationName<Half> {
+  static constexpr const char* value = "float16";
+};
+template <>
+struct ActivationName<Half16> {
+  static constexpr const char* value = "bfloat16";
+};
+
+template <class Element>
+class CudaAttention : public AttentionForm {
+ public:
+  explicit CudaAttention(const ort::Info& info) : AttentionForm(info), compiled_(info, KERNELS) {
+    ort::check(info.api(), ort::GetAllocator::call(info.api(), info.raw(), ORT_MEM_DEFAULT, &allocator_));
+    wanted_ = std::string(sizes.mixer == Mixer::gla ? "gla " : "hgrn2 ") + std::to_string(sizes.groups) + " " +
+              std::to_string(sizes.repeats) + " " + std::to_string(sizes.head_dim) + " " + std::to_string(sizes.window) +
+              " " + ActivationName<Element>::value;
+  }
+
+  void run(const ort::Context& context) const {
+    const CudaKernels& kernels = compiled_.get();
+    if (kernels.shape() != wanted_) {
+      throw ort::Error("liger::Attention: the graph's kernels compute " + kernels.shape() + ", this layer is " + wanted_ +
+                       "; convert the package again");
+    }
+    const auto call = this->template call<Element>(context);
+    if (call.length == 0) throw ort::Error("liger::Attention needs at least one token");
+    Arguments arguments = shared(call);
+    if (call.length == 1) {
+      kernels.launch("step_kernel", arguments, call.batch, 1, context.stream());
+    } else {
+      run_chunks(kernels, call, arguments, context.stream());
+    }
+  }
+
+ private:
+  Arguments shared(const Call<Element>& call) const {
+    Arguments arguments;
+    arguments.pointer("query", call.query);
+    arguments.pointer("key", call.key);
+    arguments.pointer("value", call.value);
+    arguments.pointer("cos", call.cos);
+    arguments.pointer("sin", call.sin);
+    arguments.pointer("position_ids", call.position_ids);
+    arguments.pointer("state", call.state);
+    arguments.pointer("window_key", call.window_key);
+    arguments.pointer("window_value", call.window_value);
+    arguments.pointer("output", call.output);
+    arguments.pointer("next_state", call.next_state);
+    arguments.pointer("next_window_key", call.next_window_key);
+    arguments.pointer("next_window_value", call.next_window_value);
+    arguments.integer("query_stride", call.query_stride);
+    arguments.integer("key_stride", call.key_stride);
+    arguments.integer("value_stride", call.value_stride);
+    arguments.number("gate_normalizer", sizes.gate_normalizer);
+    arguments.number("recurrent_weight", sizes.recurrent_weight);
+    return arguments;
+  }
+
+  void run_chunks(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {
+    const int64_t padded = (call.length + CHUNK - 1) / CHUNK * CHUNK, heads = call.batch * sizes.groups;
+    if (call.length * call.query_stride >= int64_t{1} << 31) {
+      throw ort::Error("liger::Attention: too many tokens in one call; cut them into several");
+    }
+    const size_t rows = static_cast<size_t>(heads) * padded * sizes.head_dim, chunks = rows / CHUNK;
+    const std::initializer_list<std::pair<const char*, size_t>> pieces = {
+        {"counts", call.batch * sizeof(int32_t)},
+        {"features", rows * sizeof(float)},
+        {"gates", rows * sizeof(float)},
+        {"decayed_keys", rows * sizeof(Element)},
+        {"rotated_keys", rows * sizeof(Element)},
+        {"block_gates", rows / BLOCK * sizeof(float)},
+        {"entering", chunks * sizes.head_dim * sizeof(float)},
+    };
+    size_t bytes = 0;
+    for (const auto& piece : pieces) bytes += Workspace::aligned(piece.second);
+    Workspace workspace(allocator_, bytes);
+    for (const auto& [name, size] : pieces) arguments.pointer(name, workspace.take(size));
+    arguments.integer("query_batch_stride", call.length * call.query_stride);
+    arguments.integer("key_batch_stride", call.length * call.key_stride);
+    arguments.integer("value_batch_stride", call.length * call.value_stride);
+    arguments.integer("length", call.length);
+    arguments.integer("padded_length", padded);
+    for (const char* name :
+         {"count_kernel", "prepare_kernel", "pass_kernel", "window_kernel", "output_kernel", "leave_kernel"}) {
+      kernels.launch(name, arguments, call.batch, call.length, stream);
+    }
+  }
+
+  Compiled compiled_;
+  OrtAllocator* allocator_ = nullptr;  // lives as long as the session does
+  std::string wanted_;
+};
+
+class CudaGatedSiLU : public GatedSiLUForm {
+ public:
+  explicit CudaGatedSiLU(const ort::Info& info) : compiled_(info, KERNELS) {}
+
+  void run(const ort::Context& context) const {
+    const auto [input, output] = call(context);
+    Arguments arguments;
+    arguments.pointer("rows", input.data);
+    arguments.pointer("gated", output.data);
+    arguments.integer("width", output.shape[2]);
+    const int64_t rows = output.shape[0] * output.shape[1];
+    compiled_.get().launch("gated_silu_kernel", arguments, rows, output.shape[2], context.stream());
+  }
+
+ private:
+  Compiled compiled_;
+};
+
+class CudaMostLikely : public MostLikelyForm {
+ public:
+  explicit CudaMostLikely(const ort::Info& info) : compiled_(info, KERNELS) {}
+
+  void run(const ort::Context& context) const {
+    const auto [input, output] = call(context);
+    Arguments arguments;
+    arguments.pointer("logits", input.data);
+    arguments.pointer("chosen", output.data);
+    arguments.integer("width", input.shape[2]);
+    compiled_.get().launch("most_likely_kernel", arguments, output.shape[0] * output.shape[1], 1, context.stream());
+  }
+
+ private:
+  Compiled compiled_;
+};
+
+}  // namespace
+
+void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
+  static const ort::Operator<CudaAttention<float>> attention(ort::CUDA, ORT_FLOAT);
+  static const ort::Operator<CudaAttention<Half>> attention_half(ort::CUDA, ORT_FLOAT16);
+  static const ort::Operator<CudaAttention<Half16>> attention_bfloat16(ort::CUDA, ORT_BFLOAT16);
+  static const ort::Operator<CudaGatedSiLU> gated(ort::CUDA, ORT_FLOAT);
+  static const ort::Operator<CudaGatedSiLU> gated_half(ort::CUDA, ORT_FLOAT16);
+  static const ort::Operator<CudaGatedSiLU> gated_bfloat16(ort::CUDA, ORT_BFLOAT16);
+  static const ort::Operator<CudaMostLikely> most_likely(ort::CUDA, ORT_FLOAT);
+  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
+           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &most_likely}) {
+    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
+  }
+}
+
+}  // namespace liger

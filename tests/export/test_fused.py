@@ -1,0 +1,102 @@
+"""The fused lowering: the stock package's numbers from a smaller graph over the same weights."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from liger_export.errors import UnsupportedModelError
+from liger_export.linearize import LinearizeSettings
+from liger_export.package import MODEL_FILES, read_manifest
+from liger_export.package.build import convert
+from liger_export.quantize import Precision
+from liger_export.runtime import load
+from liger_export.validate import validate
+from tests.plugins.sessions import needs_library
+from tests.test_matrix import VARIANTS
+from tests.tiny import Shape, write_liger
+
+TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 150)]
+SHAPE = Shape(window=8)
+
+
+def fused_package(directory: Path, mixer: str = "gla", variant: str = "llama", **options: object) -> Path:
+    backbone, overrides = VARIANTS[variant]
+    settings = LinearizeSettings(mixer=mixer)
+    checkpoint = write_liger(directory / "liger", SHAPE, backbone=backbone, settings=settings, **overrides)
+    convert(checkpoint, directory / "package", lowering="fused", **options)  # type: ignore[arg-type]
+    return directory / "package"
+
+
+def operators(package: Path, lowering: str) -> list[str]:
+    graph = onnx.load(package / MODEL_FILES[lowering], load_external_data=False).graph
+    return [node.op_type for node in graph.node]
+
+
+@needs_library
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
+def test_fused_equals_stock_on_every_backbone(mixer: str, variant: str, tmp_path: Path) -> None:
+    package = fused_package(tmp_path, mixer, variant)
+    stock, fused = load(package, lowering="stock"), load(package)
+    assert (stock.lowering, fused.lowering) == ("stock", "fused")
+    expected = stock.all_logits(TOKENS)
+    assert np.linalg.norm(fused.all_logits(TOKENS) - expected) / np.linalg.norm(expected) < 1e-5
+    for name, tensor in stock.state().tensors.items():
+        assert np.linalg.norm(fused.state().tensors[name] - tensor) / np.linalg.norm(tensor) < 1e-5, name
+
+
+@needs_library
+def test_fused_package_meets_every_bound_of_validate(tmp_path: Path) -> None:
+    report = validate(fused_package(tmp_path), tmp_path / "liger", max_tokens=4096, memory_tokens=256)
+    assert [check.name for check in report.checks if not check.passed] == []
+    assert report.lowering == "fused"
+    (against_stock,) = (check for check in report.checks if check.name.startswith("fused against stock"))
+    assert 0 < against_stock.value <= 1e-5
+
+
+@needs_library
+def test_both_graphs_write_the_same_text(tmp_path: Path) -> None:
+    package = fused_package(tmp_path)
+    texts = [
+        "".join(load(package, lowering=lowering).generate("def", max_new_tokens=40)) for lowering in ("stock", "fused")
+    ]
+    assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
+def test_a_layer_is_eight_nodes_over_the_same_weights(weights: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
+    checkpoint = write_liger(tmp_path / "liger", num_hidden_layers=3, **sizes)
+    convert(checkpoint, tmp_path / "package", lowering="fused", precision=Precision(weights=weights))
+    fused = operators(tmp_path / "package", "fused")
+    layers = [at for at, name in enumerate(fused) if name == "Attention"]
+    assert [after - before for before, after in pairwise(layers)] == [8, 8]
+    assert "Attention" not in operators(tmp_path / "package", "stock")
+    files = {path.name for path in (tmp_path / "package").iterdir()}
+    assert {name for name in files if name.endswith(".data")} == {"model.onnx.data"}
+    graphs = read_manifest(tmp_path / "package").graphs
+    assert graphs["fused"].in_place == graphs["stock"].in_place
+
+
+def test_layers_that_keep_softmax_stay_as_they_are(tmp_path: Path) -> None:
+    settings = LinearizeSettings(keep_softmax_every=2, softmax_window=16)
+    checkpoint = write_liger(tmp_path / "liger", settings=settings)
+    convert(checkpoint, tmp_path / "package", lowering="fused")
+    names = operators(tmp_path / "package", "fused")
+    assert (names.count("Attention"), names.count("SoftmaxAttention")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [(LinearizeSettings(mixer="gsa"), "no mixer gsa"), (LinearizeSettings(mixer="lolcats"), "no mixer lolcats")],
+)
+def test_mixers_that_it_lacks_are_refused_before_any_work(
+    settings: LinearizeSettings, cause: str, tmp_path: Path
+) -> None:
+    checkpoint = write_liger(tmp_path / "liger", settings=settings)
+    with pytest.raises(UnsupportedModelError, match=f"{cause}.*--lowering stock"):
+        convert(checkpoint, tmp_path / "package", lowering="fused")
+    assert not (tmp_path / "package").exists()
