@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from liger_export.checkpoint import open_liger
 from liger_export.evaluate import evaluate
-from liger_export.finetune import FinetuneSettings, finetune
+from liger_export.finetune import FinetuneSettings, finetune, transfer
+from liger_export.linearize import LinearizeSettings
+from tests.tiny import relative_l2, write_liger
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 ANY_PORT = ["--main_process_port", "0"]
@@ -71,6 +74,34 @@ def test_two_processes_finetune_as_one_and_resume(liger_checkpoint: Path, text: 
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
         path.name for path in (tmp_path / "one").iterdir()
     )
+
+
+@pytest.fixture
+def lolcats(tmp_path: Path) -> Path:
+    return write_liger(tmp_path / "lolcats", settings=LinearizeSettings(mixer="lolcats"))
+
+
+def test_two_processes_transfer_as_one(lolcats: Path, text: Path, tmp_path: Path) -> None:
+    options = ["--stage", "transfer", "--data", text, "--sequence-length", 32, "--max-steps", 3, "--lr", 0.02]
+    launched = launch("-m", "liger_export", "finetune", lolcats, "-o", tmp_path / "two", "--batch-size", 2, *options)
+    assert launched.returncode == 0, launched.stderr
+    settings = FinetuneSettings(sequence_length=32, batch_size=4, max_steps=3, learning_rate=0.02)
+    transfer(lolcats, text, tmp_path / "one", settings)
+    two, one, before = (open_liger(at).weights for at in (tmp_path / "two", tmp_path / "one", lolcats))
+    for name in ("query_map", "key_map"):
+        tensor = f"model.layers.1.self_attn.{name}"
+        assert relative_l2(two.read(tensor), one.read(tensor)) < 1e-5
+        assert not one.read(tensor).equal(before.read(tensor))
+
+
+@pytest.mark.parametrize(("stage", "adapted"), [("lora", 2 * 3 * 2), ("transfer", 2 * 3)])
+def test_sharded_by_fsdp_a_model_has_the_whole_ones_loss_and_gradients(stage: str, adapted: int, lolcats: Path) -> None:
+    result = launch("-m", "tests.sharded", lolcats, stage)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout)
+    assert measured["loss"] < 1e-5
+    assert measured["gradient"] < 1e-5
+    assert measured["of"] == adapted
 
 
 def test_two_processes_evaluate_as_one(liger_checkpoint: Path, package: Path, text: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, set_seed
+from transformers.integrations import is_fsdp_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from liger_export.checkpoint import learned_tensors, open_liger, write_weights
@@ -35,13 +36,7 @@ __all__ = ["AttentionTransfer", "transfer"]
 
 
 class TaughtAttention(nn.Module):
-    """An attention that learns to give what softmax attention gives, and passes that on.
-
-    Attributes:
-        error: mean squared error of the last training forward; None if there is nothing to learn.
-    """
-
-    error: Tensor | None = None
+    """An attention that learns to give what softmax attention gives, and passes that on."""
 
     def __init__(self, attention: LigerAttention, window: int | None) -> None:
         """Wrap a layer's attention; ``window`` is the base's own, None for all keys."""
@@ -50,16 +45,21 @@ class TaughtAttention(nn.Module):
         self.window = window
 
     def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
-        """In training, softmax attention's output [B, T, hidden_size]; in evaluation mode, the model's own."""
+        """In training, softmax attention's output [B, T, hidden_size]; in evaluation mode, the model's own.
+
+        In training the next state is the error, a scalar, or nothing where there is nothing to learn: FSDP gathers a
+        layer's weights for the backward pass when a gradient reaches what the layer returned.
+        """
         if not self.training:
             output: tuple[Tensor, State] = self.attention(hidden_states, positions, state)
             return output
         with torch.no_grad():
             projected = self.attention.project(hidden_states)
             taught = self._softmax_attention(projected, positions)
+        error: State = ()
         if self.attention.attention.form.parameters:  # a layer that keeps softmax has nothing to learn
-            self.error = F.mse_loss(self.attention.mix(projected, positions, state)[0].float(), taught.float())
-        return self.attention.o_proj(taught), state
+            error = (F.mse_loss(self.attention.mix(projected, positions, state)[0].float(), taught.float()),)
+        return self.attention.o_proj(taught), error
 
     def _softmax_attention(self, projected: tuple[Tensor, Tensor, Tensor], positions: Positions) -> Tensor:
         """The base's attention over the whole call, or over its own sliding window: [B, T, H * D]."""
@@ -76,6 +76,7 @@ class AttentionTransfer(nn.Module):
     """
 
     _keys_to_ignore_on_save = None  # what the Trainer asks when it loads a point to resume from
+    _no_split_modules = LigerForCausalLM._no_split_modules  # what accelerate asks when it shards
 
     def __init__(self, model: LigerForCausalLM) -> None:
         super().__init__()
@@ -99,14 +100,20 @@ class AttentionTransfer(nn.Module):
         """
         if not self.training:
             return self.student(input_ids)
-        self.student.model(input_ids)
-        taught = (module for module in self.modules() if isinstance(module, TaughtAttention))
-        errors = torch.stack([module.error for module in taught if module.error is not None])
-        return CausalLMOutputWithPast(loss=errors.mean())
+        return CausalLMOutputWithPast(loss=torch.stack(self.errors(input_ids)).mean())
+
+    def errors(self, input_ids: Tensor) -> list[Tensor]:
+        """In training, the mean squared error of each layer that learns."""
+        states = self.student.model(input_ids, use_cache=True).past_key_values.layers
+        return [error for state in states for error in state]
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """The learned tensors alone: nothing else changes, so points to resume from hold nothing else."""
-        return {name: t for name, t in super().state_dict(*arguments, **options).items() if name in self.learned}
+        """The learned tensors alone: nothing else changes, so points to resume from hold nothing else.
+
+        With FSDP all of them, because accelerate spreads the weights over the processes by what it finds here.
+        """
+        stored = super().state_dict(*arguments, **options)
+        return stored if is_fsdp_enabled() else {name: stored[name] for name in stored if name in self.learned}
 
 
 def transfer(
@@ -122,8 +129,8 @@ def transfer(
 ) -> FinetuneResult:
     """Train a LoLCATs checkpoint's feature maps and write a checkpoint that has them; then ``finetune`` that one.
 
-    Arguments, errors and behaviour as ``finetune``, except that ``output`` is a Liger checkpoint and ``rank`` and
-    ``target_modules`` have no part.
+    Arguments, errors and behaviour as ``finetune``, except that ``output`` is a Liger checkpoint and ``rank``,
+    ``target_modules`` and ``gradient_checkpointing`` have no part: no gradient passes from layer to layer.
 
     Raises:
         InputError: the checkpoint's mixer has no feature maps, or sequences are no longer than its window.

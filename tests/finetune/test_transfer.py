@@ -68,8 +68,7 @@ def test_later_layers_see_the_pretrained_models_activations(lolcats: Path) -> No
         with torch.no_grad():
             model.model.layers[0].self_attn.query_map.mul_(scale)
         transferred = AttentionTransfer(model).train()
-        transferred(tokens())
-        errors.append([float(layer.self_attn.error.detach()) for layer in model.model.layers])
+        errors.append([float(error.detach()) for error in transferred.errors(tokens())])
     assert errors[0][0] != errors[1][0]
     assert errors[0][1] == pytest.approx(errors[1][1], rel=1e-6)
 
