@@ -54,6 +54,9 @@ EVERYWHERE: dict[str, int | float | tuple[str, ...]] = {
     "learning_rate": 0.5,
 }
 
+# What served a small model best, each by itself: a wider window, less recurrence, gates that forget sooner.
+FAVOURED = LinearizeSettings(window_size=256, recurrent_weight=0.25, gate_normalizer=4.0)
+
 GROUPS = {
     "mixers": [
         Experiment("gla"),
@@ -81,6 +84,11 @@ GROUPS = {
         Experiment("gla, gate normalizer 64", LinearizeSettings(gate_normalizer=64.0)),
         Experiment("gla, recurrent weight 0.25", LinearizeSettings(recurrent_weight=0.25)),
         Experiment("gla, recurrent weight 0.75", LinearizeSettings(recurrent_weight=0.75)),
+    ],
+    "combined": [
+        Experiment("gla, window 256, recurrent weight 0.25", replace(FAVOURED, gate_normalizer=16.0)),
+        Experiment("gla, window 256, recurrent weight 0.25, gate normalizer 4", FAVOURED),
+        Experiment("gla, window 256, recurrent weight 0.25, gate normalizer 4, twice the tokens", FAVOURED, 2.0),
     ],
     "rates": [
         Experiment("gla, a third of the learning rate", finetune={"learning_rate": 1 / 3}),
