@@ -63,7 +63,9 @@ def linearize(
     recurrent_weight: Annotated[
         float | None, typer.Option(help="Share of the recurrence beside the window (gla, hgrn2, gsa); default: 0.5.")
     ] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Memory slots (gsa); default: the head size.")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Memory slots, the paper's pool size (gsa); default: the head size.")
+    ] = None,
     feature_dim: Annotated[
         int | None, typer.Option(min=1, help="Outputs of a feature map (lolcats); default: the head size.")
     ] = None,

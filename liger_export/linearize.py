@@ -1,6 +1,7 @@
 """From a pretrained checkpoint to a Liger checkpoint: the same weights under a Liger config."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,12 @@ class LinearizeSettings:
     feature_dim: int | None = None
     keep_softmax_every: int | None = None
     softmax_window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gate_normalizer", "recurrent_weight"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} is {value}.", "It must be a number greater than zero.")
 
     def mixer_fields(self) -> dict[str, int | float]:
         """The mixer's own fields, those given and the defaults of the rest that have one.

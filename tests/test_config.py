@@ -76,6 +76,7 @@ def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]
         ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": LLAMA3_ROPE}, CheckpointError, "both"),
         ({"rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": 1.0}}, CheckpointError, "low_freq_factor"),
         ({"partial_rotary_factor": 0.5}, UnsupportedModelError, "partial_rotary_factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, UnsupportedModelError, "partial_rotary_factor is 0.5"),
         ({"eos_token_id": "end"}, CheckpointError, "token id"),
         ({"hidden_size": None}, CheckpointError, "hidden_size"),
         ({"num_hidden_layers": True}, CheckpointError, "num_hidden_layers"),

@@ -83,7 +83,6 @@ def test_every_nth_layer_keeps_softmax_in_a_bounded_window(
         (LinearizeSettings(mixer="lolcats", gate_normalizer=8.0), "lolcats has no gate_normalizer.*gla, gsa"),
         (LinearizeSettings(mixer="gsa", num_slots=3), r"does not divide head_dim \(8\).*1, 2, 4, 8"),
         (LinearizeSettings(recurrent_weight=1.0), "between 0 and 1"),
-        (LinearizeSettings(recurrent_weight=0.0), "greater than zero"),
         (LinearizeSettings(keep_softmax_every=1), "from 2 to 2"),
         (LinearizeSettings(keep_softmax_every=9), "from 2 to 2"),
         (LinearizeSettings(softmax_window=9), "no layer keeps softmax"),
@@ -94,6 +93,13 @@ def test_settings_that_do_not_go_together_are_refused(settings: LinearizeSetting
     with pytest.raises(LigerExportError, match=words):
         linearize(str(write_base(tmp_path / "base")), tmp_path / "liger", settings)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize("name", ["gate_normalizer", "recurrent_weight"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_numbers_that_make_no_sense_are_refused_as_the_setting_they_are(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"^{name} is {value}. It must be a number greater than zero"):
+        LinearizeSettings(**{name: value})
 
 
 def test_a_window_wider_than_the_bases_own_is_refused(tmp_path: Path) -> None:

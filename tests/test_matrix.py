@@ -19,9 +19,20 @@ from tests.tiny import Shape, config_of, write_liger
 SHAPES = {mixer: Shape(window=8) for mixer in MIXERS} | {"lolcats": Shape(2, 1, head_dim=64, window=64)}
 SCALE = dict.fromkeys(MIXERS, 0.3) | {"lolcats": 0.05}
 
+# At these head sizes some wavelengths are kept, some blended and some scaled.
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
 VARIANTS = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
     "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "mistral": ("mistral", {"sliding_window": 64}),
     "mistral-tied": ("mistral", {"sliding_window": None, "tie_word_embeddings": True}),

@@ -222,10 +222,6 @@ def check_supported(values: Mapping[str, Any]) -> None:
         raise UnsupportedModelError(
             f"hidden_act is {values['hidden_act']!r}.", "Only 'silu', which Llama, Mistral and Qwen use, is supported."
         )
-    if values.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModelError(
-            f"partial_rotary_factor is {values['partial_rotary_factor']}.", "Only whole heads can be rotated."
-        )
     read_rope(values)
 
 

@@ -30,7 +30,7 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
     """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` with ``rope_scaling`` (transformers 4).
 
     Raises:
-        UnsupportedModelError: the rope type is not supported.
+        UnsupportedModelError: the rope type is not supported, or only part of a head is rotated.
         CheckpointError: a value is missing or makes no sense.
     """
     spellings = [values[name] for name in ("rope_parameters", "rope_scaling") if values.get(name)]
@@ -40,6 +40,9 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
     if not isinstance(scaling, dict):
         raise CheckpointError(f"config.json has {scaling!r} as rope parameters.", RESTORE)
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    part = scaling.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        raise UnsupportedModelError(f"partial_rotary_factor is {part}.", "Only whole heads can be rotated.")
     fields = Fields({"rope_theta": values.get("rope_theta"), **scaling})
     theta = fields.number("rope_theta", 10000.0)
     if rope_type == "default":
