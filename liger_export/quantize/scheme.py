@@ -151,6 +151,12 @@ class Precision:
             QuantizationError: a precision or block size is unknown or does not fit, or a pattern fits nothing.
         """
         self.check_names()
+        if not self.quantizes and (self.symmetric or self.method != METHODS[0]):
+            asked = "symmetric" if self.symmetric else self.method
+            raise QuantizationError(
+                f"{asked} says how to round to integers, and no weight is to be stored as integers.",
+                "Pass --precision int4 or int8, or leave --method, --calibration and --symmetric away.",
+            )
         for pattern, _ in self.overrides:
             if not any(fnmatchcase(name, pattern) for name in matrices):
                 raise QuantizationError(

@@ -38,6 +38,8 @@ def test_json_gives_back_what_was_asked_for() -> None:
         (Precision(weights="int4", block_size=128), "down_proj.weight has rows of 96, no multiple of 128"),
         (Precision(weights="int4", method="magic"), "no method 'magic'"),
         (Precision(weights="int4", method="k-quant", symmetric=True), "chooses zero points"),
+        (Precision(weights="fp32", method="gptq"), "gptq says how to round"),
+        (Precision(weights="fp16", symmetric=True), "symmetric says how to round"),
         (Precision(weights="int4", overrides=(("*.dwon_proj.weight", "int8"),)), "No weight matches"),
     ],
 )
