@@ -168,6 +168,9 @@ def convert(
     lowering: Annotated[
         str, typer.Option(help="stock (any ONNX Runtime), or fused: a second graph, for liger-export's own operators.")
     ] = "stock",
+    targets: Annotated[
+        str, typer.Option(help="GPUs to compile the fused graph's kernels for, with commas, such as sm_86,sm_90.")
+    ] = "",
     precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = "fp32",
     lm_head: Annotated[str | None, typer.Option(help="Precision of the head; default: as the weights.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Precision of the embedding; default: as the head.")] = None,
@@ -214,6 +217,7 @@ def convert(
             output,
             adapters=tuple(adapter or ()),
             lowering=lowering,
+            targets=tuple(target.strip() for target in targets.split(",") if target.strip()),
             precision=stored,
             calibration=text,
             overwrite=overwrite,
@@ -389,6 +393,10 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="String to stop at; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: ONNX Runtime chooses.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's SHA-256, not only its size.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: a GPU that the package is made for.")
+    ] = None,
+    lowering: Annotated[str | None, typer.Option(help="stock or fused; default: fused if it can run here.")] = None,
 ) -> None:
     """Continue a text with ONNX Runtime."""
     sampling = Sampling(
@@ -399,7 +407,7 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    session = load(package, threads=threads, verify=verify)
+    session = load(package, device=device, lowering=lowering, threads=threads, verify=verify)
     pieces = session.generate(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
     print_speed(session, prompt, stream_text(prompt, pieces))
 

@@ -61,7 +61,7 @@ def print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> 
     rate = f" at {(decoded - 1) / seconds[1]:,.0f} tokens/s" if decoded > 1 and seconds[1] else ""
     err.print(
         f"[dim]{prompt_tokens} prompt tokens in {seconds[0] * 1e3:.0f} ms, {decoded} tokens{rate}, "
-        f"state {megabytes(session.state_bytes)}[/dim]",
+        f"state {megabytes(session.state_bytes)}, {session.lowering} graph on {session.device}[/dim]",
         highlight=False,
         soft_wrap=True,
     )

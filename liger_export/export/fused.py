@@ -1,17 +1,21 @@
 """The ``fused`` lowering: a layer's attention is one operator of this project's library, fed by packed products."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
 from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.build import build_kernels
+from liger_export.kernels.bundle import pack
+from liger_export.kernels.shapes import MIXERS, AttentionShape
 from liger_export.ops.forms import FORMS, HEAD_SIZES
 from liger_export.ops.onnx_forms import DOMAIN
 
-__all__ = ["KERNELS", "lower_to_fused", "require_fusable"]
+__all__ = ["KERNELS", "compiled_kernels", "lower_to_fused", "require_fusable"]
 
 KERNELS = "liger.kernels"  # the initializer of compiled GPU kernels
 MIXER_OF = {FORMS[mixer].onnx_name: mixer for mixer in MIXERS}
@@ -35,6 +39,20 @@ def require_fusable(config: LigerConfig) -> None:
             f"head_dim is {config.head_dim}, and the fused operators need a multiple of {VECTOR}.",
             "Convert with --lowering stock.",
         )
+
+
+def compiled_kernels(config: LigerConfig, activation: str, targets: Sequence[str]) -> bytes:
+    """A model's GPU kernels for named architectures, compiled here, as a bundle. Needs Triton, and no GPU.
+
+    Raises:
+        KernelError: no kernel computes this model's attention, or there is no such target.
+        EnvironmentMismatchError: Triton is not installed.
+    """
+    groups = config.num_key_value_heads
+    repeats = config.num_attention_heads // groups
+    shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activation)
+    with TemporaryDirectory() as cache:
+        return pack([build_kernels(shape, target, Path(cache), ring=False) for target in targets])
 
 
 def lower_to_fused(model: ir.Model, kernels: bytes | None = None) -> None:

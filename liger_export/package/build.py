@@ -17,6 +17,7 @@ from liger_export.errors import CheckpointError, UnsupportedModelError
 from liger_export.export import (
     WeightSource,
     attach_weights,
+    compiled_kernels,
     in_place_states,
     lower,
     lower_to_fused,
@@ -61,6 +62,7 @@ def convert(
     *,
     adapters: tuple[Path, ...] = (),
     lowering: str = STOCK,
+    targets: tuple[str, ...] = (),
     precision: Precision | None = None,
     calibration: Calibration | None = None,
     overwrite: bool = False,
@@ -73,13 +75,15 @@ def convert(
         output: package directory to create; complete or absent afterwards.
         adapters: PEFT LoRA adapter directories, merged in this order.
         lowering: a key of ``MODEL_FILES``; ``fused`` adds a second graph over the same weights.
+        targets: GPU architectures to compile the fused graph's kernels for, keys of ``kernels.build.TARGETS``.
         precision: how weights are stored; default: float32.
         calibration: text for the method that reads one, and for no other.
         overwrite: replace ``output`` if it exists.
         progress: where to report.
 
     Raises:
-        CheckpointError, UnsupportedModelError, AdapterError, QuantizationError: the input cannot be converted.
+        CheckpointError, UnsupportedModelError, AdapterError, QuantizationError, KernelError: the input cannot be
+            converted.
         DataError: the calibration text cannot be read.
         OutputError: ``output`` exists or cannot be written.
     """
@@ -88,7 +92,7 @@ def convert(
     opened = open_liger(checkpoint)
     values = _with_generation_ends(opened.values, checkpoint)
     config = LigerConfig.from_dict(values)
-    _check_lowering(lowering, config)
+    _check_lowering(lowering, targets, config)
     weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
     tokenizer = _read_tokenizer(checkpoint)
     weights.check()
@@ -102,6 +106,10 @@ def convert(
 
     read = (checkpoint, *adapters, *([calibration.text] if calibration else []))
     with new_directory(output, overwrite, inputs=read) as partial:
+        kernels = None
+        if targets:
+            progress.stage("compiling GPU kernels")
+            kernels = compiled_kernels(config, precision.activations, targets)
         progress.stage("tracing")
         model = trace(config, values, precision.activations)
         stored = lower(model, STOCK, {name: precision.scheme(name) for name in matrices})
@@ -113,7 +121,7 @@ def convert(
         progress.stage("writing weights")
         progress.total(nbytes)
         attach_weights(stored, source, partial / DATA_FILE, progress.advance)
-        graphs = _write_graphs(model, lowering, partial)
+        graphs = _write_graphs(model, lowering, partial, targets, kernels)
         copy_files(TOKENIZER_FILES, checkpoint, partial)
         progress.stage("hashing")
         manifest = Manifest(
@@ -129,31 +137,38 @@ def convert(
     return manifest
 
 
-def _check_lowering(lowering: str, config: LigerConfig) -> None:
+def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig) -> None:
     if lowering not in MODEL_FILES:
         raise UnsupportedModelError(
             f"There is no lowering {lowering!r}.", f"Choose one of: {', '.join(sorted(MODEL_FILES))}."
         )
     if lowering == FUSED:
         require_fusable(config)
+    elif targets:
+        raise UnsupportedModelError(
+            "Only the fused lowering has GPU kernels.", "Add --lowering fused, or drop --targets."
+        )
 
 
-def _write_graphs(model: ir.Model, lowering: str, directory: Path) -> dict[str, Graph]:
+def _write_graphs(
+    model: ir.Model, lowering: str, directory: Path, targets: tuple[str, ...], kernels: bytes | None
+) -> dict[str, Graph]:
     """Write the stock graph and, if it is wanted, the fused one; returns what the manifest says of them."""
     ir.save(model, directory / MODEL_FILES[STOCK])
     graphs = {STOCK: _describe_graph(model)}
     if lowering == FUSED:
-        lower_to_fused(model)
+        lower_to_fused(model, kernels)
         ir.save(model, directory / MODEL_FILES[FUSED])
-        graphs[FUSED] = _describe_graph(model)
+        graphs[FUSED] = _describe_graph(model, targets)
     return graphs
 
 
-def _describe_graph(model: ir.Model) -> Graph:
+def _describe_graph(model: ir.Model, targets: tuple[str, ...] = ()) -> Graph:
     return Graph(
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         onnxruntime=MINIMUM_ONNXRUNTIME,
         in_place=in_place_states(model),
+        targets=list(targets),
     )
 
 
