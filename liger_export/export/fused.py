@@ -20,6 +20,7 @@ __all__ = ["KERNELS", "compiled_kernels", "lower_to_fused", "require_fusable"]
 KERNELS = "liger.kernels"  # the initializer of compiled GPU kernels
 MIXER_OF = {FORMS[mixer].onnx_name: mixer for mixer in MIXERS}
 MOST_LIKELY = "most_likely"
+NATIVE = ("Attention", "GatedSiLU", "LastPositions", "MostLikely")  # the library's operators, which need no body
 VECTOR = 8  # values that the library's CPU kernels compute at a time
 
 
@@ -77,8 +78,8 @@ def lower_to_fused(model: ir.Model, kernels: bytes | None = None) -> None:
             ir.convenience.replace_nodes_and_values(graph, node, [node], [gated], node.outputs, gated.outputs)
     _add_most_likely(graph, compiled)
     _remove_unused(graph)
-    used = {node.op_identifier() for node in graph}
-    for identifier in [identifier for identifier in model.functions if identifier not in used]:
+    kept = {node.op_identifier() for node in graph if node.op_type not in NATIVE}
+    for identifier in [identifier for identifier in model.functions if identifier not in kept]:
         del model.functions[identifier]
 
 

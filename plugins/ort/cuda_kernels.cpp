@@ -23,6 +23,7 @@ struct Driver {
   int (*cuModuleGetFunction)(void**, void*, const char*);
   int (*cuFuncSetAttribute)(void*, int, int);
   int (*cuLaunchKernel)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+  int (*cuMemcpyDtoDAsync)(uintptr_t, uintptr_t, size_t, void*);
   int (*cuGetErrorString)(int, const char**);
 };
 
@@ -53,6 +54,7 @@ const Driver& driver() {
     find(library, "cuModuleGetFunction", driver.cuModuleGetFunction);
     find(library, "cuFuncSetAttribute", driver.cuFuncSetAttribute);
     find(library, "cuLaunchKernel", driver.cuLaunchKernel);
+    find(library, "cuMemcpyDtoDAsync_v2", driver.cuMemcpyDtoDAsync);
     find(library, "cuGetErrorString", driver.cuGetErrorString);
     return driver;
   }();
@@ -221,6 +223,12 @@ void CudaKernels::launch(const std::string& name, const Arguments& arguments, in
   check(driver().cuLaunchKernel(kernel.function, grid[0], grid[1], grid[2], kernel.threads, 1, 1, kernel.shared_bytes,
                                 stream, parameters.data(), nullptr),
         "starting " + name);
+}
+
+void copy_on_device(void* to, const void* from, size_t bytes, void* stream) {
+  current_context();
+  check(driver().cuMemcpyDtoDAsync(reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from), bytes, stream),
+        "copying on the GPU");
 }
 
 }  // namespace liger

@@ -60,4 +60,7 @@ class CudaKernels {
   std::map<std::string, Kernel> kernels_;
 };
 
+// Copies bytes within the GPU's memory, on a stream.
+void copy_on_device(void* to, const void* from, size_t bytes, void* stream);
+
 }  // namespace liger

@@ -193,6 +193,19 @@ class CudaMostLikely : public MostLikelyForm {
   Compiled compiled_;
 };
 
+template <class Element>
+class CudaLastPositions : public LastPositionsForm {
+ public:
+  using LastPositionsForm::LastPositionsForm;
+
+  void run(const ort::Context& context) const {
+    void* const stream = context.stream();
+    LastPositionsForm::run(context, sizeof(Element), [stream](void* to, const void* from, size_t bytes) {
+      copy_on_device(to, from, bytes, stream);
+    });
+  }
+};
+
 }  // namespace
 
 void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
@@ -203,8 +216,12 @@ void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CudaGatedSiLU> gated_half(ort::CUDA, ORT_FLOAT16);
   static const ort::Operator<CudaGatedSiLU> gated_bfloat16(ort::CUDA, ORT_BFLOAT16);
   static const ort::Operator<CudaMostLikely> most_likely(ort::CUDA, ORT_FLOAT);
+  static const ort::Operator<CudaLastPositions<float>> last(ort::CUDA, ORT_FLOAT);
+  static const ort::Operator<CudaLastPositions<Half>> last_half(ort::CUDA, ORT_FLOAT16);
+  static const ort::Operator<CudaLastPositions<Half16>> last_bfloat16(ort::CUDA, ORT_BFLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &most_likely}) {
+           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &most_likely, &last, &last_half,
+           &last_bfloat16}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
 }

@@ -1,5 +1,8 @@
 // The library that ONNX Runtime loads: it adds the `liger` domain to a session.
 
+#include <algorithm>
+#include <cstring>
+
 #include "cuda_operators.h"
 #include "operators.h"
 
@@ -68,6 +71,14 @@ class CpuMostLikely : public MostLikelyForm {
   }
 };
 
+template <class Element>
+class CpuLastPositions : public LastPositionsForm {
+ public:
+  using LastPositionsForm::LastPositionsForm;
+
+  void run(const ort::Context& context) const { LastPositionsForm::run(context, sizeof(Element), std::memcpy); }
+};
+
 // Operators live as long as the library: sessions keep pointers to them.
 void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CpuAttention<float>> cpu_attention(ort::CPU, ORT_FLOAT);
@@ -75,8 +86,10 @@ void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CpuGatedSiLU<float>> cpu_gated(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuGatedSiLU<Half>> cpu_gated_half(ort::CPU, ORT_FLOAT16);
   static const ort::Operator<CpuMostLikely> cpu_most_likely(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuLastPositions<float>> cpu_last(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuLastPositions<Half>> cpu_last_half(ort::CPU, ORT_FLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_most_likely}) {
+           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_most_likely, &cpu_last, &cpu_last_half}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_cuda_operators(api, domain);

@@ -66,6 +66,20 @@ struct MostLikelyForm {
   static std::array<ort::Tensor, 2> call(const ort::Context& context);
 };
 
+// liger::LastPositions: hidden states [B, T, N] and a count, an int64 scalar in main memory, to the last `count` positions
+// of each sequence, [B, count, N]; all of them if it is 0.
+struct LastPositionsForm {
+  static constexpr const char* name = "LastPositions";
+  static constexpr std::array<ort::Parameter, 2> inputs{{{ort::ACTIVATION}, {ORT_INT64, ORT_REQUIRED, ORT_MEM_CPU_INPUT}}};
+  static constexpr std::array<ort::Parameter, 1> outputs{{{ort::ACTIVATION}}};
+
+  explicit LastPositionsForm(const ort::Info&) {}
+
+  // Calls copy(to, from, bytes) for each sequence.
+  template <class Copy>
+  static void run(const ort::Context& context, size_t item_size, const Copy& copy);
+};
+
 inline AttentionForm::AttentionForm(const ort::Info& info) {
   const std::string mixer = info.text("mixer");
   if (mixer != "gla" && mixer != "hgrn2") throw ort::Error("liger::Attention has no mixer " + mixer);
@@ -147,6 +161,20 @@ inline std::array<ort::Tensor, 2> MostLikelyForm::call(const ort::Context& conte
   const ort::Tensor input = context.input(0);
   if (input.rank != 3 || input.shape[2] < 1) throw ort::Error("liger::MostLikely needs [B, T, V]");
   return {input, context.output(0, {input.shape[0], input.shape[1]})};
+}
+
+template <class Copy>
+void LastPositionsForm::run(const ort::Context& context, size_t item_size, const Copy& copy) {
+  const ort::Tensor input = context.input(0), count = context.input(1);
+  if (input.rank != 3) throw ort::Error("liger::LastPositions needs [B, T, N]");
+  const int64_t batch = input.shape[0], length = input.shape[1], width = input.shape[2], asked = *count.as<int64_t>();
+  if (asked < 0 || asked > length) throw ort::Error("liger::LastPositions: logits_to_keep must be from 0 to the tokens read");
+  const int64_t kept = asked == 0 ? length : asked;
+  const ort::Tensor output = context.output(0, {batch, kept, width});
+  const size_t row = static_cast<size_t>(width) * item_size;
+  for (int64_t sequence = 0; sequence < batch; ++sequence) {
+    copy(output.as<char>() + sequence * kept * row, input.as<char>() + ((sequence + 1) * length - kept) * row, kept * row);
+  }
 }
 
 }  // namespace liger

@@ -163,3 +163,19 @@ def test_most_likely_is_the_first_largest(size: int) -> None:
     ]
     (found,) = run_node("MostLikely", values, {"logits": logits})
     np.testing.assert_array_equal(found, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", ONNX_TYPES)
+@pytest.mark.parametrize("count", [0, 1, 3, 5])
+def test_last_positions_are_the_last_of_each_sequence(dtype: str, count: int) -> None:
+    rows = np.arange(2 * 5 * 3).reshape(2, 5, 3).astype(dtype)
+    values = [helper.make_tensor_value_info(name, ONNX_TYPES[dtype], None) for name in ("rows", "kept")]
+    node = helper.make_node("LastPositions", ["rows", "count"], ["kept"], domain=DOMAIN)
+    inputs = [values[0], helper.make_tensor_value_info("count", TensorProto.INT64, [])]
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
+    graph = helper.make_graph([node], "last", inputs, values[1:])
+    model = session(helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString())
+    (found,) = model.run(None, {"rows": rows, "count": np.array(count)})
+    np.testing.assert_array_equal(found, rows[:, -count:])
+    with pytest.raises(Fail, match="from 0 to the tokens read"):
+        model.run(None, {"rows": rows, "count": np.array(6)})
