@@ -1,0 +1,46 @@
+// A CUDA driver that computes nothing: it prints what it is asked to load and launch. Its GPU is CAPABILITY.
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <string>
+
+static std::map<void*, std::string> functions;
+
+extern "C" {
+int cuInit(unsigned) { return 0; }
+int cuCtxGetCurrent(void** context) { *context = nullptr; return 0; }
+int cuCtxSetCurrent(void*) { return 0; }
+int cuDevicePrimaryCtxRetain(void** context, int) { *context = &functions; return 0; }
+int cuCtxGetDevice(int* device) { *device = 0; return 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == 75 ? CAPABILITY / 10 : CAPABILITY % 10;
+  return 0;
+}
+int cuModuleLoadData(void** module, const void* image) {
+  *module = const_cast<void*>(image);
+  return std::memcmp(image, "\177ELF", 4) == 0 ? 0 : 200;
+}
+int cuModuleGetFunction(void** function, void*, const char* name) {
+  *function = new char;
+  functions[*function] = name;
+  return 0;
+}
+int cuFuncSetAttribute(void* function, int attribute, int bytes) {
+  std::printf("reserve %s %d %d\n", functions[function].c_str(), attribute, bytes);
+  return 0;
+}
+int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned, unsigned shared,
+                   void* stream, void** parameters, void**) {
+  std::printf("launch %s %u,%u,%u %u %u %zu:", functions[function].c_str(), x, y, z, threads, shared, (size_t)stream);
+  const int count = functions[function] == "step_kernel" ? 20 : 5;  // what the kernels launched here take
+  for (int at = 0; at < count; ++at) std::printf(" %llx", *(unsigned long long*)parameters[at]);
+  std::printf("\n");
+  return 0;
+}
+int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void* stream) {
+  std::printf("copy %zu %zu %zu %zu\n", (size_t)to, (size_t)from, bytes, (size_t)stream);
+  return 0;
+}
+int cuGetErrorString(int, const char** text) { *text = "an error of the test"; return 0; }
+}

@@ -1,0 +1,97 @@
+"""Launches of compiled kernels through the CUDA driver's interface, against a driver that prints them."""
+
+import os
+import shutil
+import struct
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from liger_export.errors import KernelError
+from liger_export.kernels.build import load_build
+from liger_export.kernels.bundle import pack
+from liger_export.kernels.shapes import AttentionShape
+from tests.kernels.test_build import build
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "plugins" / "ort"
+SHAPE = AttentionShape("gla", groups=2, repeats=2, head_dim=64, window=64, activation="float16")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return build(SHAPE, tmp_path_factory.mktemp("cache"), "sm_80", "sm_86", "sm_90")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "launches"
+    sources = [str(HERE / "launches.cpp"), str(SOURCES / "cuda_kernels.cpp")]
+    subprocess.run(["g++", "-std=c++17", f"-I{SOURCES}", *sources, "-o", str(path), "-ldl"], check=True)
+    return path
+
+
+def launches(program: Path, bundle: bytes, capability: int) -> list[str]:
+    """What the program asks of a driver for a GPU of a capability, and what it prints itself."""
+    folder = program.parent / f"driver-{capability}"
+    if not folder.exists():
+        folder.mkdir()
+        flags = [f"-DCAPABILITY={capability}", "-shared", "-fPIC"]
+        library = str(folder / "libcuda.so.1")
+        subprocess.run(["g++", "-std=c++17", *flags, str(HERE / "fake_driver.cpp"), "-o", library], check=True)
+    (program.parent / "bundle").write_bytes(bundle)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    command = [str(program), str(program.parent / "bundle")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_a_step_is_launched_as_its_metadata_says(program: Path, folders: list[Path]) -> None:
+    builds = [load_build(folder) for folder in folders]
+    printed = launches(program, pack(builds), 90)
+    assert "shape gla 2 2 64 64 float16" in printed
+    step = builds[-1].kernels["step_kernel"]
+    started = next(line for line in printed if line.startswith("launch step_kernel"))
+    (launch, _, grid, threads, shared, stream), values = started.split(":")[0].split(), started.split(":")[1].split()
+    columns = step["grid"][0]["times"]
+    assert (launch, grid, stream) == ("launch", f"{columns},2,3", "5")
+    assert (int(threads), int(shared)) == (step["threads"], step["shared_bytes"])
+    names = [argument["name"] for argument in step["arguments"]]
+    by_name = dict(zip(names, (int(value, 16) for value in values), strict=True))
+    assert [by_name[name] for name in ("query", "key", "value", "cos", "sin")] == [0x1000 * n for n in range(1, 6)]
+    assert by_name["next_window_value"] == 0xD000
+    assert by_name["query_stride"] & 0xFFFFFFFF == 7
+    assert struct.unpack("f", struct.pack("I", by_name["gate_normalizer"] & 0xFFFFFFFF)) == (16.0,)
+    assert by_name["global_scratch"] == by_name["profile_scratch"] == 0
+    assert next(line for line in printed if "gated_silu" in line).split()[2] == "5,3,1"
+    assert "copy 16 32 64 5" in printed
+    assert "no kernel missing_kernel" in printed[-1]
+
+
+@pytest.mark.parametrize(("capability", "target"), [(80, 0), (86, 1), (89, 1), (90, 2)])
+def test_a_gpu_gets_its_own_code_or_the_newest_older_of_its_generation(
+    capability: int, target: int, program: Path, folders: list[Path]
+) -> None:
+    builds = [load_build(folder) for folder in folders]
+    alone = launches(program, pack([builds[target]]), capability)
+    assert launches(program, pack(builds), capability) == alone
+    assert any(line.startswith("launch step_kernel") for line in alone)
+
+
+def test_other_gpus_and_damaged_bundles_are_refused(program: Path, folders: list[Path]) -> None:
+    bundle = pack([load_build(folder) for folder in folders])
+    (refusal,) = launches(program, bundle, 75)
+    assert "kernels for sm_80, sm_86, sm_90 and this GPU is sm_75; convert it with --targets sm_75" in refusal
+    assert "were cut" in launches(program, bundle[:-100], 90)[-1]
+    assert "another version" in launches(program, b"liger-kernels 9" + bundle[15:], 90)[-1]
+    assert "damaged" in launches(program, bundle[:60], 90)[-1]
+
+
+def test_a_bundle_holds_one_shape(folders: list[Path]) -> None:
+    first = load_build(folders[0])
+    with pytest.raises(KernelError, match="one shape, not of 2"):
+        pack([first, replace(first, shape=replace(SHAPE, groups=4))])
