@@ -2,7 +2,7 @@
 //
 // ONNX Runtime publishes its functions as one table, OrtApi, that only ever grows at its end: a function's place in it
 // never changes, and neither does its signature (onnxruntime_c_api.cc, "Rules on how to add a new Ort API version").
-// Here each function is declared by that place. tests/plugins/test_ort_api.py calls every one of them.
+// Here each function that is used is declared by that place. tests/plugins/test_ort_api.py calls every one.
 //
 // ORT_VERSION is the interface asked for, which ONNX Runtime 1.18 is the first to have.
 
@@ -102,7 +102,6 @@ using CreateCustomOpDomain = Entry<26, OrtStatus*(const char*, OrtCustomOpDomain
 using CustomOpDomainAdd = Entry<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)>;
 using AddCustomOpDomain = Entry<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>;
 using GetTensorMutableData = Entry<51, OrtStatus*(OrtValue*, void**)>;
-using GetTensorElementType = Entry<60, OrtStatus*(const OrtTensorTypeAndShapeInfo*, OrtElementType*)>;
 using GetDimensionsCount = Entry<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*)>;
 using GetDimensions = Entry<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t)>;
 using GetTensorTypeAndShape = Entry<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>;
@@ -114,11 +113,9 @@ using GetInput = Entry<90, OrtStatus*(const OrtKernelContext*, size_t, const Ort
 using GetOutput = Entry<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)>;
 using ReleaseStatus = Entry<93, void(OrtStatus*)>;
 using ReleaseTypeAndShape = Entry<99, void(OrtTensorTypeAndShapeInfo*)>;
-using ReleaseCustomOpDomain = Entry<101, void(OrtCustomOpDomain*)>;
 using GetComputeStream = Entry<193, OrtStatus*(const OrtKernelContext*, void**)>;
 using GetConstantInput = Entry<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>;
 using ParallelFor = Entry<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>;
 using GetAllocator = Entry<278, OrtStatus*(const OrtKernelInfo*, OrtMemType, OrtAllocator**)>;
-using ReleaseAllocator = Entry<132, void(OrtAllocator*)>;
 
 }  // namespace ort
