@@ -48,6 +48,10 @@ app = typer.Typer(
 STORED = Precision()
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda; default: a GPU that the package is made for.")
+]
+Lowering = Annotated[str | None, typer.Option("--lowering", help="stock or fused; default: fused if it can run here.")]
 Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="LoRA adapter directory; repeatable.")]
 
 
@@ -245,6 +249,8 @@ def validate(
     text: Annotated[Path | None, typer.Option(help="Text to read; default: sampled by the package.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to compare logits on.")] = 8192,
     memory_tokens: Annotated[int, typer.Option(help="Tokens to watch memory over.")] = 4096,
+    device: Device = None,
+    lowering: Lowering = None,
     json: Annotated[Path | None, typer.Option(help="Write the report here too.")] = None,
 ) -> None:
     """Measure a package against PyTorch; exit code 1 if a bound is missed."""
@@ -261,6 +267,8 @@ def validate(
             text=text,
             max_tokens=max_tokens,
             memory_tokens=memory_tokens,
+            device=device,
+            lowering=lowering,
             on_check=lambda check: status.update(f"comparing with PyTorch: {check.name}"),
         )
     out.print(parity_table(report))

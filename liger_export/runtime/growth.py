@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from liger_export.ort import ort
+from liger_export.runtime.buffers import CPU
 from liger_export.runtime.opening import load
 from liger_export.runtime.session import Session
 
@@ -44,13 +45,13 @@ class Growth:
     onnxruntime: str
 
 
-def measure_growth(package: Path, to_token: int, threads: int | None = None) -> Growth:
+def measure_growth(package: Path, to_token: int, threads: int | None = None, lowering: str | None = None) -> Growth:
     """Read ``to_token`` tokens with a package, sampling memory 64 times from token 64 on.
 
     On a busy machine a page may be touched for the first time very late. What grows with the tokens grows in every
     text; so where memory grew, another text of the same length is read, three at most, and the last one counts.
     """
-    session = load(package, threads=threads)
+    session = load(package, device=CPU, lowering=lowering, threads=threads)
     for token in range(WARM_UP):  # lets everything be touched once
         session.step(token % session.manifest.model_config.vocab_size)
         _anonymous_bytes()
@@ -95,8 +96,9 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--lowering")
     args = parser.parse_args()
-    print(json.dumps(asdict(measure_growth(args.package, args.tokens, args.threads))))
+    print(json.dumps(asdict(measure_growth(args.package, args.tokens, args.threads, args.lowering))))
 
 
 if __name__ == "__main__":

@@ -227,7 +227,8 @@ class Session:
             return np.concatenate([logits for logits, _ in results]), nexts
         positions = np.broadcast_to(np.arange(position, position + length), token_ids.shape)
         feeds = {"input_ids": token_ids, "position_ids": np.ascontiguousarray(positions), **past}
-        logits, *present = self._model.run(["logits", *(entry.present_name for entry in self._table)], feeds)
+        names = ["logits", *(entry.present_name for entry in self._table)]
+        logits, *present = self._model.run(names, feeds, _run_options(self.device, NO_CAPTURE))
         return logits, {entry.past_name: tensor for entry, tensor in zip(self._table, present, strict=True)}
 
     def buffer_addresses(self) -> list[int]:
@@ -311,8 +312,13 @@ class Session:
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        options = None
-        if self.device == CUDA:
-            options = ort.RunOptions()
-            options.add_run_config_entry("gpu_graph_id", str(capture))
-        return _Call(binding, [*inputs.values(), *outputs.values()], options)
+        return _Call(binding, [*inputs.values(), *outputs.values()], _run_options(self.device, capture))
+
+
+def _run_options(device: str, capture: int) -> ort.RunOptions | None:
+    """Options of a call: on CUDA, which captured graph it belongs to."""
+    if device != CUDA:
+        return None
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(capture))
+    return options

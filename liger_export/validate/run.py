@@ -13,7 +13,7 @@ import numpy as np
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
-from liger_export.package import MANIFEST_FILE, REPORT_FILE, STOCK, Manifest
+from liger_export.package import MANIFEST_FILE, REPORT_FILE, STOCK
 from liger_export.quality import read_tokens
 from liger_export.runtime import Sampling, Session, load
 from liger_export.runtime.buffers import CPU
@@ -37,6 +37,8 @@ def validate(
     text: Path | None = None,
     max_tokens: int = 8192,
     memory_tokens: int = 4096,
+    device: str | None = None,
+    lowering: str | None = None,
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> ParityReport:
     """Compare a package with the PyTorch model it was made from; the report lands in the package.
@@ -48,6 +50,8 @@ def validate(
         text: text to read; default: text that the package itself samples with seed 0.
         max_tokens: tokens of text to compare logits on, at least 4,096.
         memory_tokens: tokens to watch memory over, from token 64 on; the result lands in the package's manifest.
+        device: as ``load`` takes it; memory is watched on the CPU whatever it is.
+        lowering: as ``load`` takes it.
         on_check: called with each check as it is measured.
 
     Raises:
@@ -62,11 +66,11 @@ def validate(
     weights = open_liger(checkpoint).weights
     for adapter in adapters:
         Adapter.open(adapter).check(weights)
-    session = load(package, verify=True)
+    session = load(package, device=device, lowering=lowering, verify=True)
     reference = TorchReference(checkpoint, adapters)
     config = session.manifest.model_config
     reference.require_config(config)
-    growth = _certify_memory(package, session.manifest, memory_tokens)
+    growth = _certify_memory(package, session, memory_tokens)
     report = ParityReport(
         package=package.resolve().name,
         lowering=session.lowering,
@@ -108,16 +112,16 @@ def _check_against_stock(package: Path, subjects: laws.Subjects, tokens: laws.To
         yield subjects.tolerances.check(f"{lowering} against {STOCK}", measured, expected, f"{len(tokens):,} tokens")
 
 
-def _certify_memory(package: Path, manifest: Manifest, tokens: int) -> Growth:
+def _certify_memory(package: Path, session: Session, tokens: int) -> Growth:
     """Measure growth in a process of its own, where nothing else allocates, and write it into the manifest.
 
     With one thread: each further one of a pool takes memory for its stack when it first gets work, early or late.
     """
     command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve())]
-    command += ["--tokens", str(tokens), "--threads", "1"]
+    command += ["--tokens", str(tokens), "--threads", "1", "--lowering", session.lowering]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     growth = Growth(**json.loads(output))
-    (package / MANIFEST_FILE).write_text(replace(manifest, memory=asdict(growth)).to_json(), encoding="utf-8")
+    (package / MANIFEST_FILE).write_text(replace(session.manifest, memory=asdict(growth)).to_json(), encoding="utf-8")
     return growth
 
 
