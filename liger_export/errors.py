@@ -4,6 +4,7 @@ __all__ = [
     "AdapterError",
     "CheckpointError",
     "DataError",
+    "EngineError",
     "EnvironmentMismatchError",
     "InputError",
     "KernelError",
@@ -55,6 +56,10 @@ class InputError(LigerExportError):
 
 class KernelError(LigerExportError):
     """No kernel computes what is asked for: the shape, the dtype or the GPU is another than it was made for."""
+
+
+class EngineError(LigerExportError):
+    """An engine cannot be built: a device is unknown, a graph is refused, or what was built is not what it must be."""
 
 
 class DataError(LigerExportError):

@@ -9,6 +9,7 @@ from typing import Any
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
 from liger_export.files import sha256_file, sha256_files
+from liger_export.package.engines import EngineRecord
 from liger_export.quantize import Precision
 from liger_export.state import StateTensor, bytes_per_session, state_table
 
@@ -44,6 +45,7 @@ class Manifest:
         onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
         in_place: past states that a caller may pass as their own present, by name.
         files: per file, its size and SHA-256.
+        engine: how it was built, if this is the manifest of an engine directory.
         memory: whether memory grew from token to token, as ``validate`` measured it; None before.
     """
 
@@ -58,6 +60,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     calibration: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
+    engine: EngineRecord | None = None
     format_version: int = FORMAT_VERSION
     liger_export: str = field(default_factory=lambda: version("liger-export"))
 
@@ -69,7 +72,17 @@ class Manifest:
     @property
     def state(self) -> tuple[StateTensor, ...]:
         """The state table."""
-        return state_table(self.model_config, self.precision.activations)
+        return state_table(self.model_config, self.activations)
+
+    @property
+    def activations(self) -> str:
+        """Dtype of activations and window."""
+        return self.engine.activations if self.engine else self.precision.activations
+
+    @property
+    def graph_files(self) -> list[str]:
+        """The files without which nothing runs."""
+        return list(self.engine.files.values()) if self.engine else [MODEL_FILE]
 
     def to_json(self) -> str:
         """The manifest as JSON, the state table and its bytes per session written out for readers."""
@@ -87,6 +100,8 @@ class Manifest:
         values = asdict(self)
         files = values.pop("files")
         del values["in_place"]  # written out below
+        if self.engine is None:
+            del values["engine"]
         values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
         return json.dumps({**values, "files": files}, indent=1) + "\n"
 
@@ -144,11 +159,15 @@ def read_manifest(directory: Path) -> Manifest:
         recorded_state = values.pop("state")
         values["precision"] = Precision.from_dict(values["precision"])
         values["in_place"] = [entry["past"] for entry in recorded_state["tensors"] if entry["in_place"]]
+        if "engine" in values:
+            values["engine"] = EngineRecord(**values["engine"])
         manifest = Manifest(**values)
         consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.files.items()}
         named = [manifest.source["name"], *(adapter["name"] for adapter in manifest.adapters)]
-        consistent = consistent and MODEL_FILE in listed and all(isinstance(name, str) for name in named)
+        consistent = (
+            consistent and set(manifest.graph_files) <= listed.keys() and all(isinstance(name, str) for name in named)
+        )
         consistent = consistent and isinstance(manifest.onnxruntime, str)
         consistent = consistent and set(manifest.in_place) <= {entry.past_name for entry in manifest.state}
     except (KeyError, TypeError, ValueError, AttributeError, LigerExportError) as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,7 +17,7 @@ from liger_export.package import MODEL_FILE, Manifest, read_manifest
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 
-__all__ = ["SavedState", "Session", "load", "read_tokenizer"]
+__all__ = ["SavedState", "Session", "StateArrays", "load", "read_tokenizer"]
 
 PREFILL_CHUNK = 128  # tokens a call: as fast as any longer one on a CPU, and activations stay small
 ERRORS_ONLY = 3
@@ -49,7 +50,14 @@ class SavedState:
             raise InputError(f"{path} holds no saved state ({error}).", "Pass a file that save wrote.") from error
 
 
-class _Buffers:
+@dataclass(slots=True)
+class StateArrays:
+    """One set of state tensors, in the order of the state table."""
+
+    arrays: list[npt.NDArray[np.float32]]
+
+
+class _Buffers(StateArrays):
     """One set of state tensors, bound to ONNX Runtime where they lie.
 
     A second set ``beside`` a first shares those tensors that the graph updates in place.
@@ -85,7 +93,9 @@ class Session:
         position: tokens the model has read.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, model: ort.InferenceSession) -> None:
+    _buffers: list[StateArrays]  # [past, present]
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, model: Any) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.position = 0
@@ -95,14 +105,19 @@ class Session:
         self._end_ids = manifest.model_config.eos_token_ids
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
+        self._turn = 0
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Allocate the buffers of a call of one token and bind them."""
         self._logits = np.zeros((1, 1, self._vocab_size), dtype=np.float32)
         self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
         self._token = np.zeros((1, 1), dtype=np.int64)
         self._token_position = np.zeros((1, 1), dtype=np.int64)
-        first = _Buffers(manifest)
-        self._buffers = [first, _Buffers(manifest, beside=first)]  # [past, present]
+        first = _Buffers(self.manifest)
+        second = _Buffers(self.manifest, beside=first)
+        self._buffers, self._values = [first, second], [first.values, second.values]
         self._steps = [self._bind(self._token, self._token_position, *order) for order in ((0, 1), (1, 0))]
-        self._turn = 0
 
     @property
     def state_bytes(self) -> int:
@@ -194,7 +209,7 @@ class Session:
 
     def fork(self) -> "Session":
         """A second session on the same weights, starting from a copy of this one's state."""
-        other = Session(self.manifest, self.tokenizer, self._model)
+        other = type(self)(self.manifest, self.tokenizer, self._model)
         other.load_state(self.state())
         other._seen[:] = self._seen
         return other
@@ -215,9 +230,9 @@ class Session:
         """
         if state.position < 0:
             raise InputError(f"The saved state's position is {state.position}.", "Load a state that save wrote.")
-        for entry in self._table:
+        for entry, array in zip(self._table, self._buffers[self._turn].arrays, strict=True):
             tensor = state.tensors.get(entry.past_name)
-            if tensor is None or tensor.shape != (1, *entry.shape) or str(tensor.dtype) != entry.dtype:
+            if tensor is None or tensor.shape != array.shape or tensor.dtype != array.dtype:
                 raise InputError(
                     f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
                     "Load a state that the same model saved.",
@@ -304,8 +319,8 @@ class Session:
         inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
         outputs = {"logits": self._logits_value if logits is None else ort.OrtValue.ortvalue_from_numpy(logits)}
         for index, entry in enumerate(self._table):
-            inputs[entry.past_name] = self._buffers[past].values[index]
-            outputs[entry.present_name] = self._buffers[present].values[index]
+            inputs[entry.past_name] = self._values[past][index]
+            outputs[entry.present_name] = self._values[present][index]
         binding = self._model.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -315,20 +330,25 @@ class Session:
 
 
 def load(directory: str | Path, *, threads: int | None = None, verify: bool = False) -> Session:
-    """Open a package and start a session.
+    """Open a package, or an engine directory, and start a session.
 
     Args:
-        directory: the package.
+        directory: what ``convert`` or ``build-engine`` wrote.
         threads: ONNX Runtime's threads within an operator; None lets it choose.
         verify: compare every file's SHA-256 with the manifest, which takes about as long again as opening it;
             otherwise sizes only.
 
     Raises:
         PackageError: the package is incomplete, changed, or of a newer format.
-        EnvironmentMismatchError: the installed ONNX Runtime is too old for the graph's operators.
+        EnvironmentMismatchError: the installed ONNX Runtime is too old for the graph's operators, or nothing here runs
+            the engine.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if manifest.engine is not None:
+        from liger_export.runtime.fixed import open_engine  # a session of another kind, made of this one
+
+        return open_engine(directory, manifest, threads=threads, verify=verify)
     _check_onnxruntime(manifest)
     manifest.check_files(directory, hashes=False)  # first: ONNX Runtime maps files, and a cut one could crash it
     options = ort.SessionOptions()

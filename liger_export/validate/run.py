@@ -79,7 +79,9 @@ def validate(
     windows = sorted({config.layer_window(layer) for layer in range(config.num_hidden_layers)})
     window = windows[0]
     matrices = [name for name, shape in expected_tensors(config).items() if len(shape) == 2]
-    subjects = laws.Subjects(session, reference, tolerances_of(session.manifest.precision, matrices))
+    subjects = laws.Subjects(
+        session, reference, tolerances_of(session.manifest.precision, matrices, session.manifest.activations)
+    )
     for checks in (
         laws.check_logits(subjects, blocks),
         laws.check_splits(subjects, tokens, windows),

@@ -39,14 +39,12 @@ def rotated(sizes: Sizes) -> str:
     scale = f"""
     {number("root", sizes.head_dim**-0.5)}
     query_scaled = Mul (query_turned, root)"""
-    casts = cast("rotated_query", "query_scaled", sizes.activation) + cast(
-        "rotated_key", "key_turned", sizes.activation
-    )
-    return turned("query") + turned("key") + scale + casts
+    narrow = cast("rotated_query", "query_scaled", sizes.activation)
+    return turned("query") + turned("key") + scale + narrow + cast("rotated_key", "key_turned", sizes.activation)
 
 
 def is_token(sizes: Sizes) -> str:
-    """Give ``position``, ``is_token`` [T] and ``token_column`` [T, 1]: padding has position -1 and may only end a call."""
+    """Give ``position``, ``is_token`` [T] and ``token_column`` [T, 1]; padding, position -1, may only end a call."""
     return f"""
     {reshape("position", "position_ids", sizes.length)}
     {numbers("no_tokens", [0])}

@@ -135,7 +135,7 @@ def _one_token(sizes: Sizes) -> str:
 
 
 def _many_tokens(sizes: Sizes) -> str:
-    """Every row beside every token: those in the window by softmax, older ones by features, older still in the state."""
+    """Every row beside every token: in the window by softmax, older by features, older still in the state."""
     rows = sizes.window + sizes.length
     return f"""
     {span(sizes)}

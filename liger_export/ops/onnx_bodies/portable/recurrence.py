@@ -1,8 +1,8 @@
 """The gated recurrence of portable bodies: one token, or many in chunked matrix form.
 
-Reference: ``naive_gla_recurrence``. The chunkwise form of arXiv 2312.06635, section 4.2, with every exponent a sum of the
-gates between two tokens, taken by a product with zeros and ones: never above 0, and no digits are lost in a difference of
-two cumulative sums. Sub-chunks of 16 tokens run in parallel, and so do the states that enter them.
+Reference: ``naive_gla_recurrence``. The chunkwise form of arXiv 2312.06635, section 4.2, with every exponent a sum of
+the gates between two tokens, taken by a product with zeros and ones: never above 0, and no digits are lost in a
+difference of two cumulative sums. Sub-chunks of 16 tokens run in parallel, and so do the states that enter them.
 """
 
 import numpy as np

@@ -74,9 +74,9 @@ def _weights(visible: str, sizes: Sizes) -> str:
 def span(sizes: Sizes) -> str:
     """Many tokens: give the window's rows and the call's after them, where they stand, and the next window.
 
-    ``span_key`` and ``span_value`` [G, W + T, D], zero where no token is; ``distance`` [T, W + T], how far each row lies
-    behind each token; ``is_visible``, where it lies in the window; ``left`` [W + T], rows out of the window after the
-    call. Reads ``is_token`` too.
+    ``span_key`` and ``span_value`` [G, W + T, D], zero where no token is; ``distance`` [T, W + T], how far each row
+    lies behind each token; ``is_visible``, where it lies in the window; ``left`` [W + T], rows out of the window after
+    the call. Reads ``is_token`` too.
     """
     return f"""
     {numbers("rows", range(sizes.window))}
