@@ -24,10 +24,12 @@ from rich.progress import (
 from liger_export.console import err, exporter, out, print_error, print_speed, quiet_transformers, stream_text
 from liger_export.errors import InputError, LigerExportError
 from liger_export.files import require_writable
+from liger_export.package.engines import ACTIVATIONS, BACKENDS, TENSORRT_RTX
 from liger_export.quantize import CALIBRATION_TOKENS, METHODS, PRECISIONS, Calibration, Precision
 from liger_export.runtime import Sampling, load
 from liger_export.tables import (
     bench_table,
+    engine_rows,
     evaluation_table,
     heldout_table,
     megabytes,
@@ -231,7 +233,7 @@ def _override(text: str) -> tuple[str, str]:
 
 @app.command()
 def validate(
-    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    package: Annotated[Path, typer.Argument(help="Package or engine directory.")],
     reference: Annotated[Path, typer.Option(help="The Liger checkpoint it was converted from.")],
     adapter: Adapters = None,
     text: Annotated[Path | None, typer.Option(help="Text to read; default: sampled by the package.")] = None,
@@ -360,8 +362,37 @@ def bench(
         save_plot(report, plot)
 
 
+@app.command("build-engine")
+def build_engine(
+    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Engine directory to create.")],
+    backend: Annotated[
+        str, typer.Option(help=f"{', '.join(BACKENDS)}: the first are portable graphs for any engine.")
+    ] = TENSORRT_RTX,
+    sm: Annotated[str, typer.Option(help="GPU architectures in one engine, with commas, such as 86,89,120.")] = "",
+    activations: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}; state is float32.")] = "fp16",
+    chunk: Annotated[
+        int | None, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none. Default: 128.")
+    ] = None,
+    check_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Compare with the package on so many tokens; 0 leaves it out.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Build engines for named GPUs from a package; needs no GPU."""
+    with exporter():
+        from liger_export.engine.build import EngineSettings
+        from liger_export.engine.build import build_engine as run
+    given = {"chunk": chunk, "check_tokens": check_tokens}
+    settings = EngineSettings(backend=backend, targets=tuple(filter(None, sm.split(","))), activations=activations)
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    with err.status("reading") as status:
+        manifest = run(package, output, settings, overwrite=overwrite, stage=status.update)
+    out.print(summary_table(str(output), engine_rows(manifest)))
+
+
 @app.command()
-def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")]) -> None:
+def inspect(package: Annotated[Path, typer.Argument(help="Package or engine directory.")]) -> None:
     """Show what a package holds, and whether its files are as they were written."""
     with exporter():
         from liger_export.package.inspection import inspect as run
@@ -373,7 +404,7 @@ def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")])
 
 @app.command()
 def run(
-    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    package: Annotated[Path, typer.Argument(help="Package or engine directory.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=0, help="Most tokens to write.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
@@ -386,7 +417,7 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: ONNX Runtime chooses.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's SHA-256, not only its size.")] = False,
 ) -> None:
-    """Continue a text with ONNX Runtime."""
+    """Continue a text, with ONNX Runtime or on an engine."""
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,18 @@ class BuiltGraph:
     layers: dict[str, Any]
 
 
-@dataclass(slots=True)
-class _Messages:
-    lines: list[str] = field(default_factory=list)
-
-
 class _Logger(trt.ILogger):  # type: ignore[misc]
-    """Keeps what the library says for the build log."""
+    """Keeps what the library says for the build log, without the folder of the machine that built."""
 
-    def __init__(self, messages: _Messages) -> None:
+    def __init__(self, lines: list[str], folder: Path) -> None:
         super().__init__()
-        self._messages = messages
+        self._lines = lines
+        self._folder = f"{folder}/"
 
     def log(self, severity: Any, message: str) -> None:
         """Called by the library."""
         if severity <= trt.ILogger.Severity.INFO:
-            self._messages.lines.append(f"{severity.name.lower()}: {message}")
+            self._lines.append(f"{severity.name.lower()}: {message.replace(self._folder, '')}")
 
 
 class _Writer(trt.IStreamWriter):  # type: ignore[misc]
@@ -109,8 +105,7 @@ def build_graph(
     """
     started = time.perf_counter()
     operators = refuse_foreign_operators(graph_file)
-    messages = _Messages(log)
-    logger = _Logger(messages)
+    logger = _Logger(log, graph_file.parent)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -129,12 +124,12 @@ def build_graph(
     for what, tensors, expected in zip(("input", "output"), found, signature, strict=True):
         check_signature(what, tensors, expected)
     layers = [_described(network.get_layer(index)) for index in range(network.num_layers)]
-    nbytes = _build(builder, network, targets, engine_file)
+    nbytes = _build(builder, network, targets, engine_file, log)
     seconds = time.perf_counter() - started
     return BuiltGraph(seconds, nbytes, {"network": layers, "engine": _inspected(engine_file)})
 
 
-def _build(builder: Any, network: Any, targets: list[str], engine_file: Path) -> int:
+def _build(builder: Any, network: Any, targets: list[str], engine_file: Path, log: list[str]) -> int:
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
@@ -148,9 +143,13 @@ def _build(builder: Any, network: Any, targets: list[str], engine_file: Path) ->
     if not done or not nbytes:
         raise EngineError(
             f"TensorRT-RTX {VERSION} built nothing for {', '.join(targets)}.",
-            "Its messages stand above; leave away an architecture, or choose other activations.",
+            f"{_last_error(log)} Leave away an architecture, or choose other activations.",
         )
     return nbytes
+
+
+def _last_error(log: list[str]) -> str:
+    return next((f"It says: {line}." for line in reversed(log) if line.startswith(("error", "internal_error"))), "")
 
 
 def _signature(tensors: list[Any]) -> Signature:
@@ -170,7 +169,7 @@ def _inspected(engine_file: Path) -> Any:
     """What the engine inspector says, which needs a GPU that can load the engine; None without one."""
     if not has_gpu():
         return None
-    engine = trt.Runtime(_Logger(_Messages())).deserialize_cuda_engine(engine_file.read_bytes())
+    engine = trt.Runtime(_Logger([], engine_file.parent)).deserialize_cuda_engine(engine_file.read_bytes())
     if engine is None:
         return None
     return json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))

@@ -10,6 +10,7 @@ import onnx
 from liger_export.config import LigerConfig
 from liger_export.errors import PackageError
 from liger_export.files import sha256_file
+from liger_export.package.engines import ONNX
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Manifest, read_manifest
 from liger_export.state import bytes_per_session
 
@@ -48,9 +49,9 @@ def inspect(directory: Path) -> Summary:
         ("layers", f"{config.num_hidden_layers}, with {config.num_attention_heads} query and "
                    f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
         ("attention", _attention(config)),
-        ("precision", f"{manifest.precision}, {manifest.lowering} lowering"),
+        ("precision", f"{manifest.precision}, {manifest.lowering} lowering, activations {manifest.activations}"),
         *_calibration_row(manifest),
-        ("needs", f"onnxruntime >= {manifest.onnxruntime}"),
+        ("needs", _needs(manifest)),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
         *_state_rows(manifest),
         ("memory grown", _growth(manifest)),
@@ -78,6 +79,13 @@ def _calibration_row(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.calibration is None:
         return []
     return [("calibrated on", f"{manifest.calibration['tokens']:,} tokens of {manifest.calibration['name']}")]
+
+
+def _needs(manifest: Manifest) -> str:
+    engine = manifest.engine
+    if engine is None or engine.backend == ONNX:
+        return f"onnxruntime >= {manifest.onnxruntime}"
+    return f"{engine.backend} {engine.backend_version} and a GPU of {', '.join(engine.targets)}"
 
 
 def _growth(manifest: Manifest) -> str:
