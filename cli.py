@@ -24,7 +24,7 @@ from rich.progress import (
 from liger_export.console import err, exporter, out, print_error, print_speed, quiet_transformers, stream_text
 from liger_export.errors import InputError, LigerExportError
 from liger_export.files import require_writable
-from liger_export.package.engines import ACTIVATIONS, BACKENDS, TENSORRT_RTX
+from liger_export.package.engines import ACTIVATIONS, BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
 from liger_export.quantize import CALIBRATION_TOKENS, METHODS, PRECISIONS, Calibration, Precision
 from liger_export.runtime import Sampling, load
 from liger_export.tables import (
@@ -371,21 +371,23 @@ def build_engine(
     ] = TENSORRT_RTX,
     sm: Annotated[str, typer.Option(help="GPU architectures in one engine, with commas, such as 86,89,120.")] = "",
     activations: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}; state is float32.")] = "fp16",
-    chunk: Annotated[
-        int | None, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none. Default: 128.")
-    ] = None,
+    chunk: Annotated[int, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none.")] = CHUNK,
     check_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Compare with the package on so many tokens; 0 leaves it out.")
-    ] = None,
+        int, typer.Option(min=0, help="Compare with the package on so many tokens; 0 leaves it out.")
+    ] = CHECK_TOKENS,
     overwrite: Overwrite = False,
 ) -> None:
     """Build engines for named GPUs from a package; needs no GPU."""
     with exporter():
         from liger_export.engine.build import EngineSettings
         from liger_export.engine.build import build_engine as run
-    given = {"chunk": chunk, "check_tokens": check_tokens}
-    settings = EngineSettings(backend=backend, targets=tuple(filter(None, sm.split(","))), activations=activations)
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    settings = EngineSettings(
+        backend=backend,
+        targets=tuple(filter(None, sm.split(","))),
+        activations=activations,
+        chunk=chunk,
+        check_tokens=check_tokens,
+    )
     with err.status("reading") as status:
         manifest = run(package, output, settings, overwrite=overwrite, stage=status.update)
     out.print(summary_table(str(output), engine_rows(manifest)))

@@ -10,13 +10,15 @@ from types import ModuleType
 from liger_export.engine.check import check_against_package, expected_signature
 from liger_export.engine.graphs import write_graphs
 from liger_export.errors import EngineError, EnvironmentMismatchError
-from liger_export.export.portable import CHUNK, check_chunk
+from liger_export.export.portable import check_chunk
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, sha256_file
 from liger_export.ort import ort
 from liger_export.package import MANIFEST_FILE, Manifest, read_manifest
 from liger_export.package.engines import (
     ACTIVATIONS,
     BACKENDS,
+    CHECK_TOKENS,
+    CHUNK,
     LAYERS,
     LOG_FILE,
     ONNX,
@@ -26,9 +28,7 @@ from liger_export.package.engines import (
 )
 from liger_export.package.manifest import describe_files
 
-__all__ = ["CHECK_TOKENS", "EngineSettings", "build_engine"]
-
-CHECK_TOKENS = 192
+__all__ = ["EngineSettings", "build_engine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

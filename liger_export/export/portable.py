@@ -19,9 +19,8 @@ from liger_export.ops.onnx_bodies.portable import SUB_CHUNK, Sizes, portable_fun
 from liger_export.ops.onnx_forms import DOMAIN
 from liger_export.quantize import Scheme
 
-__all__ = ["CHUNK", "check_chunk", "lower_portable"]
+__all__ = ["check_chunk", "lower_portable"]
 
-CHUNK = 128  # tokens of the prefill graph's call
 SHARED_CONSTANT = 1 << 16  # elements: every constant of a body, so that layers share them
 MIXERS = {form.onnx_name: mixer for mixer, form in FORMS.items()}
 

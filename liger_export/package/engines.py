@@ -7,12 +7,25 @@ devices. Its state table is the package's, in the activations that the engine co
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ACTIVATIONS", "BACKENDS", "LAYERS", "LOG_FILE", "ONNX", "TENSORRT_RTX", "EngineRecord", "graph_names"]
+__all__ = [
+    "ACTIVATIONS",
+    "BACKENDS",
+    "CHECK_TOKENS",
+    "CHUNK",
+    "LAYERS",
+    "LOG_FILE",
+    "ONNX",
+    "TENSORRT_RTX",
+    "EngineRecord",
+    "graph_names",
+]
 
 ONNX = "onnx"
 TENSORRT_RTX = "tensorrt-rtx"
 BACKENDS = {ONNX: ".onnx", TENSORRT_RTX: ".engine"}  # and the ending of their files
 ACTIVATIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+CHUNK = 128  # tokens of a prefill call
+CHECK_TOKENS = 192  # that graphs are compared with their package on
 STEP, PREFILL = "step", "prefill"
 LAYERS = ".layers.json"
 LOG_FILE = "build.log"
