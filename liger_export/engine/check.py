@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from liger_export.errors import EngineError
 from liger_export.ort import ort
 from liger_export.package import MODEL_FILE, Manifest, read_manifest
 from liger_export.quantize import Precision
-from liger_export.runtime import Sampling, Session, load, read_tokenizer
+from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
 from liger_export.validate import Check
 from liger_export.validate.compare import relative_l2
 from liger_export.validate.tolerances import tolerances_of
@@ -39,14 +40,13 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
     Raises:
         EngineError: a bound is missed.
     """
-    reference, graphs = _in_float32(package), load(portable)
-    computed = {reference.manifest.activations, graphs.manifest.activations} - {"float32"}
+    text, expected, after = _read_by_package(package, tokens)
+    graphs = load(portable)
+    computed = {read_manifest(package).activations, graphs.manifest.activations} - {"float32"}
     tolerances = tolerances_of(Precision(), ["any"], min(computed, default="float32"))
-    text = reference.sample_tokens(tokens, Sampling(temperature=1.0, seed=0))
-    reference.reset()
-    expected = reference.all_logits(text)
     checks = [tolerances.check("prefill", graphs.all_logits(text), expected, f"{tokens} tokens")]
-    state = _state_error(graphs, reference)
+    found = graphs.state().tensors
+    state = max(relative_l2(found[name].astype(np.float32), tensor) for name, tensor in after.tensors.items())
     graphs.reset()
     stepped = np.stack([graphs.step(token) for token in text])
     checks.append(tolerances.check("single steps", stepped, expected, f"{tokens} tokens"))
@@ -65,6 +65,17 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
     }
 
 
+def _read_by_package(package: Path, count: int) -> tuple[list[int], npt.NDArray[np.float32], SavedState]:
+    """Text of the package's own, its logits after each token, and the state after the last.
+
+    Its session ends here: two copies of a model in memory are enough.
+    """
+    session = _in_float32(package)
+    text = session.sample_tokens(count, Sampling(temperature=1.0, seed=0))
+    session.reset()
+    return text, session.all_logits(text), session.state()
+
+
 def _in_float32(package: Path) -> Session:
     """A package whose products of integers read activations as they are."""
     model = onnx.load(package / MODEL_FILE, load_external_data=False)
@@ -77,11 +88,6 @@ def _in_float32(package: Path) -> Session:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(package.resolve()))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return Session(read_manifest(package), read_tokenizer(package), session)
-
-
-def _state_error(measured: Session, reference: Session) -> float:
-    found, expected = measured.state().tensors, reference.state().tensors
-    return max(relative_l2(found[name].astype(np.float32), tensor) for name, tensor in expected.items())
 
 
 def expected_signature(manifest: Manifest, length: int) -> tuple[Signature, Signature]:
