@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from liger_export.console import err, exporter, out, print_error, print_speed, quiet_transformers, stream_text
-from liger_export.errors import InputError, LigerExportError
+from liger_export.errors import BoundError, InputError, LigerExportError
 from liger_export.files import require_writable
 from liger_export.package.engines import ACTIVATIONS, BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
 from liger_export.quantize import CALIBRATION_TOKENS, METHODS, PRECISIONS, Calibration, Precision
@@ -45,7 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Bring linearized language models onto devices.",
-    epilog="Exit codes: 0 done, 1 a validation bound was missed, 2 bad input or environment.",
+    epilog="Exit codes: 0 done, 1 a bound was missed, 2 bad input or environment.",
 )
 STORED = Precision()
 
@@ -444,7 +444,7 @@ def main(command: Callable[..., Any] = app) -> None:
         command()
     except LigerExportError as error:
         print_error(error.cause, error.fix)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, BoundError) else 2) from None
     except BrokenPipeError:  # the reader of our output has left: nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

@@ -2,6 +2,7 @@
 
 __all__ = [
     "AdapterError",
+    "BoundError",
     "CheckpointError",
     "DataError",
     "EngineError",
@@ -60,6 +61,10 @@ class KernelError(LigerExportError):
 
 class EngineError(LigerExportError):
     """An engine cannot be built: a device is unknown, a graph is refused, or what was built is not what it must be."""
+
+
+class BoundError(LigerExportError):
+    """What was built does not compute what it must, within its bound."""
 
 
 class DataError(LigerExportError):

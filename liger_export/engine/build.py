@@ -87,7 +87,8 @@ def build_engine(
 
     Raises:
         PackageError: the package cannot be read.
-        EngineError, InputError: the settings do not fit, a bound is missed, or the library refuses the graph.
+        EngineError, InputError: the settings do not fit, or the library refuses the graph.
+        BoundError: the graphs do not compute what the package computes.
         EnvironmentMismatchError: the backend's library is not installed.
         OutputError: ``output`` exists or cannot be written.
     """

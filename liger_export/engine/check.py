@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from liger_export.errors import EngineError
+from liger_export.errors import BoundError, EngineError
 from liger_export.ort import ort
 from liger_export.package import MODEL_FILE, Manifest, read_manifest
 from liger_export.quantize import Precision
@@ -38,7 +38,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
         The checks, for the manifest.
 
     Raises:
-        EngineError: a bound is missed.
+        BoundError: a bound is missed.
     """
     text, expected, after = _read_by_package(package, tokens)
     graphs = load(portable)
@@ -54,7 +54,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
     checks.append(Check("final state after prefill: relative L2", state, bound))
     missed = [check for check in checks if not check.passed]
     if missed:
-        raise EngineError(
+        raise BoundError(
             f"The portable graphs miss a bound: {missed[0].name} {missed[0].value:.2g}, at most {missed[0].bound:g}.",
             "Validate the package; choose activations with more bits, or report this model as a bug.",
         )

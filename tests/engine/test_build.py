@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.engine.build import EngineSettings, build_engine
-from liger_export.errors import EngineError, InputError, LigerExportError, OutputError
+from liger_export.errors import BoundError, EngineError, InputError, LigerExportError, OutputError
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import Manifest, read_manifest
@@ -133,7 +133,7 @@ def test_graphs_of_other_weights_miss_the_bound(package: Path, tmp_path: Path, m
 
     monkeypatch.setattr(PackagedWeights, "rows", changed)
     settings = EngineSettings(backend="onnx", activations="fp32", chunk=32, check_tokens=24)
-    with pytest.raises(EngineError, match="miss a bound"):
+    with pytest.raises(BoundError, match="miss a bound"):
         build_engine(package, tmp_path / "engine", settings)
     assert list(tmp_path.iterdir()) == []
 
