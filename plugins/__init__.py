@@ -1,1 +1,1 @@
-"""Plugins for engines that need native code. Empty so far: the stock lowering needs none."""
+"""Plugins for engines that take native code."""
