@@ -210,6 +210,6 @@ def _precisions(manifest: Manifest, activations: str) -> dict[str, str]:
         "weights of products": products,
         "embedding table": activations,
         "activations, window, products": activations,
-        "recurrent state, recurrence, softmax, rotation": "float32, no TF32",
+        "state, recurrence, softmax, rotary": "float32, no TF32",
         "logits": "float32",
     }

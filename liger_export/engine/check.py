@@ -51,7 +51,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
     stepped = np.stack([graphs.step(token) for token in text])
     checks.append(tolerances.check("single steps", stepped, expected, f"{tokens} tokens"))
     bound = tolerances.bound if tolerances.exact else None
-    checks.append(Check("final state after prefill: relative L2", state, bound))
+    checks.append(Check("final state: relative L2", state, bound))
     missed = [check for check in checks if not check.passed]
     if missed:
         raise BoundError(
