@@ -22,12 +22,14 @@ from rich.progress import (
 )
 
 from liger_export.console import err, exporter, out, print_error, print_speed, quiet_transformers, stream_text
-from liger_export.errors import InputError, LigerExportError
+from liger_export.errors import BoundError, InputError, LigerExportError
 from liger_export.files import require_writable
+from liger_export.package.engines import ACTIVATIONS, BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
 from liger_export.quantize import CALIBRATION_TOKENS, METHODS, PRECISIONS, Calibration, Precision
 from liger_export.runtime import Sampling, load
 from liger_export.tables import (
     bench_table,
+    engine_rows,
     evaluation_table,
     heldout_table,
     megabytes,
@@ -43,7 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Bring linearized language models onto devices.",
-    epilog="Exit codes: 0 done, 1 a validation bound was missed, 2 bad input or environment.",
+    epilog="Exit codes: 0 done, 1 a bound was missed, 2 bad input or environment.",
 )
 STORED = Precision()
 
@@ -243,7 +245,7 @@ def _override(text: str) -> tuple[str, str]:
 
 @app.command()
 def validate(
-    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    package: Annotated[Path, typer.Argument(help="Package or engine directory.")],
     reference: Annotated[Path, typer.Option(help="The Liger checkpoint it was converted from.")],
     adapter: Adapters = None,
     text: Annotated[Path | None, typer.Option(help="Text to read; default: sampled by the package.")] = None,
@@ -376,8 +378,39 @@ def bench(
         save_plot(report, plot)
 
 
+@app.command("build-engine")
+def build_engine(
+    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Engine directory to create.")],
+    backend: Annotated[
+        str, typer.Option(help=f"{', '.join(BACKENDS)}: the first are portable graphs for any engine.")
+    ] = TENSORRT_RTX,
+    sm: Annotated[str, typer.Option(help="GPU architectures in one engine, with commas, such as 86,89,120.")] = "",
+    activations: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}; state is float32.")] = "fp16",
+    chunk: Annotated[int, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none.")] = CHUNK,
+    check_tokens: Annotated[
+        int, typer.Option(min=0, help="Compare with the package on so many tokens; 0 leaves it out.")
+    ] = CHECK_TOKENS,
+    overwrite: Overwrite = False,
+) -> None:
+    """Build engines for named GPUs from a package; needs no GPU."""
+    with exporter():
+        from liger_export.engine.build import EngineSettings
+        from liger_export.engine.build import build_engine as run
+    settings = EngineSettings(
+        backend=backend,
+        targets=tuple(filter(None, sm.split(","))),
+        activations=activations,
+        chunk=chunk,
+        check_tokens=check_tokens,
+    )
+    with err.status("reading") as status:
+        manifest = run(package, output, settings, overwrite=overwrite, stage=status.update)
+    out.print(summary_table(str(output), engine_rows(manifest)))
+
+
 @app.command()
-def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")]) -> None:
+def inspect(package: Annotated[Path, typer.Argument(help="Package or engine directory.")]) -> None:
     """Show what a package holds, and whether its files are as they were written."""
     with exporter():
         from liger_export.package.inspection import inspect as run
@@ -389,7 +422,7 @@ def inspect(package: Annotated[Path, typer.Argument(help="Package directory.")])
 
 @app.command()
 def run(
-    package: Annotated[Path, typer.Argument(help="Package directory.")],
+    package: Annotated[Path, typer.Argument(help="Package or engine directory.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=0, help="Most tokens to write.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
@@ -406,7 +439,7 @@ def run(
     ] = None,
     lowering: Annotated[str | None, typer.Option(help="stock or fused; default: fused if it can run here.")] = None,
 ) -> None:
-    """Continue a text with ONNX Runtime."""
+    """Continue a text, with ONNX Runtime or on an engine."""
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -431,7 +464,7 @@ def main(command: Callable[..., Any] = app) -> None:
         command()
     except LigerExportError as error:
         print_error(error.cause, error.fix)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, BoundError) else 2) from None
     except BrokenPipeError:  # the reader of our output has left: nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

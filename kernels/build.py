@@ -16,7 +16,7 @@ from liger_export.files import new_directory
 from liger_export.kernels.plans import Plan, chunk_plans, pointwise_plans, step_plan
 from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape
 
-__all__ = ["TARGETS", "Build", "build_kernels", "load_build"]
+__all__ = ["TARGETS", "Build", "Compiled", "build_kernels", "compile_plan", "load_build"]
 
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
@@ -66,6 +66,29 @@ class Build:
                 )
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one GPU architecture.
+
+    Attributes:
+        name: of the function in ``ptx`` and ``cubin``.
+        ptx: its text.
+        cubin: the machine's code.
+        arguments: name and type of each, in order; Triton's own two come last and are null.
+        divisible: names of those that it takes to be multiples of 16.
+        threads: of a program.
+        shared_bytes: of shared memory that a program needs.
+    """
+
+    name: str
+    ptx: str
+    cubin: bytes
+    arguments: list[dict[str, str]]
+    divisible: list[str]
+    threads: int
+    shared_bytes: int
+
+
 def build_kernels(shape: AttentionShape, target: str, cache: Path, *, batch: int = 1, ring: bool = True) -> Build:
     """Compile all kernels of a layer, or take them from the cache. Needs no GPU.
 
@@ -113,7 +136,13 @@ def load_build(directory: Path) -> Build:
         raise KernelError(f"{directory} holds no whole build.", "Delete the folder and rebuild.") from error
 
 
-def _write(folder: Path, plan: Plan, order: int, shape: AttentionShape, target: str, batch: int) -> None:
+def compile_plan(plan: Plan, shape: AttentionShape, target: str) -> Compiled:
+    """Compile one kernel; arguments that the plan names as constants are none any more.
+
+    Raises:
+        KernelError: the architecture has too little shared memory for this shape.
+        EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
+    """
     triton, function = _triton(), _function(plan.kernel)
     types = {name: _type_of(name, plan, shape) for name in function.arg_names}
     divisible = [name for name, kind in types.items() if _is_divisible(name, kind, shape)]
@@ -138,26 +167,39 @@ def _write(folder: Path, plan: Plan, order: int, shape: AttentionShape, target: 
         )
     if metadata.global_scratch_size:
         raise KernelError(f"{plan.kernel} needs scratch memory.", "Report this shape as a bug.")
-    files = {"cubin": compiled.asm["cubin"], "ptx": compiled.asm["ptx"].encode()}
-    for kind, content in files.items():
-        (folder / f"{plan.kernel}.{kind}").write_bytes(content)
     arguments = [{"name": name, "type": kind} for name, kind in types.items() if kind != "constexpr"]
     # Triton's own, of kernels that use none: null.
     arguments += [{"name": name, "type": "*i8"} for name in ("global_scratch", "profile_scratch")]
+    return Compiled(
+        metadata.name,
+        compiled.asm["ptx"],
+        compiled.asm["cubin"],
+        arguments,
+        divisible,
+        32 * metadata.num_warps,
+        metadata.shared,
+    )
+
+
+def _write(folder: Path, plan: Plan, order: int, shape: AttentionShape, target: str, batch: int) -> None:
+    compiled = compile_plan(plan, shape, target)
+    files = {"cubin": compiled.cubin, "ptx": compiled.ptx.encode()}
+    for kind, content in files.items():
+        (folder / f"{plan.kernel}.{kind}").write_bytes(content)
     description = {
         "format": FORMAT,
         "order": order,
-        "name": metadata.name,
+        "name": compiled.name,
         "target": target,
-        "triton": triton.__version__,
+        "triton": _triton().__version__,
         "shape": asdict(shape),
         "batch": batch,
-        "arguments": arguments,
-        "divisible_by_16": divisible,
+        "arguments": compiled.arguments,
+        "divisible_by_16": compiled.divisible,
         "constants": plan.constants,
         "grid": [asdict(axis) for axis in plan.grid],
-        "threads": 32 * metadata.num_warps,
-        "shared_bytes": metadata.shared,
+        "threads": compiled.threads,
+        "shared_bytes": compiled.shared_bytes,
         "sha256": {kind: _sha256(content) for kind, content in files.items()},
     }
     (folder / f"{plan.kernel}.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -175,6 +217,8 @@ def _type_of(name: str, plan: Plan, shape: AttentionShape) -> str:
 
 def _is_divisible(name: str, kind: str, shape: AttentionShape) -> bool:
     """Whether the kernel may count on it: pointers in bytes, strides and padded lengths in elements."""
+    if kind == "constexpr":
+        return False
     if name.endswith("stride"):
         return shape.head_dim % 16 == 0
     # position_ids and counts are read one value at a time, at any address.

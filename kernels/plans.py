@@ -53,7 +53,7 @@ class Plan:
     """
 
     kernel: str
-    constants: dict[str, int | bool | str]
+    constants: dict[str, int | bool | str | float]
     options: dict[str, int]
     grid: tuple[Axis, Axis, Axis]
 
@@ -68,7 +68,7 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
     width = block_of(shape.head_dim) // 2
     while width > 16 and batch * shape.groups * -(-shape.head_dim // width) < PROGRAMS_WANTED:
         width //= 2
-    constants: dict[str, int | bool | str] = {
+    constants: dict[str, int | bool | str | float] = {
         "MIXER": MIXER_NUMBERS[shape.mixer],
         **_sizes(shape),
         "W": shape.window,

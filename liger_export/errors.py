@@ -2,8 +2,10 @@
 
 __all__ = [
     "AdapterError",
+    "BoundError",
     "CheckpointError",
     "DataError",
+    "EngineError",
     "EnvironmentMismatchError",
     "InputError",
     "KernelError",
@@ -55,6 +57,14 @@ class InputError(LigerExportError):
 
 class KernelError(LigerExportError):
     """No kernel computes what is asked for: the shape, the dtype or the GPU is another than it was made for."""
+
+
+class EngineError(LigerExportError):
+    """An engine cannot be built: a device is unknown, a graph is refused, or what was built is not what it must be."""
+
+
+class BoundError(LigerExportError):
+    """What was built does not compute what it must, within its bound."""
 
 
 class DataError(LigerExportError):

@@ -10,11 +10,13 @@ from rich.table import Column, Table
 if TYPE_CHECKING:  # these parts load torch, which not every command needs
     from liger_export.bench import BenchReport, Spread
     from liger_export.evaluate import Evaluation
+    from liger_export.package import Manifest
     from liger_export.quality import Quality
     from liger_export.validate.report import ParityReport
 
 __all__ = [
     "bench_table",
+    "engine_rows",
     "evaluation_table",
     "heldout_table",
     "megabytes",
@@ -110,6 +112,28 @@ def _time_spread(seconds: "Spread | None") -> str:
 def _rate(value: float) -> str:
     """Three digits, or thousands."""
     return f"{value / 1e3:.1f}k" if value >= 1e4 else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def engine_rows(manifest: "Manifest") -> list[tuple[str, str]]:
+    """What ``build-engine`` built and proved: rows for ``summary_table``."""
+    engine = manifest.engine
+    if engine is None:
+        return []
+    targets = ", ".join(engine.targets) or "any device"
+    rows = [("built by", f"{engine.backend} {engine.backend_version} for {targets}")]
+    calls = f"one token, and {engine.chunk}" if engine.chunk else "one token"
+    rows.append(("calls of", f"{calls}; one sequence"))
+    rows += [(f"  {what}", precision) for what, precision in engine.precisions.items()]
+    for name, figures in engine.graphs.items():
+        rows.append((name, f"{megabytes(figures['bytes'])}, built in {figures['seconds']:.1f} s"))
+    if engine.check is None:
+        return [*rows, ("compared", "no")]
+    against = f"with {engine.check['against']} on ONNX Runtime, in {engine.check['activations']}"
+    rows.append(("compared", against))
+    for check in engine.check["checks"]:
+        bound = "" if check["bound"] is None else f" (<= {check['bound']:g})"
+        rows.append((f"  {check['name']}", f"{check['value']:.1e}{bound}"))
+    return rows
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:

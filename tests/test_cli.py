@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import edit_json, write_base, write_liger
 
-SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "bench", "inspect", "run"]
+SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "bench", "build-engine", "inspect", "run"]
 
 
 def liger_export(*arguments: object, columns: int = 160) -> subprocess.CompletedProcess[str]:
@@ -144,3 +144,16 @@ def test_bench_prints_what_it_writes(package: Path, tmp_path: Path) -> None:
 )
 def test_bench_refuses_before_it_measures(package: Path, arguments: tuple[str, ...], words: list[str]) -> None:
     assert_refused(liger_export("bench", package, *arguments), *words)
+
+
+def test_build_engine_says_what_it_built_and_run_what_is_missing(package: Path, tmp_path: Path) -> None:
+    refused = liger_export("build-engine", package, "--sm", "90", "-o", tmp_path / "engine")
+    assert_refused(refused, "sm90", "It knows: 75, 80, 86, 89, 120, 121")
+    command = ("build-engine", package, "--sm", "86,89", "--chunk", 32, "--check-tokens", 24, "-o", tmp_path / "engine")
+    result = liger_export(*command)
+    assert result.returncode == 0, result.stderr
+    for words in ("sm86, sm89", "one token, and 32", "float32, no TF32", "step", "prefill: mean KL", "MB, built in"):
+        assert words in result.stdout
+    shown = liger_export("inspect", tmp_path / "engine")
+    assert "a GPU of sm86, sm89" in " ".join(shown.stdout.split())
+    assert_refused(liger_export("run", tmp_path / "engine", "def"), "GPU")

@@ -23,7 +23,7 @@ __all__ = ["ONNX_OPSET", "trace"]
 
 ONNX_OPSET = 23
 ROTARY = "model.rotary_emb.inv_freq"
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @torch.library.custom_op("liger::last_positions", mutates_args=())
@@ -69,7 +69,7 @@ def trace(config: LigerConfig, config_values: dict[str, Any], activations: str =
     Args:
         config: the model.
         config_values: the checkpoint's ``config.json``.
-        activations: dtype of activations and window, ``float32`` or ``float16``. Logits are float32.
+        activations: dtype of activations and window: ``float32``, ``float16`` or ``bfloat16``. Logits are float32.
     """
     dtype = getattr(torch, activations)
     table = state_table(config, activations)

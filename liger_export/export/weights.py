@@ -15,9 +15,18 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from liger_export.quantize import Scheme
-from liger_export.quantize.blocks import Blocks
+from liger_export.quantize.blocks import Blocks, block_offsets
 
-__all__ = ["ALIGNMENT", "DenseWeight", "IntegerWeight", "Weight", "WeightSource", "attach_weights", "weight_bytes"]
+__all__ = [
+    "ALIGNMENT",
+    "DenseWeight",
+    "IntegerWeight",
+    "SignedWeight",
+    "Weight",
+    "WeightSource",
+    "attach_weights",
+    "weight_bytes",
+]
 
 ALIGNMENT = 4096  # a page, so that a runtime can map each tensor from the file
 BLOCK_BYTES = 16 << 20  # of float32 rows at a time and thread
@@ -96,7 +105,42 @@ class IntegerWeight:
         return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
 
 
-Weight = DenseWeight | IntegerWeight
+@dataclass(frozen=True, slots=True)
+class SignedWeight:
+    """A matrix as ONNX's DequantizeLinear reads it: signed integers, whose zero point is 0.
+
+    Attributes:
+        tensors: the checkpoint name.
+        scheme: how it is rounded.
+        integers: the initializer of the integers, [out, in].
+        scales: that of the scales, [out, blocks].
+        offsets: that of what lies between a block's own zero point and 0, [out, blocks], if the scheme has any.
+    """
+
+    tensors: tuple[str, ...]
+    scheme: Scheme
+    integers: ir.Value
+    scales: ir.Value
+    offsets: ir.Value | None
+
+    def values(self) -> list[tuple[ir.Value, ...]]:
+        """As ``IntegerWeight.values``."""
+        return [(self.integers,), (self.scales,), *([(self.offsets,)] if self.offsets else [])]
+
+    def write(
+        self, source: WeightSource, name: str, start: int, stop: int, row: int, offsets: list[int], file: int
+    ) -> int:
+        """As ``DenseWeight.write``."""
+        blocks = source.blocks(name, start, stop, self.scheme)
+        sign_bits = np.uint8(0x88 if self.scheme.bits == 4 else 0x80)  # u - 8 is u with its highest bit turned
+        dtype = _numpy_dtype(self.scales)
+        parts = [blocks.packed ^ sign_bits, blocks.scales.astype(dtype)]
+        if self.offsets is not None:
+            parts.append(block_offsets(blocks, self.scheme).astype(dtype))
+        return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
+
+
+Weight = DenseWeight | IntegerWeight | SignedWeight
 
 
 def weight_bytes(weights: list[Weight]) -> int:
@@ -159,7 +203,7 @@ def _results(pool: ThreadPoolExecutor, tasks: Iterator[Task], file: int) -> Iter
 
 
 def _write_rows(file: int, rows: npt.NDArray[np.generic], row: int, offset: int) -> int:
-    data = memoryview(np.ascontiguousarray(rows).data).cast("B")
+    data = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
     position = offset + row * (data.nbytes // len(rows))
     written = 0
     while written < data.nbytes:
@@ -180,7 +224,7 @@ def _external(value: ir.Value, data_file: Path, offset: int) -> ir.ExternalTenso
 
 
 def _nbytes(value: ir.Value) -> int:
-    return prod(_shape(value)) * _numpy_dtype(value).itemsize
+    return -(-prod(_shape(value)) * _dtype(value).bitwidth // 8)
 
 
 def _aligned(size: int) -> int:

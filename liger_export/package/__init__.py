@@ -7,6 +7,7 @@ from liger_export.package.manifest import (
     FUSED,
     MANIFEST_FILE,
     MODEL_FILES,
+    PORTABLE,
     REPORT_FILE,
     STOCK,
     Graph,
@@ -14,4 +15,14 @@ from liger_export.package.manifest import (
     read_manifest,
 )
 
-__all__ = ["FUSED", "MANIFEST_FILE", "MODEL_FILES", "REPORT_FILE", "STOCK", "Graph", "Manifest", "read_manifest"]
+__all__ = [
+    "FUSED",
+    "MANIFEST_FILE",
+    "MODEL_FILES",
+    "PORTABLE",
+    "REPORT_FILE",
+    "STOCK",
+    "Graph",
+    "Manifest",
+    "read_manifest",
+]

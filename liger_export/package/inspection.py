@@ -10,6 +10,7 @@ import onnx
 from liger_export.config import LigerConfig
 from liger_export.errors import PackageError
 from liger_export.files import sha256_file
+from liger_export.package.engines import ONNX
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILES, REPORT_FILE, Manifest, read_manifest
 from liger_export.state import bytes_per_session
 
@@ -48,7 +49,7 @@ def inspect(directory: Path) -> Summary:
         ("layers", f"{config.num_hidden_layers}, with {config.num_attention_heads} query and "
                    f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
         ("attention", _attention(config)),
-        ("precision", str(manifest.precision)),
+        ("precision", f"{manifest.precision}, activations {manifest.activations}"),
         ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
@@ -58,13 +59,16 @@ def inspect(directory: Path) -> Summary:
         ("files", "as written (SHA-256 of each holds)" if damage is None else damage.cause),
         ("validated", _verdict(directory / REPORT_FILE, sha256_file(directory / MANIFEST_FILE))),
     ]  # fmt: skip
-    if damage is None:
+    if damage is None and manifest.engine is None:
         rows += [(f"operators, {name}", _histogram(directory / MODEL_FILES[name])) for name in manifest.graphs]
     return Summary(rows, damage)
 
 
 def _graphs(manifest: Manifest) -> str:
-    """Each lowering, the ONNX Runtime that it needs, and its GPU kernels."""
+    """Each lowering, what it needs to run, and its GPU kernels."""
+    engine = manifest.engine
+    if engine is not None and engine.backend != ONNX:
+        return f"portable ({engine.backend} {engine.backend_version} and a GPU of {', '.join(engine.targets)})"
     described = []
     for lowering, graph in manifest.graphs.items():
         kernels = f", GPU kernels for {', '.join(graph.targets)}" if graph.targets else ""

@@ -9,6 +9,7 @@ from typing import Any
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
 from liger_export.files import sha256_file, sha256_files
+from liger_export.package.engines import EngineRecord
 from liger_export.quantize import Precision
 from liger_export.state import StateTensor, bytes_per_session, state_table
 
@@ -17,6 +18,7 @@ __all__ = [
     "FUSED",
     "MANIFEST_FILE",
     "MODEL_FILES",
+    "PORTABLE",
     "REPORT_FILE",
     "STOCK",
     "Graph",
@@ -27,7 +29,7 @@ __all__ = [
 
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
-STOCK, FUSED = "stock", "fused"
+STOCK, FUSED, PORTABLE = "stock", "fused", "portable"
 MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx"}  # graphs over the same weights, by their lowering
 REPORT_FILE = "parity.json"  # written by validate after the manifest, so not listed in it
 
@@ -60,8 +62,9 @@ class Manifest:
         precision: how weights are stored, and the dtype of activations.
         calibration: what the method that reads text has read: its name, how many tokens, and the SHA-256 of their ids
             as little-endian 64-bit integers; None for other methods.
-        graphs: by lowering, keys of ``MODEL_FILES``; ``stock`` is always there.
+        graphs: by lowering, keys of ``MODEL_FILES``; ``stock`` is always there. Those of an engine are ``portable``.
         files: per file, its size and SHA-256.
+        engine: how it was built, if this is the manifest of an engine directory.
         memory: whether memory grew from token to token, as ``validate`` measured it; None before.
     """
 
@@ -73,6 +76,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     calibration: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
+    engine: EngineRecord | None = None
     format_version: int = FORMAT_VERSION
     liger_export: str = field(default_factory=lambda: version("liger-export"))
 
@@ -84,7 +88,19 @@ class Manifest:
     @property
     def state(self) -> tuple[StateTensor, ...]:
         """The state table."""
-        return state_table(self.model_config, self.precision.activations)
+        return state_table(self.model_config, self.activations)
+
+    @property
+    def activations(self) -> str:
+        """Dtype of activations and window."""
+        return self.engine.activations if self.engine else self.precision.activations
+
+    @property
+    def graph_files(self) -> list[str]:
+        """The files without which nothing runs."""
+        if self.engine:
+            return list(self.engine.files.values())
+        return [MODEL_FILES[lowering] for lowering in (STOCK, *self.graphs)]
 
     def to_json(self) -> str:
         """The manifest as JSON, the state table and its bytes per session written out for readers."""
@@ -100,6 +116,8 @@ class Manifest:
         ]
         values = asdict(self)
         files = values.pop("files")
+        if self.engine is None:
+            del values["engine"]
         values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
         return json.dumps({**values, "files": files}, indent=1) + "\n"
 
@@ -157,12 +175,14 @@ def read_manifest(directory: Path) -> Manifest:
         recorded_state = values.pop("state")
         values["precision"] = Precision.from_dict(values["precision"])
         values["graphs"] = {lowering: Graph(**graph) for lowering, graph in values["graphs"].items()}
+        if "engine" in values:
+            values["engine"] = EngineRecord(**values["engine"])
         manifest = Manifest(**values)
         consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.files.items()}
         named = [manifest.source["name"], *(adapter["name"] for adapter in manifest.adapters)]
-        consistent = consistent and STOCK in manifest.graphs and all(isinstance(name, str) for name in named)
-        consistent = consistent and all(MODEL_FILES[lowering] in listed for lowering in manifest.graphs)
+        consistent = consistent and set(manifest.graph_files) <= listed.keys() and bool(manifest.graphs)
+        consistent = consistent and all(isinstance(name, str) for name in named)
         past_names = {entry.past_name for entry in manifest.state}
         for graph in manifest.graphs.values():
             consistent = consistent and isinstance(graph.onnxruntime, str) and set(graph.in_place) <= past_names

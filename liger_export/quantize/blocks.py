@@ -11,7 +11,7 @@ from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_
 
 from liger_export.quantize.scheme import Scheme
 
-__all__ = ["Blocks", "dequantize", "encode"]
+__all__ = ["Blocks", "block_offsets", "dequantize", "encode"]
 
 Rows = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -48,6 +48,15 @@ def dequantize(blocks: Blocks, scheme: Scheme) -> Rows:
     centred = integers.reshape(rows, count, scheme.block_size).astype(np.float32) - zero_points
     values: Rows = centred * blocks.scales[:, :, None]
     return values.reshape(rows, columns)
+
+
+def block_offsets(blocks: Blocks, scheme: Scheme) -> Rows:
+    """What each block's values lie above scale * (integer - fixed zero point), float32 [N, K / block_size]."""
+    if blocks.zero_points is None:
+        return np.zeros_like(blocks.scales)
+    zero_points = unpack(blocks.zero_points, scheme.bits)[:, : blocks.scales.shape[1]].astype(np.float32)
+    above: Rows = blocks.scales * (scheme.fixed_zero_point - zero_points)
+    return above
 
 
 def pack(integers: Bytes, bits: int) -> Bytes:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from liger_export.errors import InputError
 from liger_export.ort import ort
 
-__all__ = ["CPU", "CUDA", "Buffer", "SavedState", "new_buffer"]
+__all__ = ["CPU", "CUDA", "Buffer", "HostBuffer", "SavedState", "new_buffer"]
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -24,10 +24,14 @@ class Buffer(Protocol):
     Attributes:
         value: the tensor as ONNX Runtime binds it.
         address: of its first byte, in its device's memory.
+        shape: of the tensor.
+        dtype: as numpy knows it.
     """
 
     value: ort.OrtValue
     address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
     def read(self) -> Array:
         """Its content as an array; on a CPU the memory itself, not a copy."""
@@ -39,19 +43,25 @@ class Buffer(Protocol):
         """Fill it with zeros."""
 
 
-class _HostBuffer:
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        self._array = np.zeros(shape, dtype=dtype)
-        self.value = ort.OrtValue.ortvalue_from_numpy(self._array)
-        self.address: int = self._array.ctypes.data
+class HostBuffer:
+    """An array that a CPU addresses. See ``Buffer``."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self.value = ort.OrtValue.ortvalue_from_numpy(array)
+        self.address: int = array.ctypes.data
+        self.shape, self.dtype = array.shape, array.dtype
 
     def read(self) -> Array:
+        """As ``Buffer``."""
         return self._array
 
     def write(self, content: Array) -> None:
+        """As ``Buffer``."""
         self._array[...] = content
 
     def clear(self) -> None:
+        """As ``Buffer``."""
         self._array.fill(0)
 
 
@@ -60,6 +70,7 @@ class _DeviceBuffer:
         self._zeros = np.zeros(shape, dtype=dtype)  # pages that are only read take no memory
         self.value = ort.OrtValue.ortvalue_from_numpy(self._zeros, "cuda", 0)
         self.address: int = self.value.data_ptr()
+        self.shape, self.dtype = self._zeros.shape, self._zeros.dtype
 
     def read(self) -> Array:
         content: Array = self.value.numpy()
@@ -74,7 +85,7 @@ class _DeviceBuffer:
 
 def new_buffer(device: str, shape: tuple[int, ...], dtype: str) -> Buffer:
     """A buffer of zeros on ``CPU`` or ``CUDA``."""
-    return _HostBuffer(shape, dtype) if device == CPU else _DeviceBuffer(shape, dtype)
+    return HostBuffer(np.zeros(shape, dtype=dtype)) if device == CPU else _DeviceBuffer(shape, dtype)
 
 
 @dataclass(frozen=True, slots=True)

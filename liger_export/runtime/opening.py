@@ -12,11 +12,11 @@ from liger_export.ort import ort
 from liger_export.package import FUSED, MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.plugins.ort import library_path
 from liger_export.runtime.buffers import CPU, CUDA
-from liger_export.runtime.session import Session
+from liger_export.runtime.fixed import open_engine
+from liger_export.runtime.session import ERRORS_ONLY, Session
 
 __all__ = ["load", "read_tokenizer"]
 
-ERRORS_ONLY = 3
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 # Float32 means float32: TF32 keeps 10 bits. Graphs are captured for steps; see Session.
 CUDA_OPTIONS = {"use_tf32": "0", "enable_cuda_graph": "1"}
@@ -49,10 +49,11 @@ def load(
     threads: int | None = None,
     verify: bool = False,
 ) -> Session:
-    """Open a package and start a session.
+    """Open a package, or an engine directory, and start a session.
 
     Args:
-        directory: the package.
+        directory: what ``convert`` or ``build-engine`` wrote. An engine directory has one graph, for one device: it
+            makes nothing of ``device`` and ``lowering``.
         device: ``cpu`` or ``cuda``; None for a GPU where the package holds kernels for it and ONNX Runtime is one with
             CUDA, and the CPU otherwise.
         lowering: ``stock`` or ``fused``; None for fused where the package has it and its operators are installed. The
@@ -63,10 +64,13 @@ def load(
 
     Raises:
         PackageError: the package is incomplete, changed, or of a newer format, or lacks the lowering asked for.
-        EnvironmentMismatchError: the installation lacks what was asked for, or its ONNX Runtime is too old.
+        EnvironmentMismatchError: the installation lacks what was asked for, its ONNX Runtime is too old, or nothing
+            here runs the engine.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if manifest.engine is not None:
+        return open_engine(directory, manifest, read_tokenizer(directory), threads=threads, verify=verify)
     choice = _choose(manifest, lowering, device)
     _check_onnxruntime(manifest.graphs[choice.lowering].onnxruntime)
     manifest.check_files(directory, hashes=False)  # first: ONNX Runtime maps files, and a cut one could crash it

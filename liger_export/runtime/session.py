@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,9 @@ from liger_export.runtime.buffers import CPU, CUDA, Buffer, SavedState, new_buff
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 
-__all__ = ["Session"]
+__all__ = ["ERRORS_ONLY", "Session"]
+
+ERRORS_ONLY = 3  # ONNX Runtime's severity of log messages
 
 # Tokens a call: on a CPU as fast as any longer one, and activations stay small; a GPU wants more work at a time.
 PREFILL_CHUNK = {CPU: 128, CUDA: 1024}
@@ -45,9 +48,7 @@ class Session:
         position: tokens the model has read.
     """
 
-    def __init__(
-        self, manifest: Manifest, tokenizer: Tokenizer, model: ort.InferenceSession, *, lowering: str, device: str
-    ) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, model: Any, *, lowering: str, device: str) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.lowering = lowering
@@ -59,13 +60,18 @@ class Session:
         self._end_ids = manifest.model_config.eos_token_ids
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
+        self._turn = 0
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Allocate the buffers of a call of one token and bind them."""
+        device = self.device
         self._logits = new_buffer(device, (1, 1, self._vocab_size), "float32")
         self._most_likely = new_buffer(device, (1, 1), "int64")
         self._token, self._token_position = (new_buffer(device, (1, 1), "int64") for _ in range(2))
-        first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in manifest.state]
+        first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in self._table]
         self._buffers = [first, self._beside(first)]  # [past, present]
         self._steps = [self._bind_step(turn) for turn in (0, 1)]
-        self._turn = 0
 
     def _beside(self, first: list[Buffer]) -> list[Buffer]:
         """A second set of state buffers, which shares those that the graph updates in place."""
@@ -164,7 +170,7 @@ class Session:
 
     def fork(self) -> "Session":
         """A second session on the same weights, starting from a copy of this one's state."""
-        other = Session(self.manifest, self.tokenizer, self._model, lowering=self.lowering, device=self.device)
+        other = type(self)(self.manifest, self.tokenizer, self._model, lowering=self.lowering, device=self.device)
         other.load_state(self.state())
         other._seen[:] = self._seen
         return other
@@ -184,9 +190,9 @@ class Session:
         """
         if state.position < 0:
             raise InputError(f"The saved state's position is {state.position}.", "Load a state that save wrote.")
-        for entry in self._table:
+        for entry, buffer in zip(self._table, self._buffers[self._turn], strict=True):
             tensor = state.tensors.get(entry.past_name)
-            if tensor is None or tensor.shape != (1, *entry.shape) or str(tensor.dtype) != entry.dtype:
+            if tensor is None or tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
                 raise InputError(
                     f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
                     "Load a state that the same model saved.",

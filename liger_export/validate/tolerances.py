@@ -15,7 +15,8 @@ __all__ = ["Tolerances", "tolerances_of"]
 Array = npt.NDArray[np.float32]
 
 FP32_RELATIVE_L2 = 1e-5
-FP16_KL, FP16_TOP1 = 1e-3, 0.99
+HALF_KL = {"fp16": 1e-3, "bf16": 5e-3}
+HALF_TOP1 = {"fp16": 0.99, "bf16": 0.98}
 PERPLEXITY = {"int8": 0.005, "int4": 0.04}
 DISTANCE_RATIO = 2.0
 
@@ -46,8 +47,8 @@ class Tolerances:
 
     def logit_checks(self, parity: LogitParity, detail: str) -> Iterator[Check]:
         """Package against PyTorch, every figure; those that section 6 names have a bound."""
-        top1 = {"fp32": 1.0, "fp16": FP16_TOP1}.get(self.stored)
-        kl = FP16_KL if self.stored == "fp16" else None
+        top1 = {"fp32": 1.0, **HALF_TOP1}.get(self.stored)
+        kl = HALF_KL.get(self.stored)
         l2 = FP32_RELATIVE_L2 if self.exact else None
         yield Check("logits: relative L2", parity.relative_l2, l2, detail=detail)
         yield Check("logits: max abs difference", parity.max_abs, detail=detail)
@@ -81,15 +82,18 @@ class Tolerances:
         return Check(f"{name}: {self.metric}, of the package's own", ratio, DISTANCE_RATIO, detail=detail)
 
 
-def tolerances_of(precision: Precision, matrices: list[str]) -> Tolerances:
+def tolerances_of(precision: Precision, matrices: list[str], activations: str = "float32") -> Tolerances:
     """The tolerances of a package.
 
     Args:
         precision: of its manifest.
         matrices: names of the checkpoint's matrices.
+        activations: what an engine computes in, which may have fewer bits than its package.
     """
     stored = {precision.of(name) for name in matrices}
-    coarsest = next(name for name in ("int4", "int8", "fp16", "fp32") if name in stored)
+    coarsest: str = next(name for name in ("int4", "int8", "fp16", "fp32") if name in stored)
     if coarsest == "fp32":
+        coarsest = {"float16": "fp16", "bfloat16": "bf16"}.get(activations, coarsest)
+    if coarsest == "fp32" and activations == "float32":
         return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding=2**-24)
-    return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, FP16_KL, rounding=2**-11)
+    return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, HALF_KL["fp16"], rounding=2**-11)

@@ -1,0 +1,67 @@
+"""The portable graphs of a package: one of one token, one of a prefill call, over one file of weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from liger_export.checkpoint import expected_tensors
+from liger_export.engine.weights import PackagedWeights
+from liger_export.export import attach_weights, trace, weight_bytes
+from liger_export.export.portable import lower_portable
+from liger_export.files import require_space
+from liger_export.package import Manifest
+from liger_export.package.engines import BACKENDS, ONNX, graph_names
+
+__all__ = ["DATA_FILE", "write_graphs"]
+
+DATA_FILE = "weights.data"
+
+
+def write_graphs(
+    package: Path,
+    manifest: Manifest,
+    folder: Path,
+    *,
+    activations: str,
+    chunk: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, int]:
+    """Write a package's graphs in the portable lowering into a folder.
+
+    Args:
+        package: its directory.
+        manifest: its manifest.
+        folder: where to write ``step.onnx``, ``prefill.onnx`` and ``weights.data``.
+        activations: dtype of activations and window.
+        chunk: tokens of a prefill call, or 0 for none.
+        progress: called with the bytes written since the last call.
+
+    Returns:
+        The operator sets that the graphs import.
+
+    Raises:
+        PackageError: a weight is missing.
+        OutputError: the disk has no room.
+    """
+    config = manifest.model_config
+    schemes = {
+        name: manifest.precision.scheme(name) for name, shape in expected_tensors(config).items() if len(shape) == 2
+    }
+    source = PackagedWeights(package, manifest)
+    traced = trace(config, manifest.config, activations)
+    written: dict[str, ir.TensorProtocol] = {}
+    imports: dict[str, int] = {}
+    for length, name in graph_names(chunk).items():
+        model = traced.clone()
+        weights = lower_portable(model, length, schemes)
+        if not written:
+            require_space(folder, weight_bytes(weights))
+            attach_weights(weights, source, folder / DATA_FILE, progress)
+            values = (value for weight in weights for views in weight.values() for value in views)
+            written = {str(value.name): value.const_value for value in values if value.const_value is not None}
+        for initializer, data in written.items():
+            model.graph.initializers[initializer].const_value = data
+        ir.save(model, folder / (name + BACKENDS[ONNX]))
+        imports |= {domain or "ai.onnx": version for domain, version in model.opset_imports.items()}
+    return imports

@@ -1,0 +1,191 @@
+"""The ``portable`` lowering: ai.onnx operators alone, one sequence, a fixed number of tokens a call.
+
+What other engines parse: no domain but ONNX's own, no model-local function, no size that depends on an input. Calls of
+one token and of many are two graphs that read the same weights; in the second the last tokens may be padding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
+
+from liger_export.errors import InputError
+from liger_export.export.weights import DenseWeight, SignedWeight, Weight
+from liger_export.ops.forms import FORMS
+from liger_export.ops.onnx_bodies.portable import SUB_CHUNK, Sizes, portable_function
+from liger_export.ops.onnx_forms import DOMAIN
+from liger_export.quantize import Scheme
+
+__all__ = ["check_chunk", "lower_portable"]
+
+SHARED_CONSTANT = 1 << 16  # elements: every constant of a body, so that layers share them
+MIXERS = {form.onnx_name: mixer for mixer, form in FORMS.items()}
+
+
+def check_chunk(chunk: int) -> None:
+    """Check that a call of so many tokens can be written out. Raises InputError."""
+    if chunk < SUB_CHUNK or chunk % SUB_CHUNK:
+        raise InputError(f"A prefill call of {chunk} tokens cannot be built.", f"Choose a multiple of {SUB_CHUNK}.")
+
+
+def lower_portable(model: ir.Model, length: int, schemes: Mapping[str, Scheme | None]) -> list[Weight]:
+    """Rewrite a traced model in place for calls of ``length`` tokens. Logits are those of every token, padding too.
+
+    Args:
+        model: what ``trace`` returned.
+        length: 1, or a multiple of ``SUB_CHUNK``.
+        schemes: how each matrix is rounded, by its checkpoint name; None for those stored as the activations are. A
+            rounded embedding table is stored as the activations are, with the values it was rounded to.
+
+    Returns:
+        The weights that the graph now reads, to be written; the same whatever the length.
+    """
+    graph = model.graph
+    _fix_sizes(graph, length)
+    weights = _store_weights(graph, schemes)
+    _write_attention_out(model, length)
+    passes.InlinePass()(model)
+    fold_constants(model)
+    for clean in (
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        passes.IdentityEliminationPass(),
+        passes.CommonSubexpressionEliminationPass(size_limit=SHARED_CONSTANT),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        clean(model)
+    return weights
+
+
+def _fix_sizes(graph: ir.Graph, length: int) -> None:
+    """One sequence, ``length`` tokens, and logits of all of them."""
+    kept = graph.inputs[2]
+    for node in list(graph):
+        if node.op_type == "LastPositions":
+            hidden_states = node.inputs[0]
+            assert hidden_states is not None
+            node.outputs[0].replace_all_uses_with(hidden_states)
+            graph.remove(node, safe=True)
+    graph.inputs.remove(kept)
+    graph.initializers.pop(str(kept.name), None)
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None if value not in graph.outputs else value.shape  # inferred again, without symbols
+    for value in (*graph.inputs, *graph.outputs):
+        assert value.shape is not None
+        sizes = {"batch": 1, "length": length, "kept": length}
+        dims = [dim if isinstance(dim, int) else sizes[str(dim)] for dim in value.shape]
+        value.shape = ir.Shape(dims)
+
+
+def _write_attention_out(model: ir.Model, length: int) -> None:
+    """Give each ``liger`` node a function of its sizes, for the inliner."""
+    written: dict[tuple[str, Sizes], str] = {}
+    for node in list(model.graph):
+        if node.domain != DOMAIN:
+            continue
+        mixer, sizes = MIXERS[node.op_type], _sizes(node, length)
+        name = written.setdefault((mixer, sizes), f"{node.op_type}{len(written)}")
+        function = ir.serde.deserialize_function(portable_function(mixer, name, sizes))
+        model.functions[function.identifier()] = function
+        call = ir.node(name, node.inputs, domain=DOMAIN, num_outputs=len(node.outputs), name=node.name)
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)
+
+
+def _sizes(node: ir.Node, length: int) -> Sizes:
+    attributes, form = node.attributes, FORMS[MIXERS[node.op_type]]
+    inputs = dict(zip(form.inputs, node.inputs, strict=True))
+    window_value = inputs["window_value"]
+    assert window_value is not None
+    assert window_value.dtype is not None
+    map_dim = 0
+    if (query_map := inputs.get("query_map")) is not None:
+        assert query_map.shape is not None
+        map_dim = query_map.shape.numpy()[-1]
+    return Sizes(
+        length,
+        attributes.get_int("num_heads", 0),
+        attributes.get_int("num_key_value_heads", 0),
+        attributes.get_int("head_dim", 0),
+        attributes.get_int("window_size", 0),
+        int(window_value.dtype),
+        slots=attributes.get_int("num_slots", 0),
+        map_dim=map_dim,
+        gate_normalizer=attributes.get_float("gate_normalizer", 1.0),
+        recurrent_weight=attributes.get_float("recurrent_weight", 0.5),
+    )
+
+
+def _store_weights(graph: ir.Graph, schemes: Mapping[str, Scheme | None]) -> list[Weight]:
+    """Products read x W^T with W as the checkpoint stores it; rounded ones through DequantizeLinear."""
+    names = [name for name, value in graph.initializers.items() if value.const_value is None]
+    products = _Products(graph)
+    for node in list(graph):
+        transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        weight = transpose.inputs[0] if transpose is not None and transpose.op_type == "Transpose" else None
+        if weight is not None and transpose is not None and (scheme := schemes.get(str(weight.name))):
+            products.round(node, transpose, weight, scheme)
+    dense: list[Weight] = []
+    for name in names:
+        value = graph.initializers[name]
+        if value.uses():
+            dense.append(DenseWeight(value, (name,)))
+        else:
+            graph.initializers.pop(name)
+    return [*dense, *products.stored]
+
+
+@dataclass
+class _Products:
+    """Linear layers of a graph whose weights become integers."""
+
+    graph: ir.Graph
+    stored: list[SignedWeight] = field(default_factory=list)
+
+    def round(self, product: ir.Node, transpose: ir.Node, weight: ir.Value, scheme: Scheme) -> None:
+        """Read a weight through DequantizeLinear, and add what its zero points are worth.
+
+        Engines take signed integers whose zero point is 0. With u - z = (u - 8) + (8 - z) in a block of 4-bit integers,
+        x W^T is a product with s (u - 8), and one of each block's sum of x with s (8 - z): exact, and small.
+        """
+        assert weight.shape is not None
+        rows, columns = weight.shape.numpy()
+        name, blocks = str(weight.name), scheme.blocks(columns)
+        assert weight.dtype is not None
+        integers = self._initializer(f"{name}.integers", [rows, columns], ir.DataType[f"INT{scheme.bits}"])
+        scales = self._initializer(f"{name}.scales", [rows, blocks], weight.dtype)
+        attributes = {"axis": 1, "block_size": scheme.block_size}
+        dequantized = ir.node("DequantizeLinear", [integers, scales], attributes, name=f"{name}.dequantized")
+        self.graph.insert_before(transpose, dequantized)
+        transpose.replace_input_with(0, dequantized.outputs[0])
+        offsets = None
+        if not scheme.symmetric:
+            offsets = self._initializer(f"{name}.offsets", [rows, blocks], weight.dtype)
+            self._add_offsets(product, offsets, scheme)
+        self.stored.append(SignedWeight((name,), scheme, integers, scales, offsets))
+
+    def _add_offsets(self, product: ir.Node, offsets: ir.Value, scheme: Scheme) -> None:
+        activations, weight, blocks = product.inputs[0], product.inputs[1], offsets.shape
+        assert activations is not None
+        assert blocks is not None
+        split, axis = _numbers([1, -1, blocks.numpy()[1], scheme.block_size]), _numbers([-1])
+        by_block = ir.node("Reshape", [activations, split.outputs[0]])
+        sums = ir.node("ReduceSum", [by_block.outputs[0], axis.outputs[0]], {"keepdims": 0})
+        columns = ir.node("Transpose", [offsets], {"perm": [1, 0]})
+        above = ir.node("MatMul", [sums.outputs[0], columns.outputs[0]])
+        centred = ir.node("MatMul", [activations, weight], name=product.name)
+        total = ir.node("Add", [centred.outputs[0], above.outputs[0]])
+        nodes = [split, axis, by_block, sums, columns, above, centred, total]
+        ir.convenience.replace_nodes_and_values(self.graph, product, [product], nodes, product.outputs, total.outputs)
+
+    def _initializer(self, name: str, shape: list[int], dtype: ir.DataType) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        self.graph.initializers[name] = value
+        return value
+
+
+def _numbers(values: list[int]) -> ir.Node:
+    return ir.node("Constant", [], {"value": ir.tensor(np.array(values, dtype=np.int64))})

@@ -1,0 +1,98 @@
+"""The step kernel as TensorRT launches it: pointers to the inputs, then to the outputs, and nothing else.
+
+Strides, gate normalizer and recurrent weight are constants of the compiled kernel. So are Triton's own two arguments:
+TensorRT would not pass them, and a kernel that needs no scratch memory never reads them.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from liger_export.errors import KernelError
+from liger_export.kernels.build import compile_plan
+from liger_export.kernels.plans import step_plan
+from liger_export.kernels.shapes import AttentionShape, block_of
+
+__all__ = ["PluginKernel", "plugin_kernel", "tactics"]
+
+WIDTHS = (16, 32, 64, 128)  # value columns of a program: the fewer, the more programs a head has
+ARGUMENTS = 13  # 9 inputs and 4 outputs
+
+
+@dataclass(frozen=True, slots=True)
+class PluginKernel:
+    """What a plugin hands to TensorRT.
+
+    Attributes:
+        name: of the kernel in ``ptx``.
+        ptx: its text, with ``ARGUMENTS`` parameters: query, key, value, cos, sin, position_ids, recurrent state, window
+            key and window value, then the output and the next three, all pointers.
+        columns: programs along x.
+        groups: programs along y; along z stands the batch.
+        threads: of a program.
+        shared_bytes: of shared memory that a program needs.
+    """
+
+    name: str
+    ptx: str
+    columns: int
+    groups: int
+    threads: int
+    shared_bytes: int
+
+
+def tactics(head_dim: int) -> list[int]:
+    """Numbers of the ways to cut the kernel, from 1 on."""
+    return [number for number, width in enumerate(WIDTHS, 1) if width <= block_of(head_dim)]
+
+
+def plugin_kernel(
+    shape: AttentionShape, target: str, tactic: int, *, gate_normalizer: float, recurrent_weight: float
+) -> PluginKernel:
+    """Compile one token of a layer's attention, rows of the window oldest first. Needs no GPU.
+
+    Args:
+        shape: the layer's.
+        target: a key of ``kernels.build.TARGETS``.
+        tactic: one of ``tactics(shape.head_dim)``.
+        gate_normalizer: divides the log gates; 1 for hgrn2.
+        recurrent_weight: share of the recurrence in the output.
+
+    Raises:
+        KernelError: there is no such tactic, or the architecture has too little shared memory.
+        EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
+    """
+    if tactic not in tactics(shape.head_dim):
+        raise KernelError(f"There is no tactic {tactic}.", f"Choose one of {tactics(shape.head_dim)}.")
+    plan = step_plan(shape, 1, ring=False)
+    row = shape.groups * shape.head_dim
+    constants = {
+        **plan.constants,
+        "BLOCK_V": WIDTHS[tactic - 1],
+        "query_stride": row * shape.repeats,
+        "key_stride": row,
+        "value_stride": row,
+        "gate_normalizer": gate_normalizer,
+        "recurrent_weight": recurrent_weight,
+    }
+    compiled = compile_plan(replace(plan, constants=constants), shape, target)
+    return PluginKernel(
+        compiled.name,
+        _without_unused_parameters(compiled.ptx, compiled.name),
+        -(-shape.head_dim // WIDTHS[tactic - 1]),
+        shape.groups,
+        compiled.threads,
+        compiled.shared_bytes,
+    )
+
+
+def _without_unused_parameters(ptx: str, name: str) -> str:
+    """Drop the parameters after the ``ARGUMENTS`` first, which nothing may read."""
+    head, entry, rest = ptx.partition(f".entry {name}(")
+    declared, closing, body = rest.partition(")")
+    parameters = [line.strip() for line in declared.split(",")]
+    dropped = [parameter.split()[-1] for parameter in parameters[ARGUMENTS:]]
+    used = [parameter for parameter in dropped if re.search(rf"\b{parameter}\b", body)]
+    if not entry or len(parameters) < ARGUMENTS or used:
+        raise KernelError("Triton laid the kernel's parameters out in another way.", "Install Triton 3.6.")
+    kept = ",\n\t".join(parameters[:ARGUMENTS])
+    return f"{head}{entry}\n\t{kept}\n{closing}{body}"

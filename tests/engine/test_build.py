@@ -1,0 +1,149 @@
+"""Engines built on a machine without a GPU: what is built, what is proved, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from liger_export.engine.build import EngineSettings, build_engine
+from liger_export.errors import BoundError, EngineError, InputError, LigerExportError, OutputError
+from liger_export.files import sha256_file
+from liger_export.linearize import LinearizeSettings
+from liger_export.package import Manifest, read_manifest
+from liger_export.package.build import convert
+from liger_export.quantize import Precision
+from tests.tiny import Shape, write_liger
+
+TARGETS = ("86", "89", "120")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pycode-7m"
+RTX = EngineSettings(targets=TARGETS, chunk=32, check_tokens=72)
+
+
+def package_of(folder: Path, mixer: str, precision: Precision | None = None) -> Path:
+    """A tiny hybrid: one layer of the mixer, one that keeps softmax."""
+    settings = LinearizeSettings(
+        mixer=mixer, num_slots=4 if mixer == "gsa" else None, keep_softmax_every=2, softmax_window=20
+    )
+    sizes = {"hidden_size": 64, "intermediate_size": 64}
+    write_liger(folder / "liger", Shape(head_dim=16), backbone="qwen3", settings=settings, **sizes)
+    convert(folder / "liger", folder / "package", precision=precision)
+    return folder / "package"
+
+
+def assert_built(engine: Path, package: Path, settings: EngineSettings) -> Manifest:
+    manifest = read_manifest(engine)
+    manifest.check_files(engine)
+    record = manifest.engine
+    assert record is not None
+    assert record.package_sha256 == sha256_file(package / "manifest.json")
+    assert record.targets == [f"sm{target}" for target in settings.targets]
+    assert record.check is not None
+    for name in ("step", "prefill"):
+        assert (engine / f"{name}.engine").stat().st_size == record.graphs[name]["bytes"]
+        layers = json.loads((engine / f"{name}.layers.json").read_text())["network"]
+        products = [layer for layer in layers if layer["type"] == "MATRIX_MULTIPLY"]
+        assert {output.split()[0] for layer in products for output in layer["outputs"]} == {
+            manifest.activations, "float32",
+        }  # fmt: skip
+    assert {entry.dtype for entry in manifest.state if entry.name in ("key", "value")} == {manifest.activations}
+    assert {entry.dtype for entry in manifest.state if entry.name not in ("key", "value")} == {"float32"}
+    assert "liger" not in (engine / "build.log").read_text().replace("liger-export", "")
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("mixer", "weights"), [("gla", "int4"), ("gsa", "fp32"), ("hgrn2", "fp32"), ("lolcats", "int8")]
+)
+def test_every_mixer_builds_for_three_architectures(mixer: str, weights: str, tmp_path: Path) -> None:
+    package = package_of(tmp_path, mixer, Precision(weights=weights))
+    build_engine(package, tmp_path / "engine", RTX)
+    manifest = assert_built(tmp_path / "engine", package, RTX)
+    assert manifest.activations == "float16"
+    layers = json.loads((tmp_path / "engine" / "step.layers.json").read_text())["network"]
+    rounded = sum(layer["type"] == "DEQUANTIZE" for layer in layers)
+    assert rounded == (15 if weights.startswith("int") else 0)
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int4"])
+def test_the_shipped_model_builds(weights: str, tmp_path: Path, shipped_checkpoint: Path) -> None:
+    package = tmp_path / "package"
+    convert(shipped_checkpoint, package, adapters=(EXAMPLE / "adapter",), precision=Precision(weights=weights))
+    build_engine(package, tmp_path / "engine", RTX)
+    assert_built(tmp_path / "engine", package, RTX)
+
+
+def test_bfloat16_is_compared_in_float32(package: Path, tmp_path: Path) -> None:
+    settings = EngineSettings(targets=("89",), activations="bf16", chunk=32, check_tokens=24)
+    build_engine(package, tmp_path / "engine", settings)
+    record = assert_built(tmp_path / "engine", package, settings).engine
+    assert record is not None
+    assert record.check is not None
+    assert record.check["activations"] == "float32"
+    assert {check["bound"] for check in record.check["checks"]} == {1e-5}
+
+
+def test_prefill_may_be_left_out(package: Path, tmp_path: Path) -> None:
+    settings = EngineSettings(targets=("86",), chunk=0, check_tokens=0)
+    record = build_engine(package, tmp_path / "engine", settings).engine
+    assert record is not None
+    assert list(record.graphs) == ["step"]
+    assert record.check is None
+    assert not (tmp_path / "engine" / "prefill.engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (EngineSettings(targets=("86", "90")), ["sm90", "75, 80, 86, 89, 120, 121"]),
+        (EngineSettings(), ["--sm", "75, 80, 86, 89, 120, 121"]),
+        (EngineSettings(backend="tvm", targets=("86",)), ["tvm", "tensorrt-rtx"]),
+        (EngineSettings(activations="fp8", targets=("86",)), ["fp8", "bf16"]),
+        (EngineSettings(chunk=40, targets=("86",)), ["40", "multiple of 16"]),
+        (EngineSettings(backend="onnx", targets=("86",)), ["--sm"]),
+        (EngineSettings(backend="onnx", activations="bf16"), ["bfloat16", "fp16"]),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(
+    settings: EngineSettings, words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises((EngineError, InputError)) as refused:
+        build_engine(tmp_path / "absent", tmp_path / "engine", settings)
+    for word in words:
+        assert word in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_fails_leaves_nothing(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from liger_export.engine import tensorrt_rtx
+
+    monkeypatch.setitem(tensorrt_rtx.DTYPES, tensorrt_rtx.trt.int64, "int32")
+    settings = EngineSettings(targets=("86",), check_tokens=0)
+    with pytest.raises(EngineError, match="input_ids is int32"):
+        build_engine(package, tmp_path / "engine", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_of_other_weights_miss_the_bound(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from liger_export.engine.weights import PackagedWeights
+
+    original = PackagedWeights.rows
+
+    def changed(self: PackagedWeights, name: str, start: int, stop: int) -> object:
+        return original(self, name, start, stop) * (1.01 if "o_proj" in name else 1)
+
+    monkeypatch.setattr(PackagedWeights, "rows", changed)
+    settings = EngineSettings(backend="onnx", activations="fp32", chunk=32, check_tokens=24)
+    with pytest.raises(BoundError, match="miss a bound"):
+        build_engine(package, tmp_path / "engine", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_and_existing_outputs_are_kept(package: Path, tmp_path: Path) -> None:
+    settings = EngineSettings(backend="onnx", chunk=16, check_tokens=0)
+    engine = tmp_path / "engine"
+    build_engine(package, engine, settings)
+    with pytest.raises(OutputError, match="exists"):
+        build_engine(package, engine, settings)
+    with pytest.raises(LigerExportError, match="engine directory"):
+        build_engine(engine, tmp_path / "other", settings)
+    build_engine(package, engine, settings, overwrite=True)
