@@ -21,7 +21,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from liger_export.console import err, exporter, out, print_error, print_speed, quiet_transformers, stream_text
+from liger_export.console import (
+    err,
+    exporter,
+    interrupt,
+    out,
+    print_error,
+    print_speed,
+    quiet_transformers,
+    raise_swallowed_interrupt,
+    stream_text,
+)
 from liger_export.errors import BoundError, InputError, LigerExportError
 from liger_export.files import require_writable
 from liger_export.package.engines import ACTIVATIONS, BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
@@ -213,8 +223,13 @@ def convert(
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("reading", total=None)
+
+        def stage(name: str) -> None:
+            raise_swallowed_interrupt()
+            bar.update(task, description=name)
+
         reporter = Reporter(
-            stage=lambda stage: bar.update(task, description=stage),
+            stage=stage,
             total=lambda total: bar.update(task, total=total),
             advance=lambda done: bar.advance(task, done),
         )
@@ -453,13 +468,10 @@ def run(
     print_speed(session, prompt, stream_text(prompt, pieces))
 
 
-def _terminate(*_: Any) -> None:
-    raise KeyboardInterrupt  # unwinds, so that half-written outputs are removed
-
-
 def main(command: Callable[..., Any] = app) -> None:
     """Entry point: errors made on purpose become two lines and exit code 2."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, interrupt)
     try:
         command()
     except LigerExportError as error:

@@ -1,10 +1,12 @@
 """What the commands share at the terminal: consoles, streamed text, errors, and what a missing extra says."""
 
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,10 +15,37 @@ from liger_export.errors import EnvironmentMismatchError
 from liger_export.runtime import Session
 from liger_export.tables import megabytes
 
-__all__ = ["err", "exporter", "out", "print_error", "print_speed", "quiet_transformers", "stream_text"]
+__all__ = [
+    "err",
+    "exporter",
+    "interrupt",
+    "out",
+    "print_error",
+    "print_speed",
+    "quiet_transformers",
+    "raise_swallowed_interrupt",
+    "stream_text",
+]
 
 out = Console()
 err = Console(stderr=True)
+_interrupted = threading.Event()
+
+
+def interrupt(*_: object) -> NoReturn:
+    """Handle a signal that ends a command: unwind, so that half-written outputs are removed."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def raise_swallowed_interrupt() -> None:
+    """Raise an interrupt once more that did not end the command.
+
+    Python drops what a signal raises inside a destructor, and some libraries catch everything.
+    """
+    if _interrupted.is_set():
+        _interrupted.clear()
+        raise KeyboardInterrupt
 
 
 @contextmanager
