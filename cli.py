@@ -449,10 +449,8 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="String to stop at; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: ONNX Runtime chooses.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's SHA-256, not only its size.")] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; default: a GPU that the package is made for.")
-    ] = None,
-    lowering: Annotated[str | None, typer.Option(help="stock or fused; default: fused if it can run here.")] = None,
+    device: Device = None,
+    lowering: Lowering = None,
 ) -> None:
     """Continue a text, with ONNX Runtime or on an engine."""
     sampling = Sampling(

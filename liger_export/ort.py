@@ -10,4 +10,19 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-__all__ = ["ort"]
+__all__ = ["ort", "session_options"]
+
+ERRORS_ONLY = 3
+
+
+def session_options(threads: int | None = None) -> ort.SessionOptions:
+    """Options of a session that says nothing but errors.
+
+    Args:
+        threads: within an operator; None lets ONNX Runtime choose.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options

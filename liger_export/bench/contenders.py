@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from liger_export.errors import CheckpointError, UnsupportedModelError
 from liger_export.runtime import load
+from liger_export.runtime.buffers import CPU
 
 __all__ = ["FILLED_ABOVE", "Contender", "PackageContender", "TransformerContender"]
 
@@ -42,7 +43,7 @@ class PackageContender:
 
     def __init__(self, directory: Path, threads: int) -> None:
         """Open a package whose files were checked before. Raises as ``load``."""
-        self._session = load(directory, threads=threads, verify=False)
+        self._session = load(directory, device=CPU, threads=threads)
         self.vocab_size = self._session.manifest.model_config.vocab_size
 
     def reads(self, context: int) -> bool:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from liger_export.errors import BoundError, EngineError
-from liger_export.ort import ort
+from liger_export.ort import ort, session_options
 from liger_export.package import MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.quantize import Precision
 from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
@@ -84,8 +84,7 @@ def _in_float32(package: Path) -> Session:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(package.resolve()))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return Session(read_manifest(package), read_tokenizer(package), session, lowering=STOCK, device=CPU)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from liger_export.export.fuse import MICROSOFT, Linear, linear_layers
-from liger_export.export.weights import DenseWeight, IntegerWeight, Weight
+from liger_export.export.weights import DenseWeight, IntegerWeight, Weight, declare_weight
 from liger_export.quantize import Scheme
 
 __all__ = ["quantize"]
@@ -60,24 +60,19 @@ class _Quantizer:
         rows, columns = _shape(weight)
         earlier = self.done.get(name)
         # A second initializer at the same offset: a Reshape would make ONNX Runtime copy the whole table.
-        packed = self._initializer(f"{name}.packed{len(shape)}d", shape, ir.DataType.UINT8)
+        packed = declare_weight(self.graph, f"{name}.packed{len(shape)}d", shape, ir.DataType.UINT8)
         if earlier is None:
             tensors = self.dense[name].tensors
-            scales = self._initializer(f"{name}.scales", [rows, scheme.blocks(columns)], _dtype(weight))
+            scales = declare_weight(self.graph, f"{name}.scales", [rows, scheme.blocks(columns)], _dtype(weight))
             zero_points = None
             if not scheme.symmetric:
                 shape = [rows, scheme.zero_point_bytes(columns)]
-                zero_points = self._initializer(f"{name}.zero_points", shape, ir.DataType.UINT8)
+                zero_points = declare_weight(self.graph, f"{name}.zero_points", shape, ir.DataType.UINT8)
             stored = IntegerWeight(tensors, scheme, (packed,), scales, zero_points)
         else:
             stored = replace(earlier, packed=(*earlier.packed, packed))
         self.done[name] = stored
         return stored
-
-    def _initializer(self, name: str, shape: list[int], dtype: ir.DataType) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        self.graph.initializers[name] = value
-        return value
 
 
 def quantize(graph: ir.Graph, dense: dict[str, DenseWeight], schemes: Mapping[str, Scheme | None]) -> list[Weight]:

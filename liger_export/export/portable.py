@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
 from liger_export.errors import InputError
-from liger_export.export.weights import DenseWeight, SignedWeight, Weight
+from liger_export.export.weights import DenseWeight, SignedWeight, Weight, declare_weight
 from liger_export.ops.forms import FORMS
 from liger_export.ops.onnx_bodies.portable import SUB_CHUNK, Sizes, portable_function
 from liger_export.ops.onnx_forms import DOMAIN
@@ -155,15 +155,15 @@ class _Products:
         rows, columns = weight.shape.numpy()
         name, blocks = str(weight.name), scheme.blocks(columns)
         assert weight.dtype is not None
-        integers = self._initializer(f"{name}.integers", [rows, columns], ir.DataType[f"INT{scheme.bits}"])
-        scales = self._initializer(f"{name}.scales", [rows, blocks], weight.dtype)
+        integers = declare_weight(self.graph, f"{name}.integers", [rows, columns], ir.DataType[f"INT{scheme.bits}"])
+        scales = declare_weight(self.graph, f"{name}.scales", [rows, blocks], weight.dtype)
         attributes = {"axis": 1, "block_size": scheme.block_size}
         dequantized = ir.node("DequantizeLinear", [integers, scales], attributes, name=f"{name}.dequantized")
         self.graph.insert_before(transpose, dequantized)
         transpose.replace_input_with(0, dequantized.outputs[0])
         offsets = None
         if not scheme.symmetric:
-            offsets = self._initializer(f"{name}.offsets", [rows, blocks], weight.dtype)
+            offsets = declare_weight(self.graph, f"{name}.offsets", [rows, blocks], weight.dtype)
             self._add_offsets(product, offsets, scheme)
         self.stored.append(SignedWeight((name,), scheme, integers, scales, offsets))
 
@@ -180,11 +180,6 @@ class _Products:
         total = ir.node("Add", [centred.outputs[0], above.outputs[0]])
         nodes = [split, axis, by_block, sums, columns, above, centred, total]
         ir.convenience.replace_nodes_and_values(self.graph, product, [product], nodes, product.outputs, total.outputs)
-
-    def _initializer(self, name: str, shape: list[int], dtype: ir.DataType) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        self.graph.initializers[name] = value
-        return value
 
 
 def _numbers(values: list[int]) -> ir.Node:

@@ -25,6 +25,7 @@ __all__ = [
     "Weight",
     "WeightSource",
     "attach_weights",
+    "declare_weight",
     "weight_bytes",
 ]
 
@@ -141,6 +142,13 @@ class SignedWeight:
 
 
 Weight = DenseWeight | IntegerWeight | SignedWeight
+
+
+def declare_weight(graph: ir.Graph, name: str, shape: list[int], dtype: ir.DataType) -> ir.Value:
+    """An initializer whose data comes later."""
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    graph.initializers[name] = value
+    return value
 
 
 def weight_bytes(weights: list[Weight]) -> int:

@@ -25,6 +25,7 @@ from liger_export.export import (
     trace,
     weight_bytes,
 )
+from liger_export.export.weights import Weight
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file, sha256_files
 from liger_export.package.manifest import (
     FUSED,
@@ -113,9 +114,7 @@ def convert(
         progress.stage("tracing")
         model = trace(config, values, precision.activations)
         stored = lower(model, STOCK, {name: precision.scheme(name) for name in matrices})
-        order = {name: place for place, name in enumerate(expected_tensors(config))}
-        # Layer by layer, as calibration computes them, and the table last: a tied one is the head.
-        stored.sort(key=lambda weight: (EMBEDDING in weight.tensors, order[weight.tensors[0]]))
+        _sort_by_layer(stored, config)
         nbytes = weight_bytes(stored)
         require_space(output, nbytes + GRAPH_BYTES)
         progress.stage("writing weights")
@@ -135,6 +134,12 @@ def convert(
         )
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _sort_by_layer(stored: list[Weight], config: LigerConfig) -> None:
+    """In the order in which calibration computes them, and the table last: a tied one is the head."""
+    order = {name: place for place, name in enumerate(expected_tensors(config))}
+    stored.sort(key=lambda weight: (EMBEDDING in weight.tensors, order[weight.tensors[0]]))
 
 
 def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig) -> None:

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from liger_export.errors import PackageError
-from liger_export.ort import ort
+from liger_export.ort import ort, session_options
 from liger_export.package import PORTABLE, Manifest
 from liger_export.package.engines import ONNX, EngineRecord
 from liger_export.runtime.buffers import CPU, CUDA, HostBuffer, SavedState
-from liger_export.runtime.session import ERRORS_ONLY, Session
+from liger_export.runtime.session import Session
 
 __all__ = ["FixedGraphs", "FixedSession", "OnnxGraphs", "open_engine"]
 
@@ -122,10 +122,7 @@ class OnnxGraphs:
     @classmethod
     def open(cls, directory: Path, record: EngineRecord, threads: int | None) -> "OnnxGraphs":
         """Open each graph. Raises PackageError if one cannot be."""
-        options = ort.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = session_options(threads)
         try:
             return cls(
                 {

@@ -3,17 +3,16 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
-from liger_export.ort import ort
+from liger_export.ort import ort, session_options
 from liger_export.package import FUSED, MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.plugins.ort import library_path
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.fixed import open_engine
-from liger_export.runtime.session import ERRORS_ONLY, Session
+from liger_export.runtime.session import Session
 
 __all__ = ["load", "read_tokenizer"]
 
@@ -114,10 +113,7 @@ def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Cho
 
 
 def _open(directory: Path, choice: Choice, threads: int | None) -> ort.InferenceSession:
-    options: Any = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = session_options(threads)
     if choice.lowering == FUSED:
         options.register_custom_ops_library(str(library_path()))
     if choice.device == CUDA:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,12 @@ from liger_export.runtime.buffers import CPU, CUDA, Buffer, SavedState, new_buff
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 
-__all__ = ["ERRORS_ONLY", "Session"]
-
-ERRORS_ONLY = 3  # ONNX Runtime's severity of log messages
+__all__ = ["Session"]
 
 # Tokens a call: on a CPU as fast as any longer one, and activations stay small; a GPU wants more work at a time.
 PREFILL_CHUNK = {CPU: 128, CUDA: 1024}
 NO_CAPTURE = -1
+_captures = count(1)  # forks share a model, and a captured graph holds the addresses of one session's buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,10 @@ class Session:
         self._token, self._token_position = (new_buffer(device, (1, 1), "int64") for _ in range(2))
         first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in self._table]
         self._buffers = [first, self._beside(first)]  # [past, present]
-        self._steps = [self._bind_step(turn) for turn in (0, 1)]
+        self._steps = [
+            self._bind(self._token, self._token_position, turn, self._logits, keep=1, capture=next(_captures))
+            for turn in (0, 1)
+        ]
 
     def _beside(self, first: list[Buffer]) -> list[Buffer]:
         """A second set of state buffers, which shares those that the graph updates in place."""
@@ -284,9 +287,6 @@ class Session:
         self._seen[tokens] = True
         read: npt.NDArray[np.float32] = logits.read() if every_position else np.empty(0, dtype=np.float32)
         return read
-
-    def _bind_step(self, turn: int) -> _Call:
-        return self._bind(self._token, self._token_position, turn, self._logits, keep=1, capture=turn + 1)
 
     def _bind(
         self,

@@ -44,3 +44,15 @@ def test_what_is_not_there_is_named(fused: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PackageError, match=r"kernels for the GPU.*--targets"):
         load(fused, device="cuda")
     assert load(fused).device == "cpu"
+
+
+def test_sessions_on_one_model_capture_graphs_of_their_own(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captured graph holds addresses: a fork that replayed another session's would write into its buffers."""
+    numbers: list[int] = []
+
+    def run_options(device: str, capture: int) -> None:
+        numbers.append(capture)
+
+    monkeypatch.setattr("liger_export.runtime.session._run_options", run_options)
+    load(fused).fork()
+    assert len(numbers) == len(set(numbers)) == 4
