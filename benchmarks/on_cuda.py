@@ -20,8 +20,8 @@ import numpy as np
 import onnx
 import torch
 
-from liger_export.export.fused import KERNELS
-from liger_export.package import FUSED, MODEL_FILES
+from liger_export.export.cuda import KERNELS
+from liger_export.package import FUSED_CUDA, MODEL_FILES
 from liger_export.runtime import Session, load
 from liger_export.runtime import session as runtime
 from liger_export.validate.compare import mean_kl, relative_l2
@@ -33,13 +33,13 @@ REPLAYS = 4096
 
 def kernel_hashes(package: Path) -> dict[str, str]:
     """SHA-256 of every cubin that a package carries."""
-    model = onnx.load(package / MODEL_FILES[FUSED], load_external_data=False)
+    model = onnx.load(package / MODEL_FILES[FUSED_CUDA], load_external_data=False)
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == KERNELS)
     content = onnx.numpy_helper.to_array(tensor).tobytes()
     head, _, cubins = content.partition(b"\nend\n")
     hashes = {}
     for line in head.decode().splitlines()[2:]:
-        _, capability, name, _, _, _, _, offset, size, _ = line.split(" ")
+        _, capability, name, _, _, _, _, _, offset, size, _ = line.split(" ")
         cubin = cubins[int(offset) : int(offset) + int(size)]
         hashes[f"sm_{capability} {name}"] = hashlib.sha256(cubin).hexdigest()
     return hashes

@@ -14,9 +14,9 @@ from random_llama import COMMON, SHAPES, TOKENIZER
 
 from liger_export.checkpoint import expected_tensors
 from liger_export.config import LigerConfig
-from liger_export.export import attach_weights, compiled_kernels, in_place_states, lower, lower_to_fused, trace
+from liger_export.export import attach_weights, in_place_states, lower, lower_to_cuda, lower_to_fused, trace
 from liger_export.linearize import LinearizeSettings, liger_config_values
-from liger_export.package import FUSED, MODEL_FILES, STOCK, Graph, Manifest
+from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Graph, Manifest
 from liger_export.package.manifest import MANIFEST_FILE
 from liger_export.quantize import Precision, Scheme
 from liger_export.quantize.blocks import Blocks, encode
@@ -69,9 +69,13 @@ def main() -> None:
     ir.save(model, args.out / MODEL_FILES[STOCK])
     graphs = {STOCK: Graph(opsets={}, onnxruntime="1.31.0", in_place=in_place_states(model))}
     targets = [target for target in args.targets.split(",") if target]
-    lower_to_fused(model, compiled_kernels(config, precision.activations, targets) if targets else None)
+    lower_to_fused(model)
     ir.save(model, args.out / MODEL_FILES[FUSED])
-    graphs[FUSED] = Graph(opsets={}, onnxruntime="1.31.0", in_place=in_place_states(model), targets=targets)
+    graphs[FUSED] = Graph(opsets={}, onnxruntime="1.31.0", in_place=in_place_states(model))
+    if targets:
+        lower_to_cuda(model, config, precision.activations, targets)
+        ir.save(model, args.out / MODEL_FILES[FUSED_CUDA])
+        graphs[FUSED_CUDA] = Graph(opsets={}, onnxruntime="1.31.0", in_place=[], targets=targets)
     shutil.copyfile(TOKENIZER / "tokenizer.json", args.out / "tokenizer.json")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": "0" * 64} for path in args.out.iterdir()}
     manifest = Manifest(

@@ -7,28 +7,52 @@ shape, target and Triton give the same bytes, and a build is made once: its fold
 import hashlib
 import importlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
 from liger_export.files import new_directory
-from liger_export.kernels.plans import Plan, chunk_plans, pointwise_plans, step_plan
-from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape
+from liger_export.kernels.plans import Plan, chunk_plans, dequantize_plan, linear_plan, pointwise_plans, step_plan
+from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape, LinearShape
 
-__all__ = ["TARGETS", "Build", "Compiled", "build_kernels", "compile_plan", "load_build"]
+__all__ = ["TARGETS", "Build", "Compiled", "build_kernels", "compile_plan", "load_build", "require_target"]
 
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
-FORMAT = 2
-MODULES = ("features", "plans", "shapes", "step", "chunk", "pointwise", "build")
+FORMAT = 3
+DEPENDENT_LAUNCH = 90  # the first architecture whose kernels may begin before the one before has ended
+KERNEL_MODULES = ("step", "chunk", "pointwise", "linear")
+MODULES = ("features", "overlap", "plans", "shapes", *KERNEL_MODULES, "build")
 
-FLOAT32 = ("cos", "sin", "state", "next_state", "features", "gates", "block_gates", "entering", "logits")
-INTEGERS = {"position_ids": "*i64", "counts": "*i32", "chosen": "*i64"}
-SCALARS = {
-    **dict.fromkeys(("length", "padded_length", "width"), "i32"),
-    **dict.fromkeys(("gate_normalizer", "recurrent_weight"), "fp32"),
+FLOAT32 = (
+    "cos",
+    "sin",
+    "state",
+    "next_state",
+    "features",
+    "gates",
+    "block_gates",
+    "entering",
+    "logits",
+    "values",
+    "frequencies",
+)
+INTEGERS = {
+    "position_ids": "*i64",
+    "counts": "*i32",
+    "chosen": "*i64",
+    "indices": "*i32",
+    "words": "*i32",
+    "zero_points": "*u8",
 }
+SCALARS = {
+    **dict.fromkeys(("length", "padded_length", "width", "parts", "in_features", "out_features"), "i32"),
+    **dict.fromkeys(("has_norm", "has_zero_points", "has_bias", "has_residual"), "i32"),
+    **dict.fromkeys(("gate_normalizer", "recurrent_weight", "epsilon"), "fp32"),
+}
+READ_ONE_BY_ONE = ("position_ids", "counts", "chosen", "indices")  # and so at any address
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,7 @@ class Build:
         shape: the one they compute.
         target: a key of ``TARGETS``.
         batch: sequences that the step kernel's grid was cut for; others run as well.
-        kernels: per kernel, those of attention in the order in which they run, the contents of its JSON file.
+        kernels: per plan's name, those of attention in the order in which they run, the contents of its JSON file.
     """
 
     directory: Path
@@ -78,6 +102,7 @@ class Compiled:
         divisible: names of those that it takes to be multiples of 16.
         threads: of a program.
         shared_bytes: of shared memory that a program needs.
+        is_dependent: it waits for the kernel before by itself, and may begin before that has ended.
     """
 
     name: str
@@ -87,31 +112,49 @@ class Compiled:
     divisible: list[str]
     threads: int
     shared_bytes: int
+    is_dependent: bool
 
 
-def build_kernels(shape: AttentionShape, target: str, cache: Path, *, batch: int = 1, ring: bool = True) -> Build:
+def build_kernels(
+    shape: AttentionShape,
+    target: str,
+    cache: Path,
+    *,
+    batch: int = 1,
+    ring: bool = True,
+    linears: Iterable[LinearShape] = (),
+) -> Build:
     """Compile all kernels of a layer, or take them from the cache. Needs no GPU.
 
     Args:
-        shape: the layer's.
+        shape: its attention's.
         target: a key of ``TARGETS``.
         cache: folder of builds.
         batch: sequences that the step kernel is cut for.
         ring: whether the step kernel updates its window in place, as a ring, or moves it oldest first.
+        linears: its linear layers, as far as these kernels shall compute them.
 
     Raises:
         KernelError: no such target, or the architecture has too little shared memory for this shape.
         EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
     """
-    if target not in TARGETS:
-        raise KernelError(f"There is no target {target}.", f"Choose one of {', '.join(TARGETS)}.")
+    require_target(target)
     plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape), **pointwise_plans()}
+    for linear in linears:
+        needed = [linear_plan(linear), *([dequantize_plan(linear.bits, linear.block_size)] if linear.bits < 16 else [])]
+        plans |= {plan.name: plan for plan in needed}
     directory = cache / f"{target}-{_key(shape, target, plans)}"
     if not directory.exists():
         with new_directory(directory) as folder:
             for order, plan in enumerate(plans.values()):
                 _write(folder, plan, order, shape, target, batch)
     return load_build(directory)
+
+
+def require_target(target: str) -> None:
+    """Check that kernels can be compiled for an architecture. Raises KernelError."""
+    if target not in TARGETS:
+        raise KernelError(f"There is no target {target}.", f"Choose one of {', '.join(TARGETS)}.")
 
 
 def load_build(directory: Path) -> Build:
@@ -144,12 +187,14 @@ def compile_plan(plan: Plan, shape: AttentionShape, target: str) -> Compiled:
         EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
     """
     triton, function = _triton(), _function(plan.kernel)
+    is_dependent = "PDL" in plan.constants and TARGETS[target] >= DEPENDENT_LAUNCH
+    constants = plan.constants | ({"PDL": True} if is_dependent else {})
     types = {name: _type_of(name, plan, shape) for name in function.arg_names}
     divisible = [name for name, kind in types.items() if _is_divisible(name, kind, shape)]
     source = triton.compiler.ASTSource(
         function,
         types,
-        {(function.arg_names.index(name),): value for name, value in plan.constants.items()},
+        {(function.arg_names.index(name),): value for name, value in constants.items()},
         {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
     gpu = triton.backends.compiler.GPUTarget("cuda", TARGETS[target], 32)
@@ -178,6 +223,7 @@ def compile_plan(plan: Plan, shape: AttentionShape, target: str) -> Compiled:
         divisible,
         32 * metadata.num_warps,
         metadata.shared,
+        is_dependent,
     )
 
 
@@ -185,7 +231,7 @@ def _write(folder: Path, plan: Plan, order: int, shape: AttentionShape, target: 
     compiled = compile_plan(plan, shape, target)
     files = {"cubin": compiled.cubin, "ptx": compiled.ptx.encode()}
     for kind, content in files.items():
-        (folder / f"{plan.kernel}.{kind}").write_bytes(content)
+        (folder / f"{plan.name}.{kind}").write_bytes(content)
     description = {
         "format": FORMAT,
         "order": order,
@@ -200,14 +246,17 @@ def _write(folder: Path, plan: Plan, order: int, shape: AttentionShape, target: 
         "grid": [asdict(axis) for axis in plan.grid],
         "threads": compiled.threads,
         "shared_bytes": compiled.shared_bytes,
+        "dependent": compiled.is_dependent,
         "sha256": {kind: _sha256(content) for kind, content in files.items()},
     }
-    (folder / f"{plan.kernel}.json").write_text(json.dumps(description, indent=2) + "\n")
+    (folder / f"{plan.name}.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def _type_of(name: str, plan: Plan, shape: AttentionShape) -> str:
     if name in plan.constants:
         return "constexpr"
+    if name in plan.types:
+        return plan.types[name]
     if name in SCALARS:
         return SCALARS[name]
     if name.endswith("stride"):
@@ -221,13 +270,12 @@ def _is_divisible(name: str, kind: str, shape: AttentionShape) -> bool:
         return False
     if name.endswith("stride"):
         return shape.head_dim % 16 == 0
-    # position_ids and counts are read one value at a time, at any address.
-    return name == "padded_length" or (kind.startswith("*") and name not in INTEGERS)
+    return name in ("padded_length", "in_features") or (kind.startswith("*") and name not in READ_ONE_BY_ONE)
 
 
 def _function(kernel: str) -> Any:
-    module = "step" if kernel == "step_kernel" else "pointwise" if kernel in pointwise_plans() else "chunk"
-    function = getattr(importlib.import_module(f"liger_export.kernels.{module}"), kernel)
+    modules = [importlib.import_module(f"liger_export.kernels.{module}") for module in KERNEL_MODULES]
+    function = next(getattr(module, kernel) for module in modules if kernel in module.__all__)
     if not hasattr(function, "cache_key"):
         raise EnvironmentMismatchError("Triton runs as an interpreter.", "Unset TRITON_INTERPRET to compile kernels.")
     return function

@@ -4,11 +4,11 @@ A bundle is a text of lines, ended by ``end``, and behind it the cubins. Its lin
 
     liger-kernels VERSION
     shape MIXER GROUPS REPEATS HEAD_DIM WINDOW ACTIVATION
-    kernel CAPABILITY NAME SYMBOL THREADS SHARED_BYTES GRID OFFSET SIZE ARGUMENTS
+    kernel CAPABILITY NAME SYMBOL THREADS SHARED_BYTES DEPENDENT GRID OFFSET SIZE ARGUMENTS
 
-with one kernel a line. GRID is three axes TIMES:OF:PER (``plans.Axis``), joined by commas; ARGUMENTS are NAME:TYPE,
-joined by commas, in the order of the launch; OFFSET counts from the first byte behind the text. The reader is
-plugins/ort/cuda_kernels.cpp.
+with one kernel a line. DEPENDENT is 1 where a kernel may begin before the one before has ended. GRID is three axes
+TIMES:OF:PER (``plans.Axis``), joined by commas; ARGUMENTS are NAME:TYPE, joined by commas, in the order of the launch;
+OFFSET counts from the first byte behind the text. The reader is plugins/ort/cuda_kernels.cpp.
 """
 
 from dataclasses import astuple
@@ -19,7 +19,7 @@ from liger_export.kernels.build import TARGETS, Build
 
 __all__ = ["pack"]
 
-VERSION = 1
+VERSION = 2
 
 
 def pack(builds: list[Build]) -> bytes:
@@ -45,5 +45,6 @@ def pack(builds: list[Build]) -> bytes:
 def _line(capability: int, name: str, description: dict[str, Any], offset: int, size: int) -> str:
     grid = ",".join(f"{axis['times']}:{axis['of']}:{axis['per']}" for axis in description["grid"])
     arguments = ",".join(f"{argument['name']}:{argument['type']}" for argument in description["arguments"])
-    fields = (capability, name, description["name"], description["threads"], description["shared_bytes"])
-    return " ".join(map(str, ("kernel", *fields, grid, offset, size, arguments)))
+    fields = [description[field] for field in ("name", "threads", "shared_bytes")]
+    fields += [int(description["dependent"]), grid, offset, size, arguments]
+    return " ".join(map(str, ("kernel", capability, name, *fields)))

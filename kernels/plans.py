@@ -1,10 +1,20 @@
 """How each kernel is cut for a layer: its constants, its warps and its grid, the same for a launch and for a build."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from liger_export.kernels.shapes import AttentionShape, block_of
+from liger_export.kernels.shapes import AttentionShape, LinearShape, block_of
 
-__all__ = ["BLOCK", "CHUNK", "Axis", "Plan", "chunk_plans", "pointwise_plans", "step_plan"]
+__all__ = [
+    "BLOCK",
+    "CHUNK",
+    "Axis",
+    "Plan",
+    "chunk_plans",
+    "dequantize_plan",
+    "linear_plan",
+    "pointwise_plans",
+    "step_plan",
+]
 
 BLOCK = 16  # tokens
 CHUNK = 64  # tokens
@@ -13,12 +23,14 @@ PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
 
 # As measured on an H200: docs/performance.md.
 STEP = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
+NARROW_STEP = {**STEP, "num_warps": 4}  # of heads of at most 64
 PREPARE = {"num_warps": 4, "num_stages": 1}
 PASS = {"num_warps": 2, "num_stages": 3}
 WINDOW = {"num_warps": 4, "num_stages": 2}
 OUTPUT = {"num_warps": 4, "num_stages": 2}
 LEAVE = {"num_warps": 4, "num_stages": 1}
 QUERIES, KEYS = 64, 32  # of a program of the window kernel, and taken at a time
+PART = 2048  # logits of a program that looks for the largest
 ROWS = 32  # of the window moved by a program
 
 
@@ -46,16 +58,25 @@ class Plan:
     """One kernel, ready to be launched or compiled.
 
     Attributes:
-        kernel: name of the function; it stands in ``kernels.step``, ``kernels.chunk`` or ``kernels.pointwise``.
+        kernel: name of the function; its module is one of ``build.KERNEL_MODULES``.
         constants: its constants.
         options: warps of a program, stages of its loops and, if bounded, registers of a thread.
         grid: its three axes.
+        variant: what tells it from other plans of the same function.
+        types: of arguments that are not of the type that their name has elsewhere.
     """
 
     kernel: str
     constants: dict[str, int | bool | str | float]
     options: dict[str, int]
     grid: tuple[Axis, Axis, Axis]
+    variant: str = ""
+    types: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of this plan among all of a build."""
+        return self.kernel + self.variant
 
     def programs(self, batch: int, length: int = 1) -> tuple[int, int, int]:
         """The grid of a call."""
@@ -78,9 +99,11 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
         "BLOCK_V": width,
         "RING": ring,
         "PRECISION": shape.precision,
+        "PDL": False,
     }
     grid = (Axis(-(-shape.head_dim // width)), Axis(shape.groups), Axis(of="batch"))
-    return Plan("step_kernel", constants, _registers_for(shape, STEP), grid)
+    options = STEP if shape.head_dim > 64 or shape.activation == "float32" else NARROW_STEP
+    return Plan("step_kernel", constants, _registers_for(shape, options), grid)
 
 
 def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:
@@ -127,7 +150,7 @@ def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:
             (Axis(-(-shape.window // ROWS)), groups, sequences),
         ),
     )
-    return {plan.kernel: plan for plan in plans}
+    return {plan.name: plan for plan in plans}
 
 
 def pointwise_plans() -> dict[str, Plan]:
@@ -140,10 +163,53 @@ def pointwise_plans() -> dict[str, Plan]:
             {"num_warps": 4, "num_stages": 1},
             (Axis(1, "length", 1024), rows, one),
         ),
-        Plan("most_likely_kernel", {"BLOCK": 8192}, {"num_warps": 32, "num_stages": 1}, (rows, one, one)),
+        Plan(
+            "best_of_parts_kernel",
+            {"BLOCK": PART},
+            {"num_warps": 4, "num_stages": 1},
+            (Axis(1, "length", PART), rows, one),
+        ),
+        Plan("most_likely_kernel", {"BLOCK": 128}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
         Plan("count_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (rows, one, one)),
+        Plan("angles_kernel", {"BLOCK": 128}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
+        Plan("rms_norm_kernel", {"BLOCK": 2048}, {"num_warps": 8, "num_stages": 1}, (rows, one, one)),
+        Plan("begin_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (Axis(1, "length", 1024), rows, one)),
     )
-    return {plan.kernel: plan for plan in plans}
+    return {plan.name: plan for plan in plans}
+
+
+def linear_plan(shape: LinearShape) -> Plan:
+    """The kernel of a linear layer of few tokens: rows of a program, columns at a time, and warps.
+
+    Its grid's batch are the tokens, its length the rows of the result.
+    """
+    constants: dict[str, int | bool | str | float] = {"GATED": shape.is_gated, "PDL": False}
+    kernel, variant = "linear_kernel", ""
+    if shape.bits < 16:
+        kernel, variant = "integer_linear_kernel", f"_{shape.bits}_{shape.block_size}"
+        constants |= {"BITS": shape.bits, "GROUP": shape.block_size, "NATIVE": True}
+    block_n, block_k, warps = _cut(shape)
+    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k}
+    variant += f"_{block_n}_{block_k}_{warps}" + "_gated" * shape.is_gated + "_float" * shape.to_float
+    types = {"output": "*fp32"} if shape.to_float else {}
+    grid = (Axis(1, "length", block_n), Axis(of="batch"), Axis())
+    return Plan(kernel, constants, {"num_warps": warps, "num_stages": 1}, grid, variant, types)
+
+
+def _cut(shape: LinearShape) -> tuple[int, int, int]:
+    """As measured on an H100 for layers of 1 and 8 billion weights: benchmarks/linears.py."""
+    if shape.bits == 16:
+        return 2, 1024, 2
+    if shape.is_gated or shape.rows > 8192:
+        return 8, 512, 2
+    return 8, 2048, 8 if shape.rows <= 2048 and shape.columns > 4096 else 4  # few programs, and long
+
+
+def dequantize_plan(bits: int, block_size: int) -> Plan:
+    """The kernel that makes numbers of integers, for products of many tokens; its batch are rows."""
+    constants: dict[str, int | bool | str | float] = {"BITS": bits, "GROUP": block_size, "BLOCK": 1024}
+    grid = (Axis(1, "length", 1024), Axis(of="batch"), Axis())
+    return Plan("dequantize_kernel", constants, {"num_warps": 4, "num_stages": 1}, grid, f"_{bits}_{block_size}")
 
 
 def _sizes(shape: AttentionShape) -> dict[str, int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from liger_export.errors import KernelError
 
-__all__ = ["ACTIVATIONS", "MIXERS", "AttentionShape"]
+__all__ = ["ACTIVATIONS", "MIXERS", "AttentionShape", "LinearShape"]
 
 MIXERS = ("gla", "hgrn2")
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # as torch and as Triton calls them
@@ -64,6 +64,39 @@ class AttentionShape:
     def precision(self) -> str:
         """Of products with the float32 state: TF32 rounds less than half-precision activations do."""
         return "ieee" if self.activation == "float32" else "tf32"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """A linear layer, as far as its kernels depend on it.
+
+    Attributes:
+        rows: of the result.
+        columns: of the weight.
+        bits: 4 or 8 of integers in MatMulNBits' layout, or 16 for a weight in the activations' dtype.
+        block_size: columns of a scale; 0 where there is none.
+        is_gated: the weight has gate and up, and silu(gate) * up is the result.
+        to_float: the result is float32 whatever the activations are.
+
+    Raises:
+        KernelError: no kernel computes it.
+    """
+
+    rows: int
+    columns: int
+    bits: int = 16
+    block_size: int = 0
+    is_gated: bool = False
+    to_float: bool = False
+
+    def __post_init__(self) -> None:
+        is_sound = self.bits == 16 or (self.bits in (4, 8) and self.block_size and self.block_size % 32 == 0)
+        if not is_sound or self.columns % 16:
+            raise KernelError(
+                f"No kernel multiplies by weights of {self.columns} columns in {self.bits} bits, blocks of "
+                f"{self.block_size}.",
+                "Leave this layer to ONNX Runtime.",
+            )
 
 
 def block_of(size: int, least: int = 16) -> int:

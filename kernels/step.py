@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from liger_export.kernels.features import key_features, log_gates, rotated, softmax_rows
+from liger_export.kernels.overlap import wait_for_activations
 
 __all__ = ["step_kernel"]
 
@@ -45,6 +46,7 @@ def step_kernel(
     BLOCK_V: tl.constexpr,
     RING: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One token of B sequences. Grid (ceil(D / BLOCK_V), G, B).
 
@@ -69,6 +71,7 @@ def step_kernel(
             move to the next buffers. Programs of a head cannot wait for each other, so they cannot shift rows that
             all of them read; in a ring they replace one row that none of them reads.
         PRECISION: of float32 products, "ieee", "tf32x3" or "tf32".
+        PDL: begin before the kernel before has ended.
     """
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     group, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -95,6 +98,7 @@ def step_kernel(
     values = tl.load(window_value + buffer + columns, mask=is_kept & real_columns, other=0.0)
 
     # Projections, rotary embedding
+    wait_for_activations(PDL)
     key_row = key + sequence * key_stride + group * D
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
     angle = sequence * (D // 2) + dims % (D // 2)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from liger_export.export.weights import DenseWeight
 
-__all__ = ["Linear", "fuse_residuals", "fuse_transposes", "linear_layers", "pack_linears"]
+__all__ = ["Linear", "fuse_residuals", "fuse_transposes", "linear_layers", "pack_linears", "present"]
 
 MICROSOFT = "com.microsoft"
 
@@ -27,12 +27,12 @@ class Linear:
     @property
     def input(self) -> ir.Value:
         """The activations x."""
-        return _present(self.product.inputs[0])
+        return present(self.product.inputs[0])
 
     @property
     def weight(self) -> ir.Value:
         """W, [out, in]."""
-        return _present(self.product.inputs[1])
+        return present(self.product.inputs[1])
 
     @property
     def bias(self) -> ir.Value | None:
@@ -59,7 +59,7 @@ def fuse_transposes(graph: ir.Graph) -> None:
         transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
         if transpose is None or transpose.op_type != "Transpose":
             continue
-        product = _product(_present(node.inputs[0]), _present(transpose.inputs[0]), node.name)
+        product = _product(present(node.inputs[0]), present(transpose.inputs[0]), node.name)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
         if not transpose.outputs[0].uses():
             graph.remove(transpose, safe=True)
@@ -68,9 +68,9 @@ def fuse_transposes(graph: ir.Graph) -> None:
 def linear_layers(graph: ir.Graph) -> Iterator[Linear]:
     """Every linear layer, after ``fuse_transposes``."""
     for node in list(graph):
-        if node.op_type == "FusedMatMul" and _present(node.inputs[1]).is_initializer():
+        if node.op_type == "FusedMatMul" and present(node.inputs[1]).is_initializer():
             users = [use.node for use in node.outputs[0].uses()]
-            is_bias = len(users) == 1 and users[0].op_type == "Add" and _present(users[0].inputs[1]).is_initializer()
+            is_bias = len(users) == 1 and users[0].op_type == "Add" and present(users[0].inputs[1]).is_initializer()
             yield Linear(node, users[0] if is_bias else None)
 
 
@@ -99,7 +99,7 @@ def _pack(graph: ir.Graph, group: list[Linear], stored: dict[str, DenseWeight]) 
     weight = _stacked(graph, [linear.weight for linear in group], stored)
     new = [_product(group[0].input, weight, f"{weight.name}.product")]
     if group[0].addition is not None:
-        bias = _stacked(graph, [_present(linear.bias) for linear in group], stored)
+        bias = _stacked(graph, [present(linear.bias) for linear in group], stored)
         new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{weight.name}.addition"))
     rows = np.array([_rows(linear.weight) for linear in group], dtype=np.int64)
     sizes = ir.Value(name=f"{weight.name}.sizes", const_value=ir.tensor(rows, name=f"{weight.name}.sizes"))
@@ -120,7 +120,7 @@ def _stacked(graph: ir.Graph, parts: list[ir.Value], stored: dict[str, DenseWeig
     prefix, _, kind = names[0].rpartition(".")
     parent = prefix.rpartition(".")[0]
     name = f"{parent}.{'+'.join(name.split('.')[-2] for name in names)}.{kind}"
-    shape = ir.Shape([sum(_rows(part) for part in parts), *_present(parts[0].shape).numpy()[1:]])
+    shape = ir.Shape([sum(_rows(part) for part in parts), *present(parts[0].shape).numpy()[1:]])
     value = ir.Value(name=name, shape=shape, type=parts[0].type)
     graph.initializers[name] = value
     stored[name] = DenseWeight(value, names)
@@ -133,11 +133,11 @@ def fuse_residuals(graph: ir.Graph) -> None:
     RMSNormalization(x + y) becomes SkipSimplifiedLayerNormalization, whose fourth output is x + y.
     """
     for node in list(graph):
-        total = _present(node.inputs[0]) if node.op_type == "RMSNormalization" else None
+        total = present(node.inputs[0]) if node.op_type == "RMSNormalization" else None
         addition = total.producer() if total is not None else None
         if total is None or addition is None or addition.op_type != "Add":
             continue
-        if any(_present(value).is_initializer() for value in addition.inputs):
+        if any(present(value).is_initializer() for value in addition.inputs):
             continue
         epsilon = node.attributes.get_float("epsilon", 1e-5)
         inputs = [*addition.inputs, node.inputs[1]]
@@ -161,10 +161,11 @@ def _product(activations: ir.Value, weight: ir.Value, name: str | None) -> ir.No
 
 
 def _rows(value: ir.Value) -> int:
-    return int(_present(value.shape).numpy()[0])
+    return int(present(value.shape).numpy()[0])
 
 
-def _present(value: T | None) -> T:
+def present(value: T | None) -> T:
+    """A value that a traced graph always has. Raises TypeError if it lacks it."""
     if value is None:
         raise TypeError("the traced graph lacks a value that this node must have")
     return value

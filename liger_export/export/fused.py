@@ -1,23 +1,17 @@
 """The ``fused`` lowering: a layer's attention is one operator of this project's library, fed by packed products."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
 import onnx_ir as ir
 
 from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
-from liger_export.kernels.build import build_kernels
-from liger_export.kernels.bundle import pack
-from liger_export.kernels.shapes import MIXERS, AttentionShape
+from liger_export.kernels.shapes import MIXERS
 from liger_export.ops.forms import FORMS, HEAD_SIZES
 from liger_export.ops.onnx_forms import DOMAIN
 
-__all__ = ["KERNELS", "compiled_kernels", "lower_to_fused", "require_fusable"]
+__all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 
-KERNELS = "liger.kernels"  # the initializer of compiled GPU kernels
 MIXER_OF = {FORMS[mixer].onnx_name: mixer for mixer in MIXERS}
 MOST_LIKELY = "most_likely"
 NATIVE = ("Attention", "GatedSiLU", "LastPositions", "MostLikely")  # the library's operators, which need no body
@@ -42,21 +36,7 @@ def require_fusable(config: LigerConfig) -> None:
         )
 
 
-def compiled_kernels(config: LigerConfig, activation: str, targets: Sequence[str]) -> bytes:
-    """A model's GPU kernels for named architectures, compiled here, as a bundle. Needs Triton, and no GPU.
-
-    Raises:
-        KernelError: no kernel computes this model's attention, or there is no such target.
-        EnvironmentMismatchError: Triton is not installed.
-    """
-    groups = config.num_key_value_heads
-    repeats = config.num_attention_heads // groups
-    shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activation)
-    with TemporaryDirectory() as cache:
-        return pack([build_kernels(shape, target, Path(cache), ring=False) for target in targets])
-
-
-def lower_to_fused(model: ir.Model, kernels: bytes | None = None) -> None:
+def lower_to_fused(model: ir.Model) -> None:
     """Rewrite a stock graph in place, over the same weights.
 
     ``liger::Attention`` takes the place of every layer whose mixer it has; it reads q, k and v as the packed product
@@ -66,40 +46,25 @@ def lower_to_fused(model: ir.Model, kernels: bytes | None = None) -> None:
 
     Args:
         model: what ``lower`` made of a traced model.
-        kernels: compiled GPU kernels (``kernels.bundle``), for CUDA.
     """
     graph = model.graph
-    compiled = _initializer(graph, kernels) if kernels else None
     for node in list(graph):
         if node.domain == DOMAIN and node.op_type in MIXER_OF:
-            _fuse_attention(graph, node, compiled)
+            _fuse_attention(graph, node)
         elif node.op_type == "Mul" and (split := _gated_by(node)):
-            gated = ir.node("GatedSiLU", [split.inputs[0], *_optional(compiled)], domain=DOMAIN, name=node.name)
+            gated = ir.node("GatedSiLU", [split.inputs[0]], domain=DOMAIN, name=node.name)
             ir.convenience.replace_nodes_and_values(graph, node, [node], [gated], node.outputs, gated.outputs)
-    _add_most_likely(graph, compiled)
-    _remove_unused(graph)
+    _add_most_likely(graph)
+    remove_unused(graph)
     kept = {node.op_identifier() for node in graph if node.op_type not in NATIVE}
     for identifier in [identifier for identifier in model.functions if identifier not in kept]:
         del model.functions[identifier]
 
 
-def _initializer(graph: ir.Graph, kernels: bytes) -> ir.Value:
-    tensor = ir.tensor(np.frombuffer(kernels, dtype=np.uint8), name=KERNELS)
-    value = ir.Value(
-        name=KERNELS, shape=ir.Shape([len(kernels)]), type=ir.TensorType(ir.DataType.UINT8), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _optional(compiled: ir.Value | None) -> list[ir.Value]:
-    return [] if compiled is None else [compiled]
-
-
-def _fuse_attention(graph: ir.Graph, node: ir.Node, compiled: ir.Value | None) -> None:
+def _fuse_attention(graph: ir.Graph, node: ir.Node) -> None:
     projections, rest = node.inputs[:3], node.inputs[3:]
     packed = _split_into(projections)
-    inputs = [*([packed, None, None] if packed else projections), *rest, *_optional(compiled)]
+    inputs = [*([packed, None, None] if packed else projections), *rest]
     attributes: dict[str, int | float | str] = {"mixer": MIXER_OF[node.op_type]}
     attributes |= {name: node.attributes.get_int(name, 0) for name in HEAD_SIZES}
     # hgrn2's gates have no normalizer.
@@ -108,9 +73,9 @@ def _fuse_attention(graph: ir.Graph, node: ir.Node, compiled: ir.Value | None) -
     ir.convenience.replace_nodes_and_values(graph, node, [node], [fused], node.outputs, fused.outputs)
 
 
-def _add_most_likely(graph: ir.Graph, compiled: ir.Value | None) -> None:
+def _add_most_likely(graph: ir.Graph) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
-    node = ir.node("MostLikely", [logits, *_optional(compiled)], domain=DOMAIN, name=MOST_LIKELY)
+    node = ir.node("MostLikely", [logits], domain=DOMAIN, name=MOST_LIKELY)
     chosen = node.outputs[0]
     chosen.name, chosen.type, chosen.shape = MOST_LIKELY, ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "kept"])
     graph.append(node)
@@ -142,7 +107,7 @@ def _gated_by(node: ir.Node) -> ir.Node | None:
     return split if sizes is not None and int(sizes.numpy()[0]) % VECTOR == 0 else None
 
 
-def _remove_unused(graph: ir.Graph) -> None:
+def remove_unused(graph: ir.Graph) -> None:
     """Drop nodes, last to first, and initializers that nothing reads any more."""
     outputs = set(graph.outputs)
     for node in reversed(list(graph)):

@@ -5,6 +5,7 @@
 
 from liger_export.package.manifest import (
     FUSED,
+    FUSED_CUDA,
     MANIFEST_FILE,
     MODEL_FILES,
     PORTABLE,
@@ -17,6 +18,7 @@ from liger_export.package.manifest import (
 
 __all__ = [
     "FUSED",
+    "FUSED_CUDA",
     "MANIFEST_FILE",
     "MODEL_FILES",
     "PORTABLE",

@@ -17,9 +17,9 @@ from liger_export.errors import CheckpointError, UnsupportedModelError
 from liger_export.export import (
     WeightSource,
     attach_weights,
-    compiled_kernels,
     in_place_states,
     lower,
+    lower_to_cuda,
     lower_to_fused,
     require_fusable,
     trace,
@@ -27,8 +27,10 @@ from liger_export.export import (
 )
 from liger_export.export.weights import Weight
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file, sha256_files
+from liger_export.kernels.build import require_target
 from liger_export.package.manifest import (
     FUSED,
+    FUSED_CUDA,
     MANIFEST_FILE,
     MODEL_FILES,
     STOCK,
@@ -75,8 +77,9 @@ def convert(
         checkpoint: a Liger checkpoint directory with a ``tokenizer.json``.
         output: package directory to create; complete or absent afterwards.
         adapters: PEFT LoRA adapter directories, merged in this order.
-        lowering: a key of ``MODEL_FILES``; ``fused`` adds a second graph over the same weights.
-        targets: GPU architectures to compile the fused graph's kernels for, keys of ``kernels.build.TARGETS``.
+        lowering: ``stock``, or ``fused`` for a second graph over the same weights.
+        targets: GPU architectures, keys of ``kernels.build.TARGETS``; with any, ``fused`` adds a third graph, for CUDA,
+            and compiles its kernels.
         precision: how weights are stored; default: float32.
         calibration: text for the method that reads one, and for no other.
         overwrite: replace ``output`` if it exists.
@@ -107,20 +110,19 @@ def convert(
 
     read = (checkpoint, *adapters, *([calibration.text] if calibration else []))
     with new_directory(output, overwrite, inputs=read) as partial:
-        kernels = None
-        if targets:
-            progress.stage("compiling GPU kernels")
-            kernels = compiled_kernels(config, precision.activations, targets)
         progress.stage("tracing")
         model = trace(config, values, precision.activations)
         stored = lower(model, STOCK, {name: precision.scheme(name) for name in matrices})
+        models = {STOCK: model}
+        if lowering == FUSED:
+            models |= _fused(model, config, precision.activations, targets, progress)
         _sort_by_layer(stored, config)
         nbytes = weight_bytes(stored)
         require_space(output, nbytes + GRAPH_BYTES)
         progress.stage("writing weights")
         progress.total(nbytes)
         attach_weights(stored, source, partial / DATA_FILE, progress.advance)
-        graphs = _write_graphs(model, lowering, partial, targets, kernels)
+        graphs = _write_graphs(models, partial, targets)
         copy_files(TOKENIZER_FILES, checkpoint, partial)
         progress.stage("hashing")
         manifest = Manifest(
@@ -143,10 +145,10 @@ def _sort_by_layer(stored: list[Weight], config: LigerConfig) -> None:
 
 
 def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig) -> None:
-    if lowering not in MODEL_FILES:
-        raise UnsupportedModelError(
-            f"There is no lowering {lowering!r}.", f"Choose one of: {', '.join(sorted(MODEL_FILES))}."
-        )
+    if lowering not in (STOCK, FUSED):
+        raise UnsupportedModelError(f"There is no lowering {lowering!r}.", f"Choose one of: {FUSED}, {STOCK}.")
+    for target in targets:
+        require_target(target)
     if lowering == FUSED:
         require_fusable(config)
     elif targets:
@@ -155,20 +157,33 @@ def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig
         )
 
 
-def _write_graphs(
-    model: ir.Model, lowering: str, directory: Path, targets: tuple[str, ...], kernels: bytes | None
-) -> dict[str, Graph]:
-    """Write the stock graph and, if it is wanted, the fused one; returns what the manifest says of them."""
-    ir.save(model, directory / MODEL_FILES[STOCK])
-    graphs = {STOCK: _describe_graph(model)}
-    if lowering == FUSED:
-        lower_to_fused(model, kernels)
-        ir.save(model, directory / MODEL_FILES[FUSED])
-        graphs[FUSED] = _describe_graph(model, targets)
-    return graphs
+def _fused(
+    model: ir.Model, config: LigerConfig, activations: str, targets: tuple[str, ...], progress: Progress
+) -> dict[str, ir.Model]:
+    """The fused graph and, with GPU kernels, the one for CUDA, both without data yet."""
+    models = {FUSED: model.clone()}
+    lower_to_fused(models[FUSED])
+    if targets:
+        progress.stage("compiling GPU kernels")
+        models[FUSED_CUDA] = models[FUSED].clone()
+        lower_to_cuda(models[FUSED_CUDA], config, activations, targets)
+    return models
 
 
-def _describe_graph(model: ir.Model, targets: tuple[str, ...] = ()) -> Graph:
+def _write_graphs(models: dict[str, ir.Model], directory: Path, targets: tuple[str, ...]) -> dict[str, Graph]:
+    """Write every lowering over the weights that the stock graph refers to; returns what the manifest says of them."""
+    weights = models[STOCK].graph.initializers
+    for lowering, model in models.items():
+        for name, value in model.graph.initializers.items():
+            value.const_value = weights[name].const_value if value.const_value is None else value.const_value
+        ir.save(model, directory / MODEL_FILES[lowering])
+    return {
+        lowering: _describe_graph(model, targets if lowering == FUSED_CUDA else ())
+        for lowering, model in models.items()
+    }
+
+
+def _describe_graph(model: ir.Model, targets: tuple[str, ...]) -> Graph:
     return Graph(
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         onnxruntime=MINIMUM_ONNXRUNTIME,

@@ -16,6 +16,7 @@ from liger_export.state import StateTensor, bytes_per_session, state_table
 __all__ = [
     "FORMAT_VERSION",
     "FUSED",
+    "FUSED_CUDA",
     "MANIFEST_FILE",
     "MODEL_FILES",
     "PORTABLE",
@@ -27,10 +28,11 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_FILE = "manifest.json"
-STOCK, FUSED, PORTABLE = "stock", "fused", "portable"
-MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx"}  # graphs over the same weights, by their lowering
+STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
+# Graphs over the same weights, by their lowering; the one for CUDA is the fused one with more in an operator.
+MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx", FUSED_CUDA: "model.cuda.onnx"}
 REPORT_FILE = "parity.json"  # written by validate after the manifest, so not listed in it
 
 

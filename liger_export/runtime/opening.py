@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.ort import ort, session_options
-from liger_export.package import FUSED, MODEL_FILES, STOCK, Manifest, read_manifest
+from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.plugins.ort import library_path
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.fixed import open_engine
@@ -56,7 +56,7 @@ def load(
         device: ``cpu`` or ``cuda``; None for a GPU where the package holds kernels for it and ONNX Runtime is one with
             CUDA, and the CPU otherwise.
         lowering: ``stock`` or ``fused``; None for fused where the package has it and its operators are installed. The
-            session's ``lowering`` and ``device`` say what was chosen.
+            session's ``lowering`` and ``device`` say what was chosen; the fused graph for a GPU is ``cuda``.
         threads: ONNX Runtime's threads within an operator; None lets it choose.
         verify: compare every file's SHA-256 with the manifest, which takes about as long again as opening it;
             otherwise sizes only.
@@ -88,8 +88,8 @@ def load(
 def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Choice:
     if device not in (None, *PROVIDERS):
         raise InputError(f"There is no device {device!r}.", f"Choose one of {', '.join(PROVIDERS)}.")
-    if lowering not in (None, *MODEL_FILES):
-        raise InputError(f"There is no lowering {lowering!r}.", f"Choose one of {', '.join(MODEL_FILES)}.")
+    if lowering not in (None, STOCK, FUSED):
+        raise InputError(f"There is no lowering {lowering!r}.", f"Choose one of {STOCK}, {FUSED}.")
     has_operators, has_cuda = library_path() is not None, PROVIDERS[CUDA] in ort.get_available_providers()
     if lowering == FUSED and FUSED not in manifest.graphs:
         raise PackageError("The package has no fused graph.", "Convert it with --lowering fused.")
@@ -103,18 +103,20 @@ def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Cho
             "The installed ONNX Runtime has no CUDA.", "Run: pip uninstall onnxruntime; pip install onnxruntime-gpu"
         )
     takes_fused = lowering != STOCK and FUSED in manifest.graphs and has_operators
-    on_gpu = takes_fused and has_cuda and bool(manifest.graphs[FUSED].targets)
+    on_gpu = takes_fused and has_cuda and FUSED_CUDA in manifest.graphs
     if device == CUDA and not on_gpu:
         raise PackageError(
             "On CUDA a package runs by its fused graph, with kernels for the GPU, which this one lacks.",
             "Convert it with --lowering fused --targets, such as sm_90.",
         )
-    return Choice(FUSED if takes_fused else STOCK, device or (CUDA if on_gpu else CPU))
+    if device == CUDA or (device is None and on_gpu):
+        return Choice(FUSED_CUDA, CUDA)
+    return Choice(FUSED if takes_fused else STOCK, CPU)
 
 
 def _open(directory: Path, choice: Choice, threads: int | None) -> ort.InferenceSession:
     options = session_options(threads)
-    if choice.lowering == FUSED:
+    if choice.lowering != STOCK:
         options.register_custom_ops_library(str(library_path()))
     if choice.device == CUDA:
         ort.preload_dlls()  # CUDA's libraries, where pip has put them

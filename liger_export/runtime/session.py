@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from liger_export.errors import InputError
 from liger_export.ort import ort
-from liger_export.package import FUSED, Manifest
+from liger_export.package import STOCK, Manifest
 from liger_export.runtime.buffers import CPU, CUDA, Buffer, SavedState, new_buffer
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
@@ -257,8 +257,8 @@ class Session:
         return np.array([*pending, *tokens], dtype=np.int64)
 
     def _choose(self, sampler: Sampler) -> int:
-        """The next token. The most likely one the fused graph has found itself: no logits leave a GPU for it."""
-        if sampler.is_greedy and self.lowering == FUSED:
+        """The next token. The most likely one a fused graph has found itself: no logits leave a GPU for it."""
+        if sampler.is_greedy and self.lowering != STOCK:
             return int(self._most_likely.read()[0, 0])
         return sampler.choose(self._logits.read()[0, 0])
 
@@ -306,7 +306,7 @@ class Session:
         kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, dtype=np.int64))
         inputs = {"input_ids": tokens.value, "position_ids": positions.value, "logits_to_keep": kept}
         outputs = {"logits": logits.value}
-        if self.lowering == FUSED:
+        if self.lowering != STOCK:
             shape = tuple(logits.value.shape()[:2])
             chosen = self._most_likely if shape == (1, 1) else new_buffer(self.device, shape, "int64")
             outputs["most_likely"] = chosen.value

@@ -11,6 +11,23 @@
 namespace liger {
 namespace {
 
+// A launch as cuLaunchKernelEx takes it: CUlaunchAttribute and CUlaunchConfig.
+struct LaunchAttribute {
+  int id;
+  char padding[4];
+  union {
+    int is_allowed;
+    char bytes[64];
+  } value;
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared_bytes;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+constexpr int MAY_BEGIN_EARLY = 6;  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
 // The CUDA driver's functions that are used, as cuda.h declares them; handles are pointers, results 0 or an error.
 struct Driver {
   int (*cuInit)(unsigned);
@@ -22,7 +39,7 @@ struct Driver {
   int (*cuModuleLoadData)(void**, const void*);
   int (*cuModuleGetFunction)(void**, void*, const char*);
   int (*cuFuncSetAttribute)(void*, int, int);
-  int (*cuLaunchKernel)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+  int (*cuLaunchKernelEx)(const LaunchConfig*, void*, void**, void**);
   int (*cuMemcpyDtoDAsync)(uintptr_t, uintptr_t, size_t, void*);
   int (*cuGetErrorString)(int, const char**);
 };
@@ -53,7 +70,7 @@ const Driver& driver() {
     find(library, "cuModuleLoadData", driver.cuModuleLoadData);
     find(library, "cuModuleGetFunction", driver.cuModuleGetFunction);
     find(library, "cuFuncSetAttribute", driver.cuFuncSetAttribute);
-    find(library, "cuLaunchKernel", driver.cuLaunchKernel);
+    find(library, "cuLaunchKernelEx", driver.cuLaunchKernelEx);
     find(library, "cuMemcpyDtoDAsync_v2", driver.cuMemcpyDtoDAsync);
     find(library, "cuGetErrorString", driver.cuGetErrorString);
     return driver;
@@ -99,7 +116,7 @@ std::vector<std::string> split(const std::string& text, char separator) {
 struct Entry {
   int capability;
   std::string name, symbol, grid, arguments;
-  unsigned threads, shared_bytes;
+  unsigned threads, shared_bytes, is_dependent;
   size_t offset, size;
 };
 
@@ -121,7 +138,7 @@ Bundle parse(const char* data, size_t size) {
     at = stop + 1;
     return line;
   };
-  if (next_line() != "liger-kernels 1") fail("the graph's kernels are of another version; convert the package again");
+  if (next_line() != "liger-kernels 2") fail("the graph's kernels are of another version; convert the package again");
   for (std::string line = next_line(); line != "end"; line = next_line()) {
     std::istringstream fields(line);
     std::string kind;
@@ -131,8 +148,8 @@ Bundle parse(const char* data, size_t size) {
       continue;
     }
     Entry entry;
-    fields >> entry.capability >> entry.name >> entry.symbol >> entry.threads >> entry.shared_bytes >> entry.grid >>
-        entry.offset >> entry.size >> entry.arguments;
+    fields >> entry.capability >> entry.name >> entry.symbol >> entry.threads >> entry.shared_bytes >>
+        entry.is_dependent >> entry.grid >> entry.offset >> entry.size >> entry.arguments;
     if (kind != "kernel" || fields.fail()) fail("the graph's kernels are damaged; convert the package again");
     bundle.entries.push_back(entry);
   }
@@ -181,7 +198,7 @@ CudaKernels::CudaKernels(const char* data, size_t size) {
       check(driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, static_cast<int>(entry.shared_bytes)),
             "reserving shared memory for " + entry.name);
     }
-    Kernel kernel{function, entry.threads, entry.shared_bytes, {}, {}};
+    Kernel kernel{function, entry.threads, entry.shared_bytes, entry.is_dependent != 0, {}, {}};
     for (const std::string& axis : split(entry.grid, ',')) {
       const auto parts = split(axis, ':');
       if (parts.size() != 3) fail("the graph's kernels are damaged; convert the package again");
@@ -218,11 +235,18 @@ void CudaKernels::launch(const std::string& name, const Arguments& arguments, in
     if (value == arguments.values_.end() && !is_scratch) fail("kernel " + name + " wants an unknown " + argument);
     parameters.push_back(const_cast<Arguments::Value*>(is_scratch ? &none : &value->second));
   }
-  unsigned grid[3];
-  for (int axis = 0; axis < 3; ++axis) grid[axis] = kernel.grid[axis].count(batch, length);
-  check(driver().cuLaunchKernel(kernel.function, grid[0], grid[1], grid[2], kernel.threads, 1, 1, kernel.shared_bytes,
-                                stream, parameters.data(), nullptr),
-        "starting " + name);
+  LaunchConfig config{};
+  for (int axis = 0; axis < 3; ++axis) config.grid[axis] = kernel.grid[axis].count(batch, length);
+  config.block[0] = kernel.threads;
+  config.block[1] = config.block[2] = 1;
+  config.shared_bytes = kernel.shared_bytes;
+  config.stream = stream;
+  LaunchAttribute early{};
+  early.id = MAY_BEGIN_EARLY;
+  early.value.is_allowed = 1;
+  config.attributes = &early;
+  config.attribute_count = kernel.is_dependent ? 1 : 0;
+  check(driver().cuLaunchKernelEx(&config, kernel.function, parameters.data(), nullptr), "starting " + name);
 }
 
 void copy_on_device(void* to, const void* from, size_t bytes, void* stream) {

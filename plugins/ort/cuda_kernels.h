@@ -50,6 +50,7 @@ class CudaKernels {
   struct Kernel {
     void* function;
     unsigned threads, shared_bytes;
+    bool is_dependent;  // it waits for the kernel before by itself, and may begin before that has ended
     std::vector<Axis> grid;
     std::vector<std::string> arguments;
   };

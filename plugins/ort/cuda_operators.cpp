@@ -4,80 +4,21 @@
 
 #include <algorithm>
 
-#include "cuda_kernels.h"
+#include "cuda_linear.h"
+#include "cuda_node.h"
 #include "operators.h"
 
 namespace liger {
 namespace {
 
 constexpr int64_t BLOCK = 16, CHUNK = 64;  // tokens: kernels/plans.py
-
-// The constant bundle of a node, loaded when the node first runs: a context is current then.
-class Compiled {
- public:
-  Compiled(const ort::Info& info, size_t index) : bundle_(info.constant(index)) {
-    if (!bundle_) throw ort::Error("liger: this graph has no GPU kernels; convert it with --targets");
-  }
-
-  const CudaKernels& get() const {
-    if (!kernels_) kernels_ = CudaKernels::load(bundle_.as<const char>(), bundle_.shape[0]);
-    return *kernels_;
-  }
-
- private:
-  ort::Tensor bundle_;
-  mutable std::shared_ptr<const CudaKernels> kernels_;
-};
-
-// Memory of a call, from ONNX Runtime's own pool. It goes back when the call has been handed to the stream: whoever gets
-// it next writes to it behind this call, on the same stream.
-class Workspace {
- public:
-  Workspace(OrtAllocator* allocator, size_t bytes)
-      : allocator_(allocator), next_(static_cast<char*>(allocator->Alloc(allocator, bytes))), memory_(next_) {
-    if (memory_ == nullptr) throw ort::Error("liger: no GPU memory is left for this call; read fewer tokens at a time");
-  }
-  ~Workspace() { allocator_->Free(allocator_, memory_); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  void* take(size_t bytes) {
-    void* piece = next_;
-    next_ += aligned(bytes);
-    return piece;
-  }
-  static size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
- private:
-  OrtAllocator* allocator_;
-  char* next_;
-  void* memory_;
-};
-
-// 16-bit activations of either kind.
-struct Half16 {
-  uint16_t bits;
-};
-template <class Element>
-struct ActivationName;
-template <>
-struct ActivationName<float> {
-  static constexpr const char* value = "float32";
-};
-template <>
-struct ActivationName<Half> {
-  static constexpr const char* value = "float16";
-};
-template <>
-struct ActivationName<Half16> {
-  static constexpr const char* value = "bfloat16";
-};
+constexpr int64_t PART = 2048;             // logits: kernels/plans.py
 
 template <class Element>
 class CudaAttention : public AttentionForm {
  public:
-  explicit CudaAttention(const ort::Info& info) : AttentionForm(info), compiled_(info, KERNELS) {
-    ort::check(info.api(), ort::GetAllocator::call(info.api(), info.raw(), ORT_MEM_DEFAULT, &allocator_));
+  explicit CudaAttention(const ort::Info& info)
+      : AttentionForm(info), compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {
     wanted_ = std::string(sizes.mixer == Mixer::gla ? "gla " : "hgrn2 ") + std::to_string(sizes.groups) + " " +
               std::to_string(sizes.repeats) + " " + std::to_string(sizes.head_dim) + " " + std::to_string(sizes.window) +
               " " + ActivationName<Element>::value;
@@ -154,7 +95,7 @@ class CudaAttention : public AttentionForm {
   }
 
   Compiled compiled_;
-  OrtAllocator* allocator_ = nullptr;  // lives as long as the session does
+  OrtAllocator* allocator_;
   std::string wanted_;
 };
 
@@ -178,15 +119,43 @@ class CudaGatedSiLU : public GatedSiLUForm {
 
 class CudaMostLikely : public MostLikelyForm {
  public:
-  explicit CudaMostLikely(const ort::Info& info) : compiled_(info, KERNELS) {}
+  explicit CudaMostLikely(const ort::Info& info) : compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {}
 
   void run(const ort::Context& context) const {
     const auto [input, output] = call(context);
+    const int64_t rows = output.shape[0] * output.shape[1], parts = (input.shape[2] + PART - 1) / PART;
+    const size_t bytes = Workspace::aligned(rows * parts * sizeof(float));
+    Workspace workspace(allocator_, 2 * bytes);
     Arguments arguments;
     arguments.pointer("logits", input.data);
+    arguments.pointer("values", workspace.take(bytes));
+    arguments.pointer("indices", workspace.take(bytes));
     arguments.pointer("chosen", output.data);
     arguments.integer("width", input.shape[2]);
-    compiled_.get().launch("most_likely_kernel", arguments, output.shape[0] * output.shape[1], 1, context.stream());
+    arguments.integer("parts", parts);
+    compiled_.get().launch("best_of_parts_kernel", arguments, rows, input.shape[2], context.stream());
+    compiled_.get().launch("most_likely_kernel", arguments, rows, 1, context.stream());
+  }
+
+ private:
+  Compiled compiled_;
+  OrtAllocator* allocator_;
+};
+
+class CudaRotaryAngles : public RotaryAnglesForm {
+ public:
+  explicit CudaRotaryAngles(const ort::Info& info) : compiled_(info, KERNELS) {}
+
+  void run(const ort::Context& context) const {
+    const auto [positions, frequencies, cos, sin] = call(context);
+    Arguments arguments;
+    arguments.pointer("position_ids", positions.data);
+    arguments.pointer("frequencies", frequencies.data);
+    arguments.pointer("cos", cos.data);
+    arguments.pointer("sin", sin.data);
+    arguments.integer("width", frequencies.shape[0]);
+    const int64_t tokens = positions.shape[0] * positions.shape[1];
+    compiled_.get().launch("angles_kernel", arguments, tokens, 1, context.stream());
   }
 
  private:
@@ -216,14 +185,16 @@ void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CudaGatedSiLU> gated_half(ort::CUDA, ORT_FLOAT16);
   static const ort::Operator<CudaGatedSiLU> gated_bfloat16(ort::CUDA, ORT_BFLOAT16);
   static const ort::Operator<CudaMostLikely> most_likely(ort::CUDA, ORT_FLOAT);
+  static const ort::Operator<CudaRotaryAngles> angles(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaLastPositions<float>> last(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaLastPositions<Half>> last_half(ort::CUDA, ORT_FLOAT16);
   static const ort::Operator<CudaLastPositions<Half16>> last_bfloat16(ort::CUDA, ORT_BFLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &most_likely, &last, &last_half,
+           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &most_likely, &angles, &last, &last_half,
            &last_bfloat16}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
+  add_linear_operators(api, domain);
 }
 
 }  // namespace liger

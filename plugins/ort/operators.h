@@ -66,6 +66,19 @@ struct MostLikelyForm {
   static std::array<ort::Tensor, 2> call(const ort::Context& context);
 };
 
+// liger::RotaryAngles: position_ids, int64 [B, T], and frequencies, float32 [D / 2], to cosines and sines of their products,
+// float32 [B, T, D / 2].
+struct RotaryAnglesForm {
+  static constexpr const char* name = "RotaryAngles";
+  static constexpr size_t KERNELS = 2;
+  static constexpr std::array<ort::Parameter, 3> inputs{
+      {{ORT_INT64}, {ORT_FLOAT}, {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT}}};
+  static constexpr std::array<ort::Parameter, 2> outputs{{{ORT_FLOAT}, {ORT_FLOAT}}};
+
+  // The two inputs and the two outputs.
+  static std::array<ort::Tensor, 4> call(const ort::Context& context);
+};
+
 // liger::LastPositions: hidden states [B, T, N] and a count, an int64 scalar in main memory, to the last `count` positions
 // of each sequence, [B, count, N]; all of them if it is 0.
 struct LastPositionsForm {
@@ -161,6 +174,15 @@ inline std::array<ort::Tensor, 2> MostLikelyForm::call(const ort::Context& conte
   const ort::Tensor input = context.input(0);
   if (input.rank != 3 || input.shape[2] < 1) throw ort::Error("liger::MostLikely needs [B, T, V]");
   return {input, context.output(0, {input.shape[0], input.shape[1]})};
+}
+
+inline std::array<ort::Tensor, 4> RotaryAnglesForm::call(const ort::Context& context) {
+  const ort::Tensor positions = context.input(0), frequencies = context.input(1);
+  if (positions.rank != 2 || frequencies.rank != 1 || frequencies.shape[0] > 128) {
+    throw ort::Error("liger::RotaryAngles needs position_ids [B, T] and at most 128 frequencies");
+  }
+  const auto shape = {positions.shape[0], positions.shape[1], frequencies.shape[0]};
+  return {positions, frequencies, context.output(0, shape), context.output(1, shape)};
 }
 
 template <class Copy>

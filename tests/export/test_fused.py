@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 
 from liger_export.errors import KernelError, UnsupportedModelError
-from liger_export.export.fused import KERNELS, lower_to_fused
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import MODEL_FILES, read_manifest
 from liger_export.package.build import convert
@@ -112,16 +110,3 @@ def test_targets_need_the_fused_lowering_and_must_be_known(tmp_path: Path) -> No
     with pytest.raises(KernelError, match=r"no target sm_1.*sm_90"):
         convert(wide, tmp_path / "package", lowering="fused", targets=("sm_1",))
     assert not (tmp_path / "package").exists()
-
-
-def test_a_graph_carries_the_kernels_that_it_was_given(tmp_path: Path) -> None:
-    """Compiling them is tested in tests/kernels; here Triton is an interpreter."""
-    package = fused_package(tmp_path)
-    model = ir.load(package / MODEL_FILES["stock"])
-    lower_to_fused(model, b"some kernels")
-    carried = model.graph.initializers[KERNELS]
-    assert carried.const_value is not None
-    assert carried.const_value.numpy().tobytes() == b"some kernels"
-    readers = sorted({use.node.op_type for use in carried.uses()})
-    assert readers == ["Attention", "GatedSiLU", "MostLikely"]
-    assert {use.idx for use in carried.uses() if use.node.op_type == "Attention"} == {9}

@@ -27,13 +27,19 @@ def test_gated_silu_equals_its_definition(dtype: torch.dtype, width: int) -> Non
     assert float((gated.double() - expected).norm() / expected.norm()) < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
-@pytest.mark.parametrize("width", [1, 100, 8192, 20000])
+@pytest.mark.parametrize("width", [1, 100, 2048, 5000, 300_000])
 def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
     logits = torch.randint(-50, 50, (4, width), device=DEVICE).float()
     logits[0] = float("-inf")
+    logits[1, : width // 2] = float("nan")
     chosen = torch.full((4,), -1, dtype=torch.int64, device=DEVICE)
-    launch("most_likely_kernel", 4, 1, logits, chosen, width)
-    assert chosen.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits]
+    parts = pointwise_plans()["best_of_parts_kernel"].programs(4, width)[0]
+    values = torch.full((4, parts), float("nan"), device=DEVICE)
+    indices = torch.full((4, parts), -1, dtype=torch.int32, device=DEVICE)
+    launch("best_of_parts_kernel", 4, width, logits, values, indices, width)
+    launch("most_likely_kernel", 4, 1, values, indices, chosen, parts)
+    numbers = logits.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
+    assert chosen.tolist() == [int((row == row.max()).nonzero()[0]) for row in numbers]
 
 
 @pytest.mark.parametrize("length", [1, 1024, 1500])
@@ -44,3 +50,34 @@ def test_padding_is_not_counted(length: int) -> None:
     counts = torch.full((3,), -1, dtype=torch.int32, device=DEVICE)
     launch("count_kernel", 3, length, positions, counts, length)
     assert counts.tolist() == [length, length // 2, 0]
+
+
+@every_dtype
+@pytest.mark.parametrize("width", [8, 2048, 3000])
+def test_rms_norm_equals_its_definition(dtype: torch.dtype, width: int) -> None:
+    rows, weight = torch.randn(3, width, device=DEVICE).to(dtype), torch.rand(width, device=DEVICE).to(dtype)
+    normed = torch.full((3, width), float("nan"), dtype=dtype, device=DEVICE)
+    launch("rms_norm_kernel", 3, width, rows, weight, normed, width, 1e-5)
+    expected = rows.double() * (rows.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
+    assert float((normed.double() - expected).norm() / expected.norm()) < (1e-6 if dtype == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_a_product_begins_with_bias_and_residual(has_bias: bool, has_residual: bool) -> None:
+    bias, residual = torch.randn(1500, device=DEVICE), torch.randn(3, 1500, device=DEVICE)
+    begun = torch.full((3, 1500), float("nan"), device=DEVICE)
+    launch("begin_kernel", 3, 1500, bias, residual, begun, 1500, int(has_bias), int(has_residual))
+    expected = torch.zeros(3, 1500, device=DEVICE) + (bias if has_bias else 0) + (residual if has_residual else 0)
+    assert torch.equal(begun, expected)
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_rotary_angles_equal_their_definition_at_far_positions(width: int) -> None:
+    positions = torch.tensor([0, 1, 131_071, -1], device=DEVICE)
+    frequencies = 10_000.0 ** -(torch.arange(width, device=DEVICE) / width)
+    cos, sin = (torch.full((4, width), float("nan"), device=DEVICE) for _ in range(2))
+    launch("angles_kernel", 4, width, positions, frequencies, cos, sin, width)
+    angles = (positions.clamp(min=0).float()[:, None] * frequencies).double()
+    assert float((cos.double() - angles.cos()).abs().max()) < 1e-6
+    assert float((sin.double() - angles.sin()).abs().max()) < 1e-6

@@ -30,9 +30,16 @@ int cuFuncSetAttribute(void* function, int attribute, int bytes) {
   std::printf("reserve %s %d %d\n", functions[function].c_str(), attribute, bytes);
   return 0;
 }
-int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned, unsigned shared,
-                   void* stream, void** parameters, void**) {
-  std::printf("launch %s %u,%u,%u %u %u %zu:", functions[function].c_str(), x, y, z, threads, shared, (size_t)stream);
+struct Config {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  const int* attributes;
+  unsigned attribute_count;
+};
+int cuLaunchKernelEx(const Config* config, void* function, void** parameters, void**) {
+  const unsigned *grid = config->grid, early = config->attribute_count && config->attributes[0] == 6 && config->attributes[2];
+  std::printf("launch %s %u,%u,%u %u %u %zu %u:", functions[function].c_str(), grid[0], grid[1], grid[2], config->block[0],
+              config->shared, (size_t)config->stream, early);
   const int count = functions[function] == "step_kernel" ? 20 : 5;  // what the kernels launched here take
   for (int at = 0; at < count; ++at) std::printf(" %llx", *(unsigned long long*)parameters[at]);
   std::printf("\n");

@@ -56,10 +56,12 @@ def test_a_step_is_launched_as_its_metadata_says(program: Path, folders: list[Pa
     assert "shape gla 2 2 64 64 float16" in printed
     step = builds[-1].kernels["step_kernel"]
     started = next(line for line in printed if line.startswith("launch step_kernel"))
-    (launch, _, grid, threads, shared, stream), values = started.split(":")[0].split(), started.split(":")[1].split()
+    head, values = (part.split() for part in started.split(":"))
+    launch, _, grid, threads, shared, stream, early = head
     columns = step["grid"][0]["times"]
     assert (launch, grid, stream) == ("launch", f"{columns},2,3", "5")
     assert (int(threads), int(shared)) == (step["threads"], step["shared_bytes"])
+    assert (early, step["dependent"]) == ("1", True)
     names = [argument["name"] for argument in step["arguments"]]
     by_name = dict(zip(names, (int(value, 16) for value in values), strict=True))
     assert [by_name[name] for name in ("query", "key", "value", "cos", "sin")] == [0x1000 * n for n in range(1, 6)]
@@ -67,7 +69,7 @@ def test_a_step_is_launched_as_its_metadata_says(program: Path, folders: list[Pa
     assert by_name["query_stride"] & 0xFFFFFFFF == 7
     assert struct.unpack("f", struct.pack("I", by_name["gate_normalizer"] & 0xFFFFFFFF)) == (16.0,)
     assert by_name["global_scratch"] == by_name["profile_scratch"] == 0
-    assert next(line for line in printed if "gated_silu" in line).split()[2] == "5,3,1"
+    assert next(line for line in printed if "gated_silu" in line).split(":")[0].split()[2::4] == ["5,3,1", "0"]
     assert "copy 16 32 64 5" in printed
     assert "no kernel missing_kernel" in printed[-1]
 
@@ -79,7 +81,8 @@ def test_a_gpu_gets_its_own_code_or_the_newest_older_of_its_generation(
     builds = [load_build(folder) for folder in folders]
     alone = launches(program, pack([builds[target]]), capability)
     assert launches(program, pack(builds), capability) == alone
-    assert any(line.startswith("launch step_kernel") for line in alone)
+    started = next(line for line in alone if line.startswith("launch step_kernel"))
+    assert started.split(":")[0].endswith(" 1" if capability >= 90 else " 0")  # begins early, where the GPU can
 
 
 def test_other_gpus_and_damaged_bundles_are_refused(program: Path, folders: list[Path]) -> None:

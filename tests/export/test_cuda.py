@@ -1,0 +1,153 @@
+"""The cuda lowering: the stock package's numbers from operators that only a GPU has, written out here in stock ones."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from liger_export.export.cuda import KERNELS, attach_kernels, fuse_for_cuda
+from liger_export.linearize import LinearizeSettings
+from liger_export.ops.onnx_forms import DOMAIN
+from liger_export.package import MODEL_FILES
+from liger_export.package.build import convert
+from liger_export.plugins.ort import library_path
+from liger_export.quantize import Precision
+from liger_export.runtime import load
+from tests.plugins.sessions import needs_library
+from tests.test_matrix import VARIANTS
+from tests.tiny import Shape, write_liger
+
+TOKENS = np.random.default_rng(0).integers(1, 260, (1, 40))
+MICROSOFT = "com.microsoft"
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
+
+
+def cuda_graph(directory: Path, variant: str = "llama", mixer: str = "gla", **precision: str) -> tuple[Path, ir.Model]:
+    """A package, and the graph that it would have for CUDA."""
+    backbone, overrides = VARIANTS[variant]
+    settings, sizes = LinearizeSettings(mixer=mixer), {"num_hidden_layers": 3, **SIZES}
+    shape = Shape(window=8)
+    write_liger(directory / "liger", shape, backbone=backbone, settings=settings, **{**sizes, **overrides})
+    package = directory / "package"
+    convert(directory / "liger", package, lowering="fused", precision=Precision(**precision))  # type: ignore[arg-type]
+    model = ir.load(package / MODEL_FILES["fused"])
+    fuse_for_cuda(model.graph)
+    return package, model
+
+
+def written_out(node: ir.Node) -> list[ir.Node]:
+    """A node that only a GPU computes, in stock operators; the last ones give its outputs."""
+    if node.op_type == "RotaryAngles":
+        minimum = ir.node("Constant", [], {"value": ir.tensor(np.array(0))})
+        axis = ir.node("Constant", [], {"value": ir.tensor(np.array([-1]))})
+        real = ir.node("Max", [node.inputs[0], minimum.outputs[0]])
+        column = ir.node("Unsqueeze", [real.outputs[0], axis.outputs[0]])
+        number = ir.node("Cast", [column.outputs[0]], {"to": ir.DataType.FLOAT})
+        angles = ir.node("Mul", [number.outputs[0], node.inputs[1]])
+        return [
+            minimum,
+            axis,
+            real,
+            column,
+            number,
+            angles,
+            *(ir.node(name, angles.outputs) for name in ("Cos", "Sin")),
+        ]
+    options = node.inputs[4:7] if node.op_type.startswith("Integer") else node.inputs[2:5]
+    norm, bias, residual = options
+    nodes, hidden = [], node.inputs[0]
+
+    def add(*arguments: object, **options: object) -> ir.Value:
+        nodes.append(ir.node(*arguments, **options))  # type: ignore[arg-type]
+        return nodes[-1].outputs[0]
+
+    if norm is not None:
+        epsilon = node.attributes["epsilon"].as_float()
+        hidden = add("RMSNormalization", [hidden, norm], {"axis": -1, "epsilon": epsilon})
+    if node.op_type.startswith("Integer"):
+        blocks = node.inputs[1].shape.numpy()
+        bits, size = (node.attributes[name].as_int() for name in ("bits", "block_size"))
+        sizes = {"N": blocks[0], "K": blocks[1] * size, "bits": bits, "block_size": size, "accuracy_level": 4}
+        result = add("MatMulNBits", [hidden, *node.inputs[1:4]], sizes, domain=MICROSOFT)
+    else:
+        result = add("FusedMatMul", [hidden, node.inputs[1]], {"transB": 1}, domain=MICROSOFT)
+    result = add("Add", [result, bias]) if bias is not None else result
+    if node.attributes["gated"].as_int():
+        add("Split", [result], {"axis": -1, "num_outputs": 2}, num_outputs=2)
+        gate, up = nodes[-1].outputs
+        result = add("Mul", [add("Mul", [gate, add("Sigmoid", [gate])]), up])
+    result = add("Add", [result, residual]) if residual is not None else result
+    if node.op_type.endswith("Logits"):
+        add("Cast", [result], {"to": ir.DataType.FLOAT})
+    return nodes
+
+
+def on_a_cpu(package: Path, model: ir.Model) -> onnxruntime.InferenceSession:
+    for node in list(model.graph):
+        if node.domain == DOMAIN and (node.op_type == "RotaryAngles" or node.op_type.endswith(("Linear", "Logits"))):
+            nodes = written_out(node)
+            outputs = [output for new in nodes[-len(node.outputs) :] for output in new.outputs]
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, outputs)
+    ir.save(model, package / "written-out.onnx")
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    return onnxruntime.InferenceSession(package / "written-out.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def distance(package: Path, model: ir.Model) -> float:
+    """Relative L2 of its logits to the stock graph's."""
+    stock = load(package, lowering="stock")
+    past = {entry.past_name: np.zeros((1, *entry.shape), entry.dtype) for entry in stock.manifest.state}
+    expected, _ = stock.run(TOKENS, 0, past)
+    feeds = {"input_ids": TOKENS, "position_ids": np.arange(TOKENS.size)[None], "logits_to_keep": np.array(0), **past}
+    (found,) = on_a_cpu(package, model).run(["logits"], feeds)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@needs_library
+@pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_graph_for_cuda_computes_what_stock_does_on_every_backbone(
+    mixer: str, variant: str, tmp_path: Path
+) -> None:
+    assert distance(*cuda_graph(tmp_path, variant, mixer)) < 1e-5
+
+
+@needs_library  # integer products round activations to 8 bits: a last bit's difference before them is seen behind
+@pytest.mark.parametrize(("weights", "bound"), [("fp16", 5e-3), ("int4", 5e-3), ("int8", 5e-3)])
+def test_the_graph_for_cuda_computes_what_stock_does_in_every_precision(
+    weights: str, bound: float, tmp_path: Path
+) -> None:
+    assert distance(*cuda_graph(tmp_path, weights=weights)) < bound
+
+
+@pytest.mark.parametrize(
+    ("weights", "linear", "head"), [("fp16", "Linear", "Logits"), ("int4", "IntegerLinear", "IntegerLinear")]
+)
+def test_a_layer_is_five_nodes(weights: str, linear: str, head: str, tmp_path: Path) -> None:
+    _, model = cuda_graph(tmp_path, weights=weights)
+    names = [node.op_type for node in model.graph]
+    layers = [at for at, name in enumerate(names) if name == "Attention"]
+    assert [after - before for before, after in pairwise(layers)] == [5, 5]
+    assert names[layers[0] + 1 : layers[1]] == [linear] * 4
+    assert names[-3:] == ["LastPositions", head, "MostLikely"]
+
+
+def test_every_operator_for_a_gpu_reads_the_kernels(tmp_path: Path) -> None:
+    _, model = cuda_graph(tmp_path)
+    attach_kernels(model.graph, b"some kernels")
+    assert bytes(model.graph.initializers[KERNELS].const_value.numpy()) == b"some kernels"
+    ours = [node for node in model.graph if node.domain == DOMAIN and node.op_type != "LastPositions"]
+    assert len(ours) == 3 * 5 + 3
+    assert all(node.inputs[-1].name == KERNELS for node in ours)
+
+
+def test_kernels_are_those_that_the_layers_need(tmp_path: Path) -> None:
+    _, model = cuda_graph(tmp_path, weights="int4")
+    kernels = {node.attributes["kernel"].as_string() for node in model.graph if "kernel" in node.attributes}
+    gated = {name for name in kernels if name.endswith("_gated")}
+    assert len(gated) == 1
+    assert all(name.startswith("integer_linear_kernel_4_32_") for name in kernels)
