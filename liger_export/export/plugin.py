@@ -5,7 +5,7 @@ plugin's node carries what TensorRT's parser looks a plugin up by, and its porta
 of the node's name, so that ONNX Runtime computes what the engine must.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
@@ -14,7 +14,7 @@ from liger_export.errors import KernelError
 from liger_export.export.portable import lower_portable
 from liger_export.export.weights import Weight
 from liger_export.kernels.shapes import MIXERS, AttentionShape
-from liger_export.ops.forms import FORMS
+from liger_export.ops.forms import FORMS, HEAD_SIZES
 from liger_export.ops.onnx_forms import DOMAIN
 from liger_export.quantize import Scheme
 
@@ -34,9 +34,7 @@ def plugin_operators(config: LigerConfig, activations: str) -> tuple[str, ...]:
     return (FORMS[config.mixer].onnx_name,)
 
 
-def lower_to_plugins(
-    model: ir.Model, schemes: Mapping[str, Scheme | None], operators: tuple[str, ...]
-) -> list[Weight]:
+def lower_to_plugins(model: ir.Model, schemes: Mapping[str, Scheme | None], operators: Collection[str]) -> list[Weight]:
     """Rewrite a traced model in place for calls of one token.
 
     Args:
@@ -49,6 +47,15 @@ def lower_to_plugins(
     """
     for node in model.graph:
         if node.domain == DOMAIN and node.op_type in operators:
-            node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
-            node.attributes["aot"] = ir.AttrInt64("aot", 1)  # refuse a plugin that would call Python when it runs
+            _name_plugin(node)
     return lower_portable(model, 1, schemes, keep=operators)
+
+
+def _name_plugin(node: ir.Node) -> None:
+    """Give a node what the parser reads of it, attributes in the order in which the plugin is registered with them."""
+    (form,) = (form for form in FORMS.values() if form.onnx_name == node.op_type)
+    ordered = [node.attributes.pop(name) for name in (*HEAD_SIZES, *form.sizes, *form.options)]
+    for attribute in ordered:
+        node.attributes.add(attribute)
+    node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
+    node.attributes.add(ir.AttrInt64("aot", 1))  # refuse a plugin that would call Python when it runs

@@ -30,15 +30,17 @@ FIXED = {
 
 
 def register_plugins(plugin: Any, target: str, *, in_place: bool = False) -> None:
-    """Register ``liger::GLAAttention`` and ``liger::HGRN2Attention``, for calls of one token.
+    """Register ``liger::GLAAttention`` and ``liger::HGRN2Attention``, for calls of one token; once a process is enough.
 
     Args:
         plugin: the module ``tensorrt.plugin``.
         target: the GPU architecture that engines are built for, a key of ``kernels.build.TARGETS``.
         in_place: let the recurrent state's output be its input's memory, where TensorRT's aliased plugin I/O is on.
     """
+    defined = getattr(plugin.op, NAMESPACE, None)
     for mixer in MIXERS:
-        _Registration(plugin, FORMS[mixer], target, in_place).register()
+        if not hasattr(defined, FORMS[mixer].onnx_name):
+            _Registration(plugin, FORMS[mixer], target, in_place).register()
 
 
 @dataclass(frozen=True)

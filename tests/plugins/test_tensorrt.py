@@ -9,73 +9,28 @@ import os
 import re
 import subprocess
 import sys
-import types
 import typing
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from liger_export.errors import KernelError
 from liger_export.plugins.tensorrt import plugin_kernel, register_plugins, tactics
 from liger_export.plugins.tensorrt.kernel import ARGUMENTS
+from tests.plugins.plugin_module import (
+    ATTRIBUTES,
+    INPUTS,
+    NAMES,
+    AutoTuneCombination,
+    FakePlugin,
+    KernelLaunchParams,
+    SymIntExprs,
+    TensorDesc,
+)
 
 pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
 
-INPUTS = ["query", "key", "value", "cos", "sin", "position_ids", "recurrent_state", "window_key", "window_value"]
-ATTRIBUTES = {
-    "gla": ["num_heads", "num_key_value_heads", "head_dim", "window_size", "gate_normalizer", "recurrent_weight"],
-    "hgrn2": ["num_heads", "num_key_value_heads", "head_dim", "window_size", "recurrent_weight"],
-}
-NAMES = {"gla": "liger::GLAAttention", "hgrn2": "liger::HGRN2Attention"}
 VALUES = {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "window_size": 16}
 NUMBERS = {"gate_normalizer": 16.0, "recurrent_weight": 0.5}
-
-
-class TensorDesc:
-    def __init__(self, of: "TensorDesc | None" = None, aliases: bool = False) -> None:
-        self.of, self.aliases = of, aliases
-        self.dtype = types.SimpleNamespace(name="HALF")
-        self.shape_expr = ["batch"]
-
-    def like(self) -> "TensorDesc":
-        return TensorDesc(self)
-
-    def aliased(self) -> "TensorDesc":
-        return TensorDesc(self, aliases=True)
-
-
-class KernelLaunchParams:
-    """Filled in by the plugin."""
-
-
-class SymIntExprs:
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-
-class AutoTuneCombination:
-    def __init__(self, io_types: str, layouts: str, tactics: list[int]) -> None:
-        self.io_types, self.layouts, self.tactics = io_types, layouts, tactics
-
-
-class FakePlugin:
-    """Keeps what is registered, by operator and kind."""
-
-    TensorDesc, KernelLaunchParams, SymIntExprs = TensorDesc, KernelLaunchParams, SymIntExprs
-    AutoTuneCombination = AutoTuneCombination
-
-    def __init__(self) -> None:
-        self.functions: dict[tuple[str, str], Callable[..., Any]] = {}
-
-    def __getattr__(self, kind: str) -> Callable[[str], Callable[[Callable[..., Any]], None]]:
-        def keep(name: str) -> Callable[[Callable[..., Any]], None]:
-            def decorate(function: Callable[..., Any]) -> None:
-                self.functions[name, kind] = function
-
-            return decorate
-
-        return keep
 
 
 @pytest.fixture
@@ -85,8 +40,9 @@ def plugin() -> FakePlugin:
     return fake
 
 
-def test_two_operators_are_registered_whole(plugin: FakePlugin) -> None:
+def test_two_operators_are_registered_whole_and_once(plugin: FakePlugin) -> None:
     kinds = ("register", "autotune", "aot_impl")
+    register_plugins(plugin, "sm_86")
     assert set(plugin.functions) == {(name, kind) for name in NAMES.values() for kind in kinds}
 
 
@@ -160,11 +116,9 @@ found = []
 for mixer, name in NAMES.items():
     plugin = FakePlugin()
     register_plugins(plugin, "sm_86")
-    tensors = [TensorDesc() for _ in INPUTS]
-    values = [(VALUES | NUMBERS)[attribute] for attribute in ATTRIBUTES[mixer]]
     for tactic in tactics(VALUES["head_dim"]):
-        kernel, ptx, launch, scalars = plugin.functions[name, "aot_impl"](*tensors, *values, tuple(tensors[:4]), tactic)
-        found.append({"name": kernel, "ptx": ptx, "scalars": scalars.size, **vars(launch)})
+        kernel, ptx, launch, scalars = plugin.implement(mixer, tactic, VALUES | NUMBERS)
+        found.append({"name": kernel, "ptx": ptx, "scalars": scalars.length, **vars(launch)})
 print(json.dumps(found))
 """
 

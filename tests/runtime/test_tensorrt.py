@@ -1,6 +1,7 @@
 """How a session drives engines: addresses, turns, padding. The engines here count tokens instead of computing."""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -16,7 +17,7 @@ from liger_export.package import read_manifest
 from liger_export.package.engines import TENSORRT_RTX, EngineRecord
 from liger_export.runtime import read_tokenizer
 from liger_export.runtime.fixed import FixedSession
-from liger_export.runtime.tensorrt_rtx import TensorRTGraphs
+from liger_export.runtime.tensorrt import TensorRTGraphs
 
 STREAM = 7
 
@@ -88,7 +89,9 @@ class CountingCuda:
         self.waits += 1
 
 
-def session_of(package: Path, works: bool = True) -> tuple[FixedSession, CountingCuda, dict[int, CountingEngine]]:
+def session_of(
+    package: Path, works: bool = True, in_place: Sequence[str] = ()
+) -> tuple[FixedSession, CountingCuda, dict[int, CountingEngine]]:
     record = EngineRecord(
         backend=TENSORRT_RTX,
         backend_version="0",
@@ -98,7 +101,9 @@ def session_of(package: Path, works: bool = True) -> tuple[FixedSession, Countin
         package_sha256="",
         precisions={},
     )
-    manifest = replace(read_manifest(package), engine=record)
+    package_manifest = read_manifest(package)
+    graph = replace(package_manifest.graphs["stock"], in_place=list(in_place))
+    manifest = replace(package_manifest, engine=record, graphs={"portable": graph})
     engines = {length: CountingEngine(expected_signature(manifest, length), works) for length in record.files}
     cuda = CountingCuda()
     library = SimpleNamespace(CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"))
