@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from liger_export.config import LigerConfig
 from liger_export.engine.network import Library
 from liger_export.engine.tensorrt import TensorRT
 from liger_export.engine.tensorrt_rtx import TensorRTRTX
@@ -25,6 +26,9 @@ class Backend(Protocol):
             EngineError: there are none, or the library does not build for one here; says for which it does.
             EnvironmentMismatchError: the library builds on a GPU, and there is none.
         """
+
+    def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
+        """The operators of a model, its layers' attention, that plugins compute on these targets."""
 
     def prepare(self, targets: list[str]) -> None:
         """What is to be done in this process before graphs are built for these targets."""

@@ -10,7 +10,6 @@ from liger_export.engine.backend import Backend, open_backend
 from liger_export.engine.check import check_against_package, expected_signature
 from liger_export.engine.graphs import drop_functions, write_graphs
 from liger_export.errors import EngineError
-from liger_export.export.plugin import plugin_operators
 from liger_export.export.portable import check_chunk
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, sha256_file
 from liger_export.ort import ort
@@ -102,7 +101,7 @@ def build_engine(
         raise EngineError(f"{package} is an engine directory.", "Build from the package that convert wrote.")
     manifest.check_files(package)
     activations = ACTIVATIONS[settings.activations]
-    plugins = _plugins(manifest, activations, backend)
+    plugins = _plugins(backend, manifest, activations, targets)
     record = EngineRecord(
         backend=settings.backend,
         backend_version=backend.library.version if backend else ort.__version__,
@@ -127,10 +126,8 @@ def build_engine(
         return _seal(partial, package, manifest, record, in_place=bool(backend and backend.library.in_place))
 
 
-def _plugins(manifest: Manifest, activations: str, backend: Backend | None) -> list[str]:
-    """The model's operators that the backend has plugins for."""
-    known = backend.library.plugins if backend else ()
-    return [name for name in plugin_operators(manifest.model_config, activations) if name in known]
+def _plugins(backend: Backend | None, manifest: Manifest, activations: str, targets: list[str]) -> list[str]:
+    return backend.plugins_for(manifest.model_config, activations, targets) if backend else []
 
 
 def _checked(

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
-from liger_export.errors import EngineError, EnvironmentMismatchError
+from liger_export.errors import EngineError, EnvironmentMismatchError, KernelError
 from liger_export.kernels.build import TARGETS
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.shapes import MIXERS, AttentionShape
 from liger_export.ops.forms import FORMS
-from liger_export.plugins.tensorrt import register_plugins
+from liger_export.plugins.tensorrt import fitting_tactics, register_plugins
 from liger_export.runtime.cuda import Cuda
 
 __all__ = ["TensorRT"]
@@ -65,6 +66,18 @@ class TensorRT:
             known = ", ".join(target.replace("_", "") for target in TARGETS)
             raise EngineError(f"There is no attention kernel for {own}.", f"There are kernels for {known}.")
         return [own]
+
+    def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
+        """As ``Backend``: gla's or hgrn2's, of sizes that a kernel takes and the GPU has shared memory for."""
+        if config.mixer not in MIXERS:
+            return []
+        groups = config.num_key_value_heads
+        repeats = config.num_attention_heads // groups
+        try:
+            shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activations)
+        except KernelError:
+            return []
+        return [FORMS[config.mixer].onnx_name] if fitting_tactics(shape, _kernel_target(targets[0])) else []
 
     def prepare(self, targets: list[str]) -> None:
         """As ``Backend``: registers the plugins."""

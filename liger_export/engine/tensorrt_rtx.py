@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
 from liger_export.errors import EngineError, EnvironmentMismatchError
 
@@ -51,6 +52,10 @@ class TensorRTRTX:
         if not names:
             raise EngineError("No GPU architecture was named.", f"Pass --sm with one or more of: {listed}.")
         return names
+
+    def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
+        """As ``Backend``: none."""
+        return []
 
     def prepare(self, targets: list[str]) -> None:
         """As ``Backend``: nothing."""

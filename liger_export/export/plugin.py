@@ -9,29 +9,13 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from liger_export.config import LigerConfig
-from liger_export.errors import KernelError
 from liger_export.export.portable import lower_portable
 from liger_export.export.weights import Weight
-from liger_export.kernels.shapes import MIXERS, AttentionShape
 from liger_export.ops.forms import FORMS, HEAD_SIZES
 from liger_export.ops.onnx_forms import DOMAIN
 from liger_export.quantize import Scheme
 
-__all__ = ["lower_to_plugins", "plugin_operators"]
-
-
-def plugin_operators(config: LigerConfig, activations: str) -> tuple[str, ...]:
-    """The ``liger`` operators of a model that have a plugin; none if no kernel computes the model's attention."""
-    if config.mixer not in MIXERS:
-        return ()
-    groups = config.num_key_value_heads
-    repeats = config.num_attention_heads // groups
-    try:
-        AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activations)
-    except KernelError:
-        return ()
-    return (FORMS[config.mixer].onnx_name,)
+__all__ = ["lower_to_plugins"]
 
 
 def lower_to_plugins(model: ir.Model, schemes: Mapping[str, Scheme | None], operators: Collection[str]) -> list[Weight]:
@@ -40,7 +24,7 @@ def lower_to_plugins(model: ir.Model, schemes: Mapping[str, Scheme | None], oper
     Args:
         model: what ``trace`` returned.
         schemes: as ``lower_portable``.
-        operators: what ``plugin_operators`` returned.
+        operators: those that the engine has plugins for.
 
     Returns:
         The weights that the graph now reads: those of the ``portable`` lowering.

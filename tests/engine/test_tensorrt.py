@@ -164,6 +164,7 @@ def on_sm86(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "plugin", FakePlugin(), raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(Cuda, "open", lambda: Cuda(driver=None, capability="sm86"))
+    monkeypatch.setattr("liger_export.engine.tensorrt.fitting_tactics", lambda *_: [1])
     return module
 
 
@@ -201,6 +202,15 @@ def test_attention_without_a_kernel_becomes_native_layers(
     assert manifest.engine.plugins == []
     assert manifest.graphs["portable"].in_place == []
     assert manifest.engine.precisions["state, recurrence, softmax, rotary"] == "float32, no TF32"
+
+
+def test_attention_that_the_gpu_has_no_room_for_becomes_native_layers(
+    package: Path, on_sm86: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(read_manifest(package).model_config, head_dim=256, window_size=256)
+    assert TensorRT.open().plugins_for(config, "float32", ["sm86"]) == ["GLAAttention"]
+    monkeypatch.setattr("liger_export.engine.tensorrt.fitting_tactics", lambda *_: [])
+    assert TensorRT.open().plugins_for(config, "float32", ["sm86"]) == []
 
 
 @pytest.mark.parametrize("mixer", OPERATORS)

@@ -14,6 +14,7 @@ import typing
 import pytest
 
 from liger_export.errors import KernelError
+from liger_export.kernels.shapes import AttentionShape
 from liger_export.plugins.tensorrt import plugin_kernel, register_plugins, tactics
 from liger_export.plugins.tensorrt.kernel import ARGUMENTS
 from tests.plugins.plugin_module import (
@@ -91,7 +92,8 @@ def test_outputs_are_like_the_query_and_the_states(in_place: bool) -> None:
     assert [output.aliases for output in outputs] == [False, in_place, False, False]
 
 
-def test_tactics_and_types_are_advertised(plugin: FakePlugin) -> None:
+def test_types_and_tactics_that_fit_are_advertised(plugin: FakePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liger_export.plugins.tensorrt.registration.fitting_tactics", lambda *_: [1, 2])
     tensors = [TensorDesc() for _ in INPUTS]
     values = [*VALUES.values(), *NUMBERS.values()]
     (found,) = plugin.functions[NAMES["gla"], "autotune"](*tensors, *values, tuple(tensors[:4]))
@@ -119,7 +121,8 @@ for mixer, name in NAMES.items():
     for tactic in tactics(VALUES["head_dim"]):
         kernel, ptx, launch, scalars = plugin.implement(mixer, tactic, VALUES | NUMBERS)
         found.append({"name": kernel, "ptx": ptx, "scalars": scalars.length, **vars(launch)})
-print(json.dumps(found))
+too_wide = AttentionShape("gla", 1, 1, 64, 256, "float32")
+print(json.dumps({"kernels": found, "fitting": fitting_tactics(too_wide, "sm_86")}))
 """
 
 
@@ -128,7 +131,9 @@ def test_kernels_take_inputs_and_outputs_alone() -> None:
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    results = json.loads(done.stdout)
+    found = results["kernels"]
+    assert set(results["fitting"]) < set(tactics(64))  # not all have room
     assert [(each["grid_x"], each["grid_y"], each["grid_z"]) for each in found] == 2 * [
         (2, 2, "batch"),
         (1, 2, "batch"),
@@ -147,8 +152,6 @@ def test_kernels_take_inputs_and_outputs_alone() -> None:
 
 
 def test_unknown_tactics_are_refused() -> None:
-    from liger_export.kernels.shapes import AttentionShape
-
     shape = AttentionShape("gla", 2, 2, 32, 16, "float16")
     with pytest.raises(KernelError, match="no tactic 3"):
         plugin_kernel(shape, "sm_86", 3, gate_normalizer=16.0, recurrent_weight=0.5)
