@@ -113,6 +113,7 @@ def test_types_and_tactics_that_fit_are_advertised(plugin: FakePlugin, monkeypat
 
 SCRIPT = """
 import json
+from liger_export.plugins.tensorrt import fitting_tactics
 from tests.plugins.test_tensorrt import *
 found = []
 for mixer, name in NAMES.items():
