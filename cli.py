@@ -425,7 +425,12 @@ def build_engine(
         check_tokens=check_tokens,
     )
     with err.status("reading") as status:
-        manifest = run(package, output, settings, overwrite=overwrite, stage=status.update)
+
+        def stage(name: str) -> None:
+            raise_swallowed_interrupt()
+            status.update(name)
+
+        manifest = run(package, output, settings, overwrite=overwrite, stage=stage)
     out.print(summary_table(str(output), engine_rows(manifest)))
 
 

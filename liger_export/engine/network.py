@@ -151,19 +151,29 @@ def _logger(module: Any, lines: list[str], folder: Path) -> Any:
 
 
 def _writer(module: Any, file: Path) -> Any:
-    """Takes the engine piece by piece, so that no second copy of it is in memory."""
+    """Takes the engine piece by piece, so that no second copy of it is in memory.
+
+    The library swallows what its callbacks raise, so ``close`` raises it again: an engine that was cut is none.
+    """
 
     class Writer(module.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self._stream = file.open("wb")
+            self._failure: BaseException | None = None
 
         def write(self, data: bytes) -> int:
-            return self._stream.write(data)
+            try:
+                return self._stream.write(data)
+            except BaseException as error:
+                self._failure = error
+                raise
 
         def close(self) -> int:
             size = self._stream.tell()
             self._stream.close()
+            if self._failure is not None:
+                raise self._failure
             return size
 
     return Writer()
