@@ -400,7 +400,12 @@ def build_engine(
     backend: Annotated[
         str, typer.Option(help=f"{', '.join(BACKENDS)}: the first are portable graphs for any engine.")
     ] = TENSORRT_RTX,
-    sm: Annotated[str, typer.Option(help="GPU architectures in one engine, with commas, such as 86,89,120.")] = "",
+    sm: Annotated[
+        str,
+        typer.Option(
+            help="GPU architectures in one engine, with commas, such as 86,89,120; tensorrt builds for the GPU here."
+        ),
+    ] = "",
     activations: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}; state is float32.")] = "fp16",
     chunk: Annotated[int, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none.")] = CHUNK,
     check_tokens: Annotated[
@@ -408,7 +413,7 @@ def build_engine(
     ] = CHECK_TOKENS,
     overwrite: Overwrite = False,
 ) -> None:
-    """Build engines for named GPUs from a package; needs no GPU."""
+    """Build engines for named GPUs from a package; all backends but tensorrt need no GPU."""
     with exporter():
         from liger_export.engine.build import EngineSettings
         from liger_export.engine.build import build_engine as run
@@ -420,7 +425,12 @@ def build_engine(
         check_tokens=check_tokens,
     )
     with err.status("reading") as status:
-        manifest = run(package, output, settings, overwrite=overwrite, stage=status.update)
+
+        def stage(name: str) -> None:
+            raise_swallowed_interrupt()
+            status.update(name)
+
+        manifest = run(package, output, settings, overwrite=overwrite, stage=stage)
     out.print(summary_table(str(output), engine_rows(manifest)))
 
 

@@ -123,6 +123,8 @@ def engine_rows(manifest: "Manifest") -> list[tuple[str, str]]:
     rows = [("built by", f"{engine.backend} {engine.backend_version} for {targets}")]
     calls = f"one token, and {engine.chunk}" if engine.chunk else "one token"
     rows.append(("calls of", f"{calls}; one sequence"))
+    if engine.plugins:
+        rows.append(("plugins", f"{', '.join(engine.plugins)}, in calls of one token"))
     rows += [(f"  {what}", precision) for what, precision in engine.precisions.items()]
     for name, figures in engine.graphs.items():
         rows.append((name, f"{megabytes(figures['bytes'])}, built in {figures['seconds']:.1f} s"))

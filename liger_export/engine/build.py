@@ -5,11 +5,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
+from liger_export.engine.backend import Backend, open_backend
 from liger_export.engine.check import check_against_package, expected_signature
-from liger_export.engine.graphs import write_graphs
-from liger_export.errors import EngineError, EnvironmentMismatchError
+from liger_export.engine.graphs import drop_functions, write_graphs
+from liger_export.errors import EngineError
 from liger_export.export.portable import check_chunk
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, sha256_file
 from liger_export.ort import ort
@@ -27,6 +27,7 @@ from liger_export.package.engines import (
     graph_names,
 )
 from liger_export.package.manifest import describe_files
+from liger_export.state import WINDOW_STATES
 
 __all__ = ["EngineSettings", "build_engine"]
 
@@ -37,7 +38,7 @@ class EngineSettings:
 
     Attributes:
         backend: a key of ``BACKENDS``.
-        targets: GPU architectures, such as ``86``; none for ``onnx``.
+        targets: GPU architectures, such as ``86``; none for ``onnx``, and none needed for ``tensorrt``.
         activations: a key of ``ACTIVATIONS``. Recurrent state is float32 whatever it is.
         chunk: tokens of a prefill call; 0 builds the graph of one token alone, and prompts are read by it.
         check_tokens: tokens to compare the graphs with the package on; 0 leaves the comparison out.
@@ -75,8 +76,8 @@ def build_engine(
 ) -> Manifest:
     """Build engines that decode and prefill as a package does, for a backend and its devices.
 
-    The package's graph is lowered to ONNX's own operators, compared with the package on ONNX Runtime, parsed, held
-    against the state table, and built.
+    The package's graph is lowered to ONNX's own operators, and to the backend's plugins if it has any, compared with
+    the package on ONNX Runtime, parsed, held against the state table, and built.
 
     Args:
         package: a package directory.
@@ -89,48 +90,44 @@ def build_engine(
         PackageError: the package cannot be read.
         EngineError, InputError: the settings do not fit, or the library refuses the graph.
         BoundError: the graphs do not compute what the package computes.
-        EnvironmentMismatchError: the backend's library is not installed.
+        EnvironmentMismatchError: the backend's library is not installed, or needs a GPU and there is none.
         OutputError: ``output`` exists or cannot be written.
     """
     settings.check()
-    library = _library() if settings.backend == TENSORRT_RTX else None
-    targets = library.require_targets(list(settings.targets)) if library else []
+    backend = None if settings.backend == ONNX else open_backend(settings.backend)
+    targets = backend.require_targets(list(settings.targets)) if backend else []
     manifest = read_manifest(package)
     if manifest.engine is not None:
         raise EngineError(f"{package} is an engine directory.", "Build from the package that convert wrote.")
     manifest.check_files(package)
     activations = ACTIVATIONS[settings.activations]
+    plugins = _plugins(backend, manifest, activations, targets)
     record = EngineRecord(
         backend=settings.backend,
-        backend_version=library.VERSION if library else ort.__version__,
+        backend_version=backend.library.version if backend else ort.__version__,
         targets=targets,
         activations=activations,
         chunk=settings.chunk,
         package_sha256=sha256_file(package / MANIFEST_FILE),
-        precisions=_precisions(manifest, activations),
+        plugins=plugins,
+        precisions=_precisions(manifest, activations, with_plugins=bool(plugins)),
     )
     with new_directory(output, overwrite, inputs=(package,)) as partial:
         portable = partial / "portable"
         stage("lowering")
         record = replace(record, check=_checked(package, manifest, record, portable, settings, stage))
-        if library is None:
+        if backend is None:
             for path in portable.iterdir():
                 path.rename(partial / path.name)
         else:
-            record = _build(library, portable, partial, manifest, record, stage)
+            record = _build(backend, portable, partial, manifest, record, stage)
         shutil.rmtree(portable)
         stage("hashing")
-        return _seal(partial, package, manifest, record)
+        return _seal(partial, package, manifest, record, in_place=bool(backend and backend.library.in_place))
 
 
-def _library() -> ModuleType:
-    try:
-        from liger_export.engine import tensorrt_rtx
-    except ImportError as error:
-        raise EnvironmentMismatchError(
-            f"TensorRT-RTX cannot be loaded ({error}).", "Run: pip install 'liger-export[tensorrt-rtx]'"
-        ) from error
-    return tensorrt_rtx
+def _plugins(backend: Backend | None, manifest: Manifest, activations: str, targets: list[str]) -> list[str]:
+    return backend.plugins_for(manifest.model_config, activations, targets) if backend else []
 
 
 def _checked(
@@ -152,7 +149,7 @@ def _checked(
             continue
         folder.mkdir()
         activations = "float32" if folder is not portable else record.activations
-        write_graphs(package, manifest, folder, activations=activations, chunk=record.chunk)
+        write_graphs(package, manifest, folder, activations=activations, chunk=record.chunk, plugins=record.plugins)
     if settings.check_tokens:
         stage("comparing with the package")
         activations = "float32" if twin is not portable else record.activations
@@ -167,7 +164,7 @@ def _checked(
 
 
 def _build(
-    library: ModuleType,
+    backend: Backend,
     portable: Path,
     folder: Path,
     manifest: Manifest,
@@ -177,10 +174,13 @@ def _build(
     log: list[str] = []
     graphs = {}
     typed = replace(manifest, engine=record)
+    backend.prepare(record.targets)
     for length, name in graph_names(record.chunk).items():
         stage(f"building {name}")
-        built = library.build_graph(
-            portable / (name + BACKENDS[ONNX]),
+        graph_file = portable / (name + BACKENDS[ONNX])
+        drop_functions(graph_file)
+        built = backend.library.build_graph(
+            graph_file,
             folder / (name + BACKENDS[record.backend]),
             record.targets,
             expected_signature(typed, length),
@@ -192,23 +192,26 @@ def _build(
     return replace(record, graphs=graphs)
 
 
-def _seal(folder: Path, package: Path, manifest: Manifest, record: EngineRecord) -> Manifest:
-    """Add tokenizer and manifest to a folder of graphs."""
+def _seal(folder: Path, package: Path, manifest: Manifest, record: EngineRecord, *, in_place: bool = False) -> Manifest:
+    """Add tokenizer and manifest to a folder of graphs, whose plugins may update recurrent states in place."""
     copy_files(TOKENIZER_FILES, package, folder)
-    graphs = {PORTABLE: replace(manifest.graphs[STOCK], in_place=[])}
+    recurrent = [entry.past_name for entry in manifest.state if entry.name not in WINDOW_STATES]
+    graphs = {PORTABLE: replace(manifest.graphs[STOCK], in_place=recurrent if in_place and record.plugins else [])}
     sealed = replace(manifest, graphs=graphs, engine=record, memory=None, files=describe_files(folder))
     (folder / MANIFEST_FILE).write_text(sealed.to_json(), encoding="utf-8")
     return sealed
 
 
-def _precisions(manifest: Manifest, activations: str) -> dict[str, str]:
+def _precisions(manifest: Manifest, activations: str, *, with_plugins: bool) -> dict[str, str]:
     """What is stored and computed in which precision."""
+    has_tf32 = with_plugins and activations != "float32"  # kernels.shapes.AttentionShape.precision
     precision = manifest.precision
     products = f"{precision}, through DequantizeLinear, scales in {activations}" if precision.quantizes else activations
     return {
         "weights of products": products,
         "embedding table": activations,
         "activations, window, products": activations,
-        "state, recurrence, softmax, rotary": "float32, no TF32",
+        "state, recurrence, softmax, rotary": "float32, "
+        + ("TF32 in the plugin's products" if has_tf32 else "no TF32"),
         "logits": "float32",
     }

@@ -1,6 +1,6 @@
 """What can be proved without the device: graphs against the package on ONNX Runtime, and names, shapes and types."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from liger_export.errors import BoundError, EngineError
+from liger_export.ops.onnx_forms import DOMAIN
 from liger_export.ort import ort, session_options
 from liger_export.package import MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.quantize import Precision
@@ -114,11 +115,15 @@ def _shown(entry: tuple[tuple[int, ...], str] | None) -> str:
     return "missing" if entry is None else f"{entry[1]} {list(entry[0])}"
 
 
-def refuse_foreign_operators(graph_file: Path) -> set[str]:
+def refuse_foreign_operators(graph_file: Path, plugins: Collection[str] = ()) -> set[str]:
     """Refuse what a parser of ai.onnx could not read: it may end the process on an operator that needs a plugin.
 
+    Args:
+        graph_file: the graph.
+        plugins: operators of this project that the parser has plugins for.
+
     Returns:
-        The operators of the graph.
+        ONNX's own operators of the graph.
 
     Raises:
         EngineError: naming the first operator that is not ONNX's own.
@@ -126,6 +131,8 @@ def refuse_foreign_operators(graph_file: Path) -> set[str]:
     model = onnx.load(graph_file, load_external_data=False)
     operators = set()
     for node in _nodes(model.graph.node):
+        if node.domain == DOMAIN and node.op_type in plugins:
+            continue
         if node.domain not in ("", "ai.onnx"):
             raise EngineError(
                 f"{graph_file.name} holds {node.domain}::{node.op_type}, which needs a plugin.",

@@ -1,19 +1,21 @@
-"""The portable graphs of a package: one of one token, one of a prefill call, over one file of weights."""
+"""The graphs that engines are built from: one of one token, one of a prefill call, over one file of weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from liger_export.checkpoint import expected_tensors
 from liger_export.engine.weights import PackagedWeights
 from liger_export.export import attach_weights, trace, weight_bytes
+from liger_export.export.plugin import lower_to_plugins
 from liger_export.export.portable import lower_portable
 from liger_export.files import require_space
 from liger_export.package import Manifest
 from liger_export.package.engines import BACKENDS, ONNX, graph_names
 
-__all__ = ["DATA_FILE", "write_graphs"]
+__all__ = ["DATA_FILE", "drop_functions", "write_graphs"]
 
 DATA_FILE = "weights.data"
 
@@ -25,9 +27,10 @@ def write_graphs(
     *,
     activations: str,
     chunk: int,
+    plugins: Sequence[str] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, int]:
-    """Write a package's graphs in the portable lowering into a folder.
+    """Write a package's graphs in the portable lowering, or the plugin lowering, into a folder.
 
     Args:
         package: its directory.
@@ -35,6 +38,7 @@ def write_graphs(
         folder: where to write ``step.onnx``, ``prefill.onnx`` and ``weights.data``.
         activations: dtype of activations and window.
         chunk: tokens of a prefill call, or 0 for none.
+        plugins: operators that stay nodes in the graph of one token, with their bodies as functions.
         progress: called with the bytes written since the last call.
 
     Returns:
@@ -54,7 +58,8 @@ def write_graphs(
     imports: dict[str, int] = {}
     for length, name in graph_names(chunk).items():
         model = traced.clone()
-        weights = lower_portable(model, length, schemes)
+        is_fused = plugins and length == 1  # a plugin takes one token
+        weights = lower_to_plugins(model, schemes, plugins) if is_fused else lower_portable(model, length, schemes)
         if not written:
             require_space(folder, weight_bytes(weights))
             attach_weights(weights, source, folder / DATA_FILE, progress)
@@ -65,3 +70,10 @@ def write_graphs(
         ir.save(model, folder / (name + BACKENDS[ONNX]))
         imports |= {domain or "ai.onnx": version for domain, version in model.opset_imports.items()}
     return imports
+
+
+def drop_functions(graph_file: Path) -> None:
+    """Leave a plugin's nodes without bodies, so that a parser that does not find the plugin says so."""
+    model = onnx.load(graph_file, load_external_data=False)
+    del model.functions[:]
+    graph_file.write_bytes(model.SerializeToString())

@@ -4,7 +4,7 @@ What other engines parse: no domain but ONNX's own, no model-local function, no 
 one token and of many are two graphs that read the same weights; in the second the last tokens may be padding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,9 @@ def check_chunk(chunk: int) -> None:
         raise InputError(f"A prefill call of {chunk} tokens cannot be built.", f"Choose a multiple of {SUB_CHUNK}.")
 
 
-def lower_portable(model: ir.Model, length: int, schemes: Mapping[str, Scheme | None]) -> list[Weight]:
+def lower_portable(
+    model: ir.Model, length: int, schemes: Mapping[str, Scheme | None], *, keep: Collection[str] = ()
+) -> list[Weight]:
     """Rewrite a traced model in place for calls of ``length`` tokens. Logits are those of every token, padding too.
 
     Args:
@@ -39,6 +41,7 @@ def lower_portable(model: ir.Model, length: int, schemes: Mapping[str, Scheme | 
         length: 1, or a multiple of ``SUB_CHUNK``.
         schemes: how each matrix is rounded, by its checkpoint name; None for those stored as the activations are. A
             rounded embedding table is stored as the activations are, with the values it was rounded to.
+        keep: ``liger`` operators whose nodes stay, for an engine that has them; their bodies stay as functions.
 
     Returns:
         The weights that the graph now reads, to be written; the same whatever the length.
@@ -46,8 +49,8 @@ def lower_portable(model: ir.Model, length: int, schemes: Mapping[str, Scheme | 
     graph = model.graph
     _fix_sizes(graph, length)
     weights = _store_weights(graph, schemes)
-    _write_attention_out(model, length)
-    passes.InlinePass()(model)
+    _write_attention_out(model, length, keep)
+    passes.InlinePass(criteria=lambda function: function.name not in keep)(model)
     fold_constants(model)
     for clean in (
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
@@ -81,16 +84,21 @@ def _fix_sizes(graph: ir.Graph, length: int) -> None:
         value.shape = ir.Shape(dims)
 
 
-def _write_attention_out(model: ir.Model, length: int) -> None:
-    """Give each ``liger`` node a function of its sizes, for the inliner."""
+def _write_attention_out(model: ir.Model, length: int, keep: Collection[str]) -> None:
+    """Give each ``liger`` node a function of its sizes, for the inliner; a kept one under the node's own name."""
     written: dict[tuple[str, Sizes], str] = {}
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
         mixer, sizes = MIXERS[node.op_type], _sizes(node, length)
-        name = written.setdefault((mixer, sizes), f"{node.op_type}{len(written)}")
-        function = ir.serde.deserialize_function(portable_function(mixer, name, sizes))
+        is_kept = node.op_type in keep  # all layers of a mixer have the same sizes
+        name = written.setdefault((mixer, sizes), node.op_type if is_kept else f"{node.op_type}{len(written)}")
+        body = portable_function(mixer, name, sizes)
+        body.attribute.extend(node.attributes if is_kept else ())
+        function = ir.serde.deserialize_function(body)
         model.functions[function.identifier()] = function
+        if is_kept:
+            continue
         call = ir.node(name, node.inputs, domain=DOMAIN, num_outputs=len(node.outputs), name=node.name)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)
 

@@ -15,14 +15,16 @@ __all__ = [
     "LAYERS",
     "LOG_FILE",
     "ONNX",
+    "TENSORRT",
     "TENSORRT_RTX",
     "EngineRecord",
     "graph_names",
 ]
 
 ONNX = "onnx"
+TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
-BACKENDS = {ONNX: ".onnx", TENSORRT_RTX: ".engine"}  # and the ending of their files
+BACKENDS = {ONNX: ".onnx", TENSORRT_RTX: ".engine", TENSORRT: ".engine"}  # and the ending of their files
 ACTIVATIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHUNK = 128  # tokens of a prefill call
 CHECK_TOKENS = 192  # that graphs are compared with their package on
@@ -42,6 +44,7 @@ class EngineRecord:
         activations: dtype of activations and window.
         chunk: tokens of a prefill call; 0 if there is only the graph of one token.
         package_sha256: of the manifest of the package it was built from.
+        plugins: operators that are plugins in the graph of one token.
         precisions: what is computed and stored in which precision, by what it is.
         graphs: per graph, seconds it took to build, and the bytes of its file.
         check: how the graphs that were built from compare with the package on ONNX Runtime; None if that was not asked.
@@ -54,6 +57,7 @@ class EngineRecord:
     chunk: int
     package_sha256: str
     precisions: dict[str, str]
+    plugins: list[str] = field(default_factory=list)
     graphs: dict[str, dict[str, float]] = field(default_factory=dict)
     check: dict[str, Any] | None = None
 

@@ -1,6 +1,7 @@
-"""The few calls of the CUDA driver that running an engine takes: memory that host and device share, and a stream."""
+"""The few calls of the CUDA driver that running an engine takes: memory shared with the host, a stream, graphs."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = ["Cuda", "has_gpu"]
 
 LIBRARY = "libcuda.so.1"
 ATTACH_GLOBAL = 1
+CAPTURE_THREAD_LOCAL = 1  # other threads may allocate while this one captures
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
@@ -72,6 +74,42 @@ class Cuda:
         array: npt.NDArray[Any] = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
         array.fill(0)
         return array
+
+    def copy(self, source: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
+        """Copy between two arrays of ``zeros`` on the stream, as part of a capture if there is one."""
+        addresses = (ctypes.c_uint64(each.ctypes.data) for each in (target, source))
+        stream = ctypes.c_void_p(self.stream)
+        self._require(
+            self.driver.cuMemcpyDtoDAsync_v2(*addresses, ctypes.c_size_t(source.nbytes), stream), "copy a state"
+        )
+
+    def replayed(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """What does ``enqueue``'s work on the stream: as it stands at first, then captured, from then on replayed.
+
+        Whatever a library sets up at its first call is done by then, and no call is made that does not count.
+        """
+        graph = ctypes.c_void_p()
+        calls = 0
+
+        def launch() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                return enqueue()
+            if calls == 2:
+                self._capture(enqueue, graph)
+            return self._require(self.driver.cuGraphLaunch(graph, ctypes.c_void_p(self.stream)), "replay a graph")
+
+        return launch
+
+    def _capture(self, enqueue: Callable[[], None], executable: ctypes.c_void_p) -> None:
+        stream, graph = ctypes.c_void_p(self.stream), ctypes.c_void_p()
+        self._require(self.driver.cuStreamBeginCapture_v2(stream, CAPTURE_THREAD_LOCAL), "capture a graph")
+        enqueue()
+        self._require(self.driver.cuStreamEndCapture(stream, ctypes.byref(graph)), "capture a graph")
+        instantiate = self.driver.cuGraphInstantiateWithFlags
+        self._require(instantiate(ctypes.byref(executable), graph, ctypes.c_ulonglong(0)), "capture a graph")
+        self._require(self.driver.cuGraphDestroy(graph), "capture a graph")
 
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""

@@ -13,8 +13,9 @@ from liger_export.errors import PackageError
 from liger_export.ort import ort, session_options
 from liger_export.package import PORTABLE, Manifest
 from liger_export.package.engines import ONNX, EngineRecord
-from liger_export.runtime.buffers import CPU, CUDA, HostBuffer, SavedState
+from liger_export.runtime.buffers import CPU, CUDA, Buffer, HostBuffer, SavedState
 from liger_export.runtime.session import Session
+from liger_export.state import StateTensor
 
 __all__ = ["FixedGraphs", "FixedSession", "OnnxGraphs", "open_engine"]
 
@@ -28,8 +29,13 @@ class FixedGraphs(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         """Memory, zeroed, that both numpy and the graphs read and write."""
 
-    def bind(self, length: int, tensors: Mapping[str, Array]) -> Callable[[], None]:
-        """What runs the graph of ``length`` tokens on these tensors, by name, and returns when it is done."""
+    def bind(
+        self, length: int, tensors: Mapping[str, Array], copies: Sequence[tuple[Array, Array]] = ()
+    ) -> Callable[[], None]:
+        """What runs the graph of ``length`` tokens on these tensors, by name, and returns when it is done.
+
+        Before it returns, each first array of ``copies`` is copied to the second.
+        """
 
 
 @dataclass(slots=True)
@@ -52,18 +58,27 @@ class _Call:
 class FixedSession(Session):
     """A session on graphs that take one token, or a fixed number of which the last may be padding.
 
-    State lies in two sets of buffers that calls read from and write to in turn. Every call is bound once.
+    State lies in two sets of buffers that calls read from and write to in turn; both sets share those that the graph of
+    one token updates in place, which longer calls write beside and copy back. Every call is bound once.
     """
 
     _model: FixedGraphs
 
     def _set_up(self) -> None:
         record = _record(self.manifest)
-        shapes = [((1, *entry.shape), NUMPY.get(entry.dtype, entry.dtype)) for entry in self._table]
-        self._buffers = [[HostBuffer(self._model.zeros(*shape)) for shape in shapes] for _ in range(2)]
+        self._in_place = self.manifest.graphs[self.lowering].in_place
+        first = [self._new_state(entry) for entry in self._table]
+        second = [
+            buffer if entry.past_name in self._in_place else self._new_state(entry)
+            for entry, buffer in zip(self._table, first, strict=True)
+        ]
+        self._buffers = [first, second]
         self._calls = {length: self._prepare(length) for length in record.files}
         self._chunk = record.chunk
         self._logits = HostBuffer(self._calls[1].logits)
+
+    def _new_state(self, entry: StateTensor) -> Buffer:
+        return HostBuffer(self._model.zeros((1, *entry.shape), NUMPY.get(entry.dtype, entry.dtype)))
 
     def _prepare(self, length: int) -> _Call:
         call = _Call(
@@ -71,11 +86,18 @@ class FixedSession(Session):
             self._model.zeros((1, length), "int64"),
             self._model.zeros((1, length, self._vocab_size), "float32"),
         )
+        # A graph of several tokens reads states for as long as it writes their successors.
+        apart = [entry for entry in self._table if length > 1 and entry.past_name in self._in_place]
+        beside = {entry.past_name: self._new_state(entry).read() for entry in apart}
         for past, present in ((0, 1), (1, 0)):
+            copies = []
             tensors = {"input_ids": call.tokens, "position_ids": call.positions, "logits": call.logits}
             for entry, old, new in zip(self._table, self._buffers[past], self._buffers[present], strict=True):
-                tensors |= {entry.past_name: old.read(), entry.present_name: new.read()}
-            call.runs.append(self._model.bind(length, tensors))
+                written = beside.get(entry.past_name)
+                if written is not None:
+                    copies.append((written, new.read()))
+                tensors |= {entry.past_name: old.read(), entry.present_name: new.read() if written is None else written}
+            call.runs.append(self._model.bind(length, tensors, copies))
         return call
 
     def _read(self, tokens: npt.NDArray[np.int64], *, every_position: bool = False) -> npt.NDArray[np.float32]:
@@ -137,7 +159,9 @@ class OnnxGraphs:
         """As ``FixedGraphs``."""
         return np.zeros(shape, dtype)
 
-    def bind(self, length: int, tensors: Mapping[str, Array]) -> Callable[[], None]:
+    def bind(
+        self, length: int, tensors: Mapping[str, Array], copies: Sequence[tuple[Array, Array]] = ()
+    ) -> Callable[[], None]:
         """As ``FixedGraphs``."""
         session = self._sessions[length]
         binding = session.io_binding()
@@ -149,6 +173,8 @@ class OnnxGraphs:
 
         def run(owners: Sequence[Any] = tuple(values.values())) -> None:
             session.run_with_iobinding(binding)
+            for source, target in copies:
+                target[...] = source
 
         return run
 
@@ -168,7 +194,7 @@ def open_engine(
     if record.backend == ONNX:
         graphs = OnnxGraphs.open(directory, record, threads)
     else:
-        from liger_export.runtime.tensorrt_rtx import TensorRTGraphs  # its library may not be installed
+        from liger_export.runtime.tensorrt import TensorRTGraphs  # its library may not be installed
 
         graphs = TensorRTGraphs.open(directory, record)
     device = CPU if record.backend == ONNX else CUDA

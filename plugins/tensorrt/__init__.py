@@ -1,6 +1,6 @@
 """Liger attention as ahead-of-time plugins of TensorRT (10.8 and newer): one token of gla or hgrn2, a layer a node."""
 
-from liger_export.plugins.tensorrt.kernel import PluginKernel, plugin_kernel, tactics
+from liger_export.plugins.tensorrt.kernel import PluginKernel, fitting_tactics, plugin_kernel, tactics
 from liger_export.plugins.tensorrt.registration import register_plugins
 
-__all__ = ["PluginKernel", "plugin_kernel", "register_plugins", "tactics"]
+__all__ = ["PluginKernel", "fitting_tactics", "plugin_kernel", "register_plugins", "tactics"]

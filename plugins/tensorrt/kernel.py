@@ -6,13 +6,14 @@ TensorRT would not pass them, and a kernel that needs no scratch memory never re
 
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 
 from liger_export.errors import KernelError
 from liger_export.kernels.build import compile_plan
 from liger_export.kernels.plans import step_plan
 from liger_export.kernels.shapes import AttentionShape, block_of
 
-__all__ = ["PluginKernel", "plugin_kernel", "tactics"]
+__all__ = ["PluginKernel", "fitting_tactics", "plugin_kernel", "tactics"]
 
 WIDTHS = (16, 32, 64, 128)  # value columns of a program: the fewer, the more programs a head has
 ARGUMENTS = 13  # 9 inputs and 4 outputs
@@ -45,6 +46,23 @@ def tactics(head_dim: int) -> list[int]:
     return [number for number, width in enumerate(WIDTHS, 1) if width <= block_of(head_dim)]
 
 
+def fitting_tactics(shape: AttentionShape, target: str) -> list[int]:
+    """Those of ``tactics`` for whose programs the architecture has enough shared memory; each is compiled to know.
+
+    Raises:
+        EnvironmentMismatchError: as ``plugin_kernel``.
+    """
+    fitting = []
+    for tactic in tactics(shape.head_dim):
+        try:
+            plugin_kernel(shape, target, tactic, gate_normalizer=1.0, recurrent_weight=0.5)
+        except KernelError:
+            continue
+        fitting.append(tactic)
+    return fitting
+
+
+@cache  # every layer asks for the same ones
 def plugin_kernel(
     shape: AttentionShape, target: str, tactic: int, *, gate_normalizer: float, recurrent_weight: float
 ) -> PluginKernel:

@@ -13,7 +13,7 @@ from typing import Any
 from liger_export.errors import KernelError
 from liger_export.kernels.shapes import MIXERS, AttentionShape
 from liger_export.ops.forms import FORMS, HEAD_SIZES, Form
-from liger_export.plugins.tensorrt.kernel import plugin_kernel, tactics
+from liger_export.plugins.tensorrt.kernel import fitting_tactics, plugin_kernel
 
 __all__ = ["NAMESPACE", "register_plugins"]
 
@@ -30,15 +30,17 @@ FIXED = {
 
 
 def register_plugins(plugin: Any, target: str, *, in_place: bool = False) -> None:
-    """Register ``liger::GLAAttention`` and ``liger::HGRN2Attention``, for calls of one token.
+    """Register ``liger::GLAAttention`` and ``liger::HGRN2Attention``, for calls of one token; once a process is enough.
 
     Args:
         plugin: the module ``tensorrt.plugin``.
         target: the GPU architecture that engines are built for, a key of ``kernels.build.TARGETS``.
         in_place: let the recurrent state's output be its input's memory, where TensorRT's aliased plugin I/O is on.
     """
+    defined = getattr(plugin.op, NAMESPACE, None)
     for mixer in MIXERS:
-        _Registration(plugin, FORMS[mixer], target, in_place).register()
+        if not hasattr(defined, FORMS[mixer].onnx_name):
+            _Registration(plugin, FORMS[mixer], target, in_place).register()
 
 
 @dataclass(frozen=True)
@@ -77,21 +79,16 @@ class _Registration:
         return inputs["query"].like(), recurrent.aliased() if self.in_place else recurrent.like(), *states
 
     def tune(self, *arguments: Any) -> list[Any]:
-        """Every activation dtype, with each way to cut the kernel for this head size."""
-        head_dim = self._values(arguments)["head_dim"]
+        """Every activation dtype, with each way to cut the kernel that the GPU has room for."""
+        fitting = fitting_tactics(self._shape(arguments), self.target)
         types = [FIXED.get(name, EACH_ACTIVATION) for name in (*self.form.inputs, *self.form.outputs)]
-        return [self.plugin.AutoTuneCombination(", ".join(types), "LINEAR", tactics(head_dim))]
+        return [self.plugin.AutoTuneCombination(", ".join(types), "LINEAR", fitting)]
 
     def implement(self, *arguments: Any) -> tuple[str, str, Any, Any]:
         """Name and PTX of the kernel, and how it is launched; it takes no scalars."""
         query, values = arguments[0], self._values(arguments)
-        groups, repeats = values["num_key_value_heads"], values["num_heads"] // values["num_key_value_heads"]
-        activation = ACTIVATIONS.get(query.dtype.name)
-        if activation is None:
-            raise KernelError(f"The plugin computes nothing in {query.dtype.name}.", "Build in fp16, bf16 or fp32.")
-        shape = AttentionShape(self.form.mixer, groups, repeats, values["head_dim"], values["window_size"], activation)
         kernel = plugin_kernel(
-            shape,
+            self._shape(arguments),
             self.target,
             arguments[-1],
             gate_normalizer=values.get("gate_normalizer", 1.0),
@@ -101,6 +98,14 @@ class _Registration:
         launch.grid_x, launch.grid_y, launch.grid_z = kernel.columns, kernel.groups, query.shape_expr[0]
         launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_bytes
         return kernel.name, kernel.ptx, launch, self.plugin.SymIntExprs(0)
+
+    def _shape(self, arguments: tuple[Any, ...]) -> AttentionShape:
+        query, values = arguments[0], self._values(arguments)
+        groups, repeats = values["num_key_value_heads"], values["num_heads"] // values["num_key_value_heads"]
+        activation = ACTIVATIONS.get(query.dtype.name)
+        if activation is None:
+            raise KernelError(f"The plugin computes nothing in {query.dtype.name}.", "Build in fp16, bf16 or fp32.")
+        return AttentionShape(self.form.mixer, groups, repeats, values["head_dim"], values["window_size"], activation)
 
     def _values(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
         after = arguments[len(self.form.inputs) :]

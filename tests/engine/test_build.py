@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.engine.build import EngineSettings, build_engine
+from liger_export.engine.network import DTYPES
 from liger_export.errors import BoundError, EngineError, InputError, LigerExportError, OutputError
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings
@@ -114,9 +115,7 @@ def test_what_cannot_be_built_is_refused_before_any_work(
 
 
 def test_a_build_that_fails_leaves_nothing(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from liger_export.engine import tensorrt_rtx
-
-    monkeypatch.setitem(tensorrt_rtx.DTYPES, tensorrt_rtx.trt.int64, "int32")
+    monkeypatch.setitem(DTYPES, "INT64", "int32")
     settings = EngineSettings(targets=("86",), check_tokens=0)
     with pytest.raises(EngineError, match="input_ids is int32"):
         build_engine(package, tmp_path / "engine", settings)

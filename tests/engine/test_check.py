@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from liger_export.engine.check import check_signature, expected_signature, refuse_foreign_operators
-from liger_export.engine.tensorrt_rtx import build_graph, require_targets
+from liger_export.engine.tensorrt_rtx import TensorRTRTX
 from liger_export.errors import EngineError
 from liger_export.package import read_manifest
 
@@ -23,7 +23,7 @@ def graph_of(path: Path, node: onnx.NodeProto) -> Path:
 def test_operators_that_need_a_plugin_never_reach_the_parser(tmp_path: Path) -> None:
     graph = graph_of(tmp_path / "graph.onnx", helper.make_node("BiasGelu", ["x", "x"], ["y"], domain="com.microsoft"))
     with pytest.raises(EngineError, match=r"com\.microsoft::BiasGelu"):
-        build_graph(graph, tmp_path / "engine", ["sm86"], ({}, {}), [])
+        TensorRTRTX.open().library.build_graph(graph, tmp_path / "engine", ["sm86"], ({}, {}), [])
     assert not (tmp_path / "engine").exists()
 
 
@@ -37,7 +37,7 @@ def test_foreign_operators_are_found_in_branches(tmp_path: Path) -> None:
 def test_operators_without_a_layer_are_refused(tmp_path: Path) -> None:
     graph = graph_of(tmp_path / "graph.onnx", helper.make_node("StringNormalizer", ["x"], ["y"]))
     with pytest.raises(EngineError, match="no layer for StringNormalizer"):
-        build_graph(graph, tmp_path / "engine", ["sm86"], ({}, {}), [])
+        TensorRTRTX.open().library.build_graph(graph, tmp_path / "engine", ["sm86"], ({}, {}), [])
 
 
 def test_signatures_are_compared_name_by_name_shape_by_shape_type_by_type(package: Path) -> None:
@@ -56,4 +56,4 @@ def test_signatures_are_compared_name_by_name_shape_by_shape_type_by_type(packag
 
 
 def test_targets_are_named_as_people_name_them() -> None:
-    assert require_targets(["86", "sm_89", "SM120", "86"]) == ["sm86", "sm89", "sm120"]
+    assert TensorRTRTX.open().require_targets(["86", "sm_89", "SM120", "86"]) == ["sm86", "sm89", "sm120"]

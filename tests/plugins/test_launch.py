@@ -1,65 +1,226 @@
-"""The plugin's PTX and launch parameters through the CUDA driver, in the plugin's argument order. Needs a GPU."""
+"""The PTX and launch parameters that the plugins' ``aot_impl`` returns, launched through the CUDA driver. Needs a GPU.
+
+The kernels are got as TensorRT gets them, from what is registered, and are given what TensorRT gives them: a pointer to
+each input, then to each output. Sequences are read token by token and compared with the naive float64 references.
+
+Beside the runtime this needs torch, Triton and pytest alone:
+
+    pytest --noconftest -v tests/plugins/test_launch.py
+"""
 
 import ctypes
-from typing import Any
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
-from liger_export.kernels.shapes import AttentionShape
-from liger_export.ops import ATTENTIONS
-from liger_export.plugins.tensorrt import PluginKernel, plugin_kernel, tactics
-from tests.tiny import relative_l2
+from liger_export.ops import NAIVE_ATTENTIONS
+from liger_export.plugins.tensorrt import register_plugins, tactics
+from tests.plugins.plugin_module import FakePlugin, KernelLaunchParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
-GROUPS, REPEATS, WIDTH, WINDOW, BATCH = 2, 4, 64, 16, 3
-DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+BATCH = 3
+GATE_NORMALIZER, RECURRENT_WEIGHT = 16.0, 0.5
+OPTIONS = {"gate_normalizer": GATE_NORMALIZER, "recurrent_weight": RECURRENT_WEIGHT}
+TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}  # by TensorRT's names
+BOUNDS = {"FLOAT": 1e-5, "HALF": 5e-3, "BF16": 5e-3}
+MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+ERROR_LOG, ERROR_LOG_BYTES = 5, 6  # CU_JIT_ERROR_LOG_BUFFER and _SIZE_BYTES
 
 
-def launch(kernel: PluginKernel, tensors: list[torch.Tensor]) -> None:
-    driver = ctypes.CDLL("libcuda.so.1")
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    assert driver.cuModuleLoadData(ctypes.byref(module), kernel.ptx.encode()) == 0
-    assert driver.cuModuleGetFunction(ctypes.byref(function), module, kernel.name.encode()) == 0
-    assert driver.cuFuncSetAttribute(function, DYNAMIC_SHARED_BYTES, kernel.shared_bytes) == 0
-    pointers = [ctypes.c_uint64(tensor.data_ptr()) for tensor in tensors]
-    arguments = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(pointer) for pointer in pointers))
-    grid, block = (kernel.columns, kernel.groups, BATCH), (kernel.threads, 1, 1)
-    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-    assert driver.cuLaunchKernel(function, *grid, *block, kernel.shared_bytes, stream, arguments, None) == 0
-    torch.cuda.synchronize()
-    assert driver.cuModuleUnload(module) == 0
+@dataclass(frozen=True)
+class Layer:
+    """One layer's sizes: key/value heads, query heads for each, head size, window."""
+
+    groups: int
+    repeats: int
+    head_dim: int
+    window: int
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        sizes = (self.groups * self.repeats, self.groups, self.head_dim, self.window)
+        return dict(zip(("num_heads", "num_key_value_heads", "head_dim", "window_size"), sizes, strict=True)) | OPTIONS
 
 
-def inputs_of(seed: int = 0) -> list[torch.Tensor]:
-    """In the operator's order; sequences of 0, 5 and 40 tokens."""
-    generator = torch.Generator().manual_seed(seed)
+SMALL, ODD, LLAMA_8B = Layer(2, 4, 64, 16), Layer(3, 3, 80, 20), Layer(8, 4, 128, 64)
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
 
-    seen = torch.tensor([[0], [5], [40]])
-    angles = seen.unsqueeze(-1) * 100.0 ** -(torch.arange(0, WIDTH, 2) / WIDTH)
-    window = [normal(BATCH, GROUPS, WINDOW, WIDTH) for _ in range(2)]
-    for rows in window:
-        rows[0], rows[1, :, 5:] = 0, 0
-    projections = [normal(BATCH, 1, heads * WIDTH) for heads in (GROUPS * REPEATS, GROUPS, GROUPS)]
-    return [*projections, angles.cos(), angles.sin(), seen, normal(BATCH, GROUPS, WIDTH, WIDTH), *window]
+@dataclass(frozen=True)
+class Sequences:
+    """Projections [B, T, heads * D] that the dtype holds exactly, float64, and angles [T, D / 2]."""
+
+    projections: list[Tensor]
+    angles: Tensor
+
+    @classmethod
+    def random(cls, layer: Layer, dtype: torch.dtype, length: int) -> "Sequences":
+        generator = torch.Generator().manual_seed(length)
+        widths = (heads * layer.head_dim for heads in (layer.groups * layer.repeats, layer.groups, layer.groups))
+        projections = [torch.randn(BATCH, length, width, generator=generator).to(dtype).double() for width in widths]
+        frequencies = 100.0 ** -(torch.arange(0, layer.head_dim, 2, dtype=torch.float64) / layer.head_dim)
+        return cls(projections, torch.arange(length)[:, None] * frequencies)
+
+    def expected(self, mixer: str, layer: Layer) -> list[Tensor]:
+        """Output [B, T, H * D], recurrent state, window key and window value after the last token."""
+        heads = [each.unflatten(-1, (-1, layer.head_dim)) for each in self.projections]
+        options = OPTIONS if mixer == "gla" else {"recurrent_weight": RECURRENT_WEIGHT}
+        angles = self.angles.expand(BATCH, -1, -1)
+        output, *states = NAIVE_ATTENTIONS[mixer](*heads, angles, layer.window, **options)
+        return [output.flatten(2), *states]
+
+
+class Driver:
+    """The CUDA driver, in the context that torch has made current."""
+
+    def __init__(self) -> None:
+        torch.zeros(1, device="cuda")  # the context
+        self._library = ctypes.CDLL("libcuda.so.1")
+
+    def kernel(self, name: str, ptx: str) -> ctypes.c_void_p:
+        """A function of a module that stays loaded."""
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        log = ctypes.create_string_buffer(8192)
+        options = (ctypes.c_int * 2)(ERROR_LOG, ERROR_LOG_BYTES)
+        values = (ctypes.c_void_p * 2)(ctypes.addressof(log), len(log))
+        loaded = self._library.cuModuleLoadDataEx(ctypes.byref(module), ptx.encode(), 2, options, values)
+        self._require(loaded, log.value.decode())
+        self._require(self._library.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), name)
+        return function
+
+    def launch(self, function: ctypes.c_void_p, params: KernelLaunchParams, tensors: list[Tensor]) -> None:
+        """Launch with a pointer to each tensor, and wait."""
+        assert all(tensor.is_contiguous() for tensor in tensors)
+        shared = self._library.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_BYTES, params.shared_mem)
+        self._require(shared, f"{params.shared_mem} bytes of shared memory")
+        pointers = [ctypes.c_uint64(tensor.data_ptr()) for tensor in tensors]
+        arguments = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(pointer) for pointer in pointers))
+        grid = (params.grid_x, params.grid_y, params.grid_z)
+        block = (params.block_x, params.block_y, params.block_z)
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        sizes = (ctypes.c_uint(size) for size in (*grid, *block, params.shared_mem))
+        self._require(self._library.cuLaunchKernel(function, *sizes, stream, arguments, None), f"{grid} x {block}")
+        torch.cuda.synchronize()
+
+    def _require(self, result: int, detail: str) -> None:
+        name = ctypes.c_char_p()
+        self._library.cuGetErrorName(result, ctypes.byref(name))
+        assert result == 0, f"{(name.value or b'?').decode()}: {detail}"
+
+
+def target() -> str:
+    return "sm_{}{}".format(*torch.cuda.get_device_capability())
+
+
+@pytest.fixture(scope="module")
+def driver() -> Driver:
+    return Driver()
+
+
+@pytest.fixture(scope="module")
+def plugin() -> FakePlugin:
+    fake = FakePlugin()
+    register_plugins(fake, target())
+    return fake
+
+
+Step = Callable[[list[Tensor]], None]
+
+
+def read(
+    step: Step, layer: Layer, dtype: torch.dtype, inputs: Sequences, device: str, *, in_place: bool = False
+) -> list[Tensor]:
+    """A sequence, token by token: the outputs joined, and the states after the last. Outputs are poisoned first."""
+    states = [
+        torch.zeros(BATCH, layer.groups, layer.head_dim, layer.head_dim, device=device),
+        *(
+            torch.full((BATCH, layer.groups, layer.window, layer.head_dim), float("nan")).to(device, dtype)
+            for _ in "kv"
+        ),
+    ]
+    outputs = []
+    for position in range(inputs.projections[0].shape[1]):
+        token = [each[:, position : position + 1].to(device, dtype).contiguous() for each in inputs.projections]
+        angle = inputs.angles[position].expand(BATCH, 1, -1)
+        angles = [part.float().to(device).contiguous() for part in (angle.cos(), angle.sin())]
+        positions = torch.full((BATCH, 1), position, device=device)
+        output, *following = (torch.full_like(tensor, float("nan")) for tensor in (token[0], *states))
+        if in_place:
+            following[0] = states[0]
+        step([*token, *angles, positions, *states, output, *following])
+        outputs.append(output)
+        states = following
+    return [torch.cat(outputs, dim=1), *states]
+
+
+def assert_close(measured: list[Tensor], expected: list[Tensor], bound: float) -> None:
+    for name, found, reference in zip(
+        ("output", "state", "window key", "window value"), measured, expected, strict=True
+    ):
+        error = float((found.cpu().double() - reference).norm() / reference.norm())
+        assert error <= bound, f"{name}: relative L2 {error:.1e}"
 
 
 @pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
-@pytest.mark.parametrize("tactic", tactics(WIDTH))
-def test_the_plugins_kernel_computes_the_operator(mixer: str, tactic: int) -> None:
-    shape = AttentionShape(mixer, GROUPS, REPEATS, WIDTH, WINDOW, "float32")
-    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    kernel = plugin_kernel(shape, target, tactic, gate_normalizer=16.0, recurrent_weight=0.5)
-    inputs = inputs_of()
-    options: dict[str, Any] = {"gate_normalizer": 16.0, "recurrent_weight": 0.5}
-    attention = ATTENTIONS[mixer]
-    expected = attention(*inputs, *(options[name] for name in attention.form.options))
-    on_gpu = [tensor.cuda().contiguous() for tensor in inputs]
-    outputs = [torch.empty_like(tensor).cuda() for tensor in expected]
-    launch(kernel, [*on_gpu, *outputs])
-    for measured, reference in zip(outputs, expected, strict=True):
-        assert relative_l2(measured.cpu(), reference) <= 1e-5
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("layer", "tactic"),
+    [(layer, tactic) for layer in (SMALL, ODD, LLAMA_8B) for tactic in tactics(layer.head_dim)],
+    ids=lambda value: f"D{value.head_dim}" if isinstance(value, Layer) else f"tactic{value}",
+)
+def test_what_the_plugin_hands_over_computes_the_operator(
+    mixer: str,
+    dtype: str,
+    layer: Layer,
+    tactic: int,
+    plugin: FakePlugin,
+    driver: Driver,
+    record_property: Callable[[str, object], None],
+) -> None:
+    name, ptx, params, scalars = plugin.implement(mixer, tactic, layer.attributes, dtype, BATCH)
+    record_property("sha256 of the PTX", hashlib.sha256(ptx.encode()).hexdigest())
+    assert scalars.length == 0
+    function = driver.kernel(name, ptx)
+    inputs = Sequences.random(layer, TYPES[dtype], layer.window + 10)
+    measured = read(lambda tensors: driver.launch(function, params, tensors), layer, TYPES[dtype], inputs, "cuda")
+    assert_close(measured, inputs.expected(mixer, layer), BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("tactic", tactics(SMALL.head_dim))
+def test_the_state_may_be_written_over(tactic: int, plugin: FakePlugin, driver: Driver) -> None:
+    """What TensorRT does where the plugin's output is declared to be its input's memory."""
+    name, ptx, params, _ = plugin.implement("gla", tactic, SMALL.attributes, "HALF", BATCH)
+    function = driver.kernel(name, ptx)
+    inputs = Sequences.random(SMALL, torch.float16, SMALL.window + 10)
+    results = [
+        read(
+            lambda tensors: driver.launch(function, params, tensors),
+            SMALL,
+            torch.float16,
+            inputs,
+            "cuda",
+            in_place=over,
+        )
+        for over in (False, True)
+    ]
+    for apart, over in zip(*results, strict=True):
+        assert torch.equal(apart, over)
+
+
+def test_a_row_without_a_token_leaves_no_trace(plugin: FakePlugin, driver: Driver) -> None:
+    name, ptx, params, _ = plugin.implement("gla", 1, SMALL.attributes, "HALF", BATCH)
+    function = driver.kernel(name, ptx)
+    inputs = Sequences.random(SMALL, torch.float16, SMALL.window + 10)
+    _, *states = read(lambda tensors: driver.launch(function, params, tensors), SMALL, torch.float16, inputs, "cuda")
+    row = [torch.full((BATCH, 1, width * 64), float("nan"), device="cuda", dtype=torch.float16) for width in (8, 2, 2)]
+    angles = [torch.zeros(BATCH, 1, 32, device="cuda") for _ in range(2)]
+    positions = torch.full((BATCH, 1), -1, device="cuda")
+    output, *following = (torch.full_like(tensor, float("nan")) for tensor in (row[0], *states))
+    driver.launch(function, params, [*row, *angles, positions, *states, output, *following])
+    assert not output.any()
+    for before, after in zip(states, following, strict=True):
+        assert torch.equal(before, after)

@@ -9,73 +9,29 @@ import os
 import re
 import subprocess
 import sys
-import types
 import typing
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from liger_export.errors import KernelError
+from liger_export.kernels.shapes import AttentionShape
 from liger_export.plugins.tensorrt import plugin_kernel, register_plugins, tactics
 from liger_export.plugins.tensorrt.kernel import ARGUMENTS
+from tests.plugins.plugin_module import (
+    ATTRIBUTES,
+    INPUTS,
+    NAMES,
+    AutoTuneCombination,
+    FakePlugin,
+    KernelLaunchParams,
+    SymIntExprs,
+    TensorDesc,
+)
 
 pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
 
-INPUTS = ["query", "key", "value", "cos", "sin", "position_ids", "recurrent_state", "window_key", "window_value"]
-ATTRIBUTES = {
-    "gla": ["num_heads", "num_key_value_heads", "head_dim", "window_size", "gate_normalizer", "recurrent_weight"],
-    "hgrn2": ["num_heads", "num_key_value_heads", "head_dim", "window_size", "recurrent_weight"],
-}
-NAMES = {"gla": "liger::GLAAttention", "hgrn2": "liger::HGRN2Attention"}
 VALUES = {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "window_size": 16}
 NUMBERS = {"gate_normalizer": 16.0, "recurrent_weight": 0.5}
-
-
-class TensorDesc:
-    def __init__(self, of: "TensorDesc | None" = None, aliases: bool = False) -> None:
-        self.of, self.aliases = of, aliases
-        self.dtype = types.SimpleNamespace(name="HALF")
-        self.shape_expr = ["batch"]
-
-    def like(self) -> "TensorDesc":
-        return TensorDesc(self)
-
-    def aliased(self) -> "TensorDesc":
-        return TensorDesc(self, aliases=True)
-
-
-class KernelLaunchParams:
-    """Filled in by the plugin."""
-
-
-class SymIntExprs:
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-
-class AutoTuneCombination:
-    def __init__(self, io_types: str, layouts: str, tactics: list[int]) -> None:
-        self.io_types, self.layouts, self.tactics = io_types, layouts, tactics
-
-
-class FakePlugin:
-    """Keeps what is registered, by operator and kind."""
-
-    TensorDesc, KernelLaunchParams, SymIntExprs = TensorDesc, KernelLaunchParams, SymIntExprs
-    AutoTuneCombination = AutoTuneCombination
-
-    def __init__(self) -> None:
-        self.functions: dict[tuple[str, str], Callable[..., Any]] = {}
-
-    def __getattr__(self, kind: str) -> Callable[[str], Callable[[Callable[..., Any]], None]]:
-        def keep(name: str) -> Callable[[Callable[..., Any]], None]:
-            def decorate(function: Callable[..., Any]) -> None:
-                self.functions[name, kind] = function
-
-            return decorate
-
-        return keep
 
 
 @pytest.fixture
@@ -85,8 +41,9 @@ def plugin() -> FakePlugin:
     return fake
 
 
-def test_two_operators_are_registered_whole(plugin: FakePlugin) -> None:
+def test_two_operators_are_registered_whole_and_once(plugin: FakePlugin) -> None:
     kinds = ("register", "autotune", "aot_impl")
+    register_plugins(plugin, "sm_86")
     assert set(plugin.functions) == {(name, kind) for name in NAMES.values() for kind in kinds}
 
 
@@ -135,7 +92,8 @@ def test_outputs_are_like_the_query_and_the_states(in_place: bool) -> None:
     assert [output.aliases for output in outputs] == [False, in_place, False, False]
 
 
-def test_tactics_and_types_are_advertised(plugin: FakePlugin) -> None:
+def test_types_and_tactics_that_fit_are_advertised(plugin: FakePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liger_export.plugins.tensorrt.registration.fitting_tactics", lambda *_: [1, 2])
     tensors = [TensorDesc() for _ in INPUTS]
     values = [*VALUES.values(), *NUMBERS.values()]
     (found,) = plugin.functions[NAMES["gla"], "autotune"](*tensors, *values, tuple(tensors[:4]))
@@ -155,17 +113,17 @@ def test_tactics_and_types_are_advertised(plugin: FakePlugin) -> None:
 
 SCRIPT = """
 import json
+from liger_export.plugins.tensorrt import fitting_tactics
 from tests.plugins.test_tensorrt import *
 found = []
 for mixer, name in NAMES.items():
     plugin = FakePlugin()
     register_plugins(plugin, "sm_86")
-    tensors = [TensorDesc() for _ in INPUTS]
-    values = [(VALUES | NUMBERS)[attribute] for attribute in ATTRIBUTES[mixer]]
     for tactic in tactics(VALUES["head_dim"]):
-        kernel, ptx, launch, scalars = plugin.functions[name, "aot_impl"](*tensors, *values, tuple(tensors[:4]), tactic)
-        found.append({"name": kernel, "ptx": ptx, "scalars": scalars.size, **vars(launch)})
-print(json.dumps(found))
+        kernel, ptx, launch, scalars = plugin.implement(mixer, tactic, VALUES | NUMBERS)
+        found.append({"name": kernel, "ptx": ptx, "scalars": scalars.length, **vars(launch)})
+too_wide = AttentionShape("gla", 1, 1, 64, 256, "float32")
+print(json.dumps({"kernels": found, "fitting": fitting_tactics(too_wide, "sm_86")}))
 """
 
 
@@ -174,7 +132,9 @@ def test_kernels_take_inputs_and_outputs_alone() -> None:
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    results = json.loads(done.stdout)
+    found = results["kernels"]
+    assert set(results["fitting"]) < set(tactics(64))  # not all have room
     assert [(each["grid_x"], each["grid_y"], each["grid_z"]) for each in found] == 2 * [
         (2, 2, "batch"),
         (1, 2, "batch"),
@@ -193,8 +153,6 @@ def test_kernels_take_inputs_and_outputs_alone() -> None:
 
 
 def test_unknown_tactics_are_refused() -> None:
-    from liger_export.kernels.shapes import AttentionShape
-
     shape = AttentionShape("gla", 2, 2, 32, 16, "float16")
     with pytest.raises(KernelError, match="no tactic 3"):
         plugin_kernel(shape, "sm_86", 3, gate_normalizer=16.0, recurrent_weight=0.5)

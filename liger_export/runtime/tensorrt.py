@@ -1,16 +1,25 @@
-"""Run engines built by TensorRT for RTX: bound once, on one stream, each call replayed as a CUDA graph."""
+"""Run engines built by TensorRT or by TensorRT for RTX: bound once, on one stream, calls replayed as CUDA graphs."""
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from liger_export.errors import EnvironmentMismatchError, PackageError
-from liger_export.package.engines import EngineRecord
+from liger_export.package.engines import TENSORRT, TENSORRT_RTX, EngineRecord
 from liger_export.runtime.cuda import Cuda
 
 __all__ = ["TensorRTGraphs"]
+
+Array = npt.NDArray[Any]
+
+MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
+INSTALL = {
+    TENSORRT: "pip install --extra-index-url https://pypi.nvidia.com 'tensorrt=={}'",
+    TENSORRT_RTX: "pip install 'tensorrt-rtx=={}'",
+}
 
 
 class TensorRTGraphs:
@@ -44,43 +53,55 @@ class TensorRTGraphs:
         for length, name in record.files.items():
             engines[length] = runtime.deserialize_cuda_engine((directory / name).read_bytes())
             if engines[length] is None:
-                raise PackageError(f"TensorRT-RTX does not load {directory / name}.", "Build the engines again.")
+                raise PackageError(f"{record.backend} does not load {directory / name}.", "Build the engines again.")
         return cls(library, cuda, engines)
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         """As ``FixedGraphs``."""
         return self._cuda.zeros(shape, dtype)
 
-    def bind(self, length: int, tensors: Mapping[str, npt.NDArray[Any]]) -> Callable[[], None]:
+    def bind(
+        self, length: int, tensors: Mapping[str, Array], copies: Sequence[tuple[Array, Array]] = ()
+    ) -> Callable[[], None]:
         """As ``FixedGraphs``; a context of its own keeps the addresses, and the CUDA graph captured with them."""
+        context, captures_itself = self._context(self._engines[length])
         engine = self._engines[length]
-        options = engine.create_runtime_config()
-        options.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        context = engine.create_execution_context(options)
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             context.set_tensor_address(name, tensors[name].ctypes.data)
 
-        def run() -> None:
+        def enqueue() -> None:
             if not context.execute_async_v3(self._cuda.stream):
-                raise EnvironmentMismatchError("TensorRT-RTX did not run the engine.", "Free memory of the GPU.")
+                raise EnvironmentMismatchError("TensorRT did not run the engine.", "Free memory of the GPU.")
+            for source, target in copies:
+                self._cuda.copy(source, target)
+
+        launch = enqueue if captures_itself else self._cuda.replayed(enqueue)
+
+        def run() -> None:
+            launch()
             self._cuda.synchronize()
 
         return run
 
+    def _context(self, engine: Any) -> tuple[Any, bool]:
+        """What executes an engine, and whether the library captures CUDA graphs by itself."""
+        if not hasattr(self._library, "CudaGraphStrategy"):
+            return engine.create_execution_context(), False
+        options = engine.create_runtime_config()
+        options.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return engine.create_execution_context(options), True
+
 
 def _library(record: EngineRecord) -> Any:
+    name, install = record.backend, INSTALL[record.backend].format(record.backend_version)
     try:
-        import tensorrt_rtx
-    except ImportError as error:
+        library = importlib.import_module(MODULES[name])
+    except (ImportError, OSError) as error:
+        raise EnvironmentMismatchError(f"{name} cannot be loaded ({error}).", f"Run: {install}") from error
+    if library.__version__ != record.backend_version:
         raise EnvironmentMismatchError(
-            f"TensorRT-RTX cannot be loaded ({error}).",
-            f"Run: pip install 'tensorrt-rtx=={record.backend_version}'",
-        ) from error
-    installed = tensorrt_rtx.__version__
-    if installed != record.backend_version:
-        raise EnvironmentMismatchError(
-            f"The engines were built by TensorRT-RTX {record.backend_version}; {installed} is installed.",
-            f"Run: pip install 'tensorrt-rtx=={record.backend_version}', or build them again.",
+            f"The engines were built by {name} {record.backend_version}; {library.__version__} is installed.",
+            f"Run: {install}, or build them again.",
         )
-    return tensorrt_rtx
+    return library

@@ -1,0 +1,105 @@
+"""Engines by TensorRT, which builds on the GPU that runs them; attention as this project's ahead-of-time plugins.
+
+What the library is asked for is written to its published Python sources, and has not been run: see the README.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from liger_export.config import LigerConfig
+from liger_export.engine.network import Library, target_names
+from liger_export.errors import EngineError, EnvironmentMismatchError, KernelError
+from liger_export.kernels.build import TARGETS
+from liger_export.kernels.shapes import MIXERS, AttentionShape
+from liger_export.ops.forms import FORMS
+from liger_export.plugins.tensorrt import fitting_tactics, register_plugins
+from liger_export.runtime.cuda import Cuda
+
+__all__ = ["TensorRT"]
+
+FIRST = (10, 13)  # ahead-of-time plugins came with 10.9, engines written as a stream with 10.13
+FIRST_WITH_NUMPY_2_4 = (11, 2)
+INSTALL = "Run: pip install --extra-index-url https://pypi.nvidia.com 'liger-export[tensorrt]'"
+ALIASED = "ALIASED_PLUGIN_IO_10_03"  # the preview feature that lets a plugin's output be its input's memory
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRT:
+    """See ``backend.Backend``."""
+
+    library: Library
+
+    @classmethod
+    def open(cls) -> "TensorRT":
+        """Load the library. Raises EnvironmentMismatchError if it is not installed, or too old."""
+        try:
+            import tensorrt
+        except (ImportError, OSError) as error:
+            raise EnvironmentMismatchError(f"TensorRT cannot be loaded ({error}).", INSTALL) from error
+        _check_version(tensorrt.__version__)
+        in_place = ALIASED in tensorrt.PreviewFeature.__members__
+
+        def configure(config: Any, targets: list[str]) -> None:
+            if in_place:
+                config.set_preview_feature(tensorrt.PreviewFeature.__members__[ALIASED], True)
+
+        kinds = tensorrt.NetworkDefinitionCreationFlag
+        flags = (kinds.STRONGLY_TYPED, kinds.PREFER_AOT_PYTHON_PLUGINS)
+        operators = [FORMS[mixer].onnx_name for mixer in MIXERS]
+        return cls(Library(tensorrt, "TensorRT", flags, configure, operators, in_place))
+
+    def require_targets(self, asked: list[str]) -> list[str]:
+        """As ``Backend``: the GPU's own, which need not be named."""
+        elsewhere = (
+            "Run build-engine on the GPU that the engine is for, or with --backend tensorrt-rtx, which needs none."
+        )
+        try:
+            own = Cuda.open().capability
+        except EnvironmentMismatchError as error:
+            raise EnvironmentMismatchError(f"TensorRT builds on a GPU. {error.cause}", elsewhere) from error
+        for name in target_names(asked):
+            if name != own:
+                raise EngineError(f"TensorRT builds for the GPU it runs on, {own} here, not for {name}.", elsewhere)
+        if _kernel_target(own) not in TARGETS:
+            known = ", ".join(target.replace("_", "") for target in TARGETS)
+            raise EngineError(f"There is no attention kernel for {own}.", f"There are kernels for {known}.")
+        return [own]
+
+    def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
+        """As ``Backend``: gla's or hgrn2's, of sizes that a kernel takes and the GPU has shared memory for."""
+        if config.mixer not in MIXERS:
+            return []
+        groups = config.num_key_value_heads
+        repeats = config.num_attention_heads // groups
+        try:
+            shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activations)
+        except KernelError:
+            return []
+        return [FORMS[config.mixer].onnx_name] if fitting_tactics(shape, _kernel_target(targets[0])) else []
+
+    def prepare(self, targets: list[str]) -> None:
+        """As ``Backend``: registers the plugins."""
+        from tensorrt import plugin  # says that it is experimental, so it is loaded where it is needed
+
+        register_plugins(plugin, _kernel_target(targets[0]), in_place=self.library.in_place)
+
+
+def _check_version(installed: str) -> None:
+    if _release(installed) < FIRST:
+        needed = ".".join(map(str, FIRST))
+        raise EnvironmentMismatchError(f"TensorRT {installed} is installed; building needs {needed} or newer.", INSTALL)
+    if _release(installed) < FIRST_WITH_NUMPY_2_4 and _release(np.__version__) >= (2, 4):
+        raise EnvironmentMismatchError(
+            f"TensorRT {installed} cannot read a plugin's attributes with numpy {np.__version__}.",
+            "Run: pip install 'numpy<2.4', or update TensorRT to 11.2.",
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _kernel_target(name: str) -> str:
+    return name.replace("sm", "sm_")

@@ -1,0 +1,24 @@
+"""The driver's graphs and copies, without any engine. Needs a GPU."""
+
+import numpy as np
+import pytest
+
+from liger_export.runtime.cuda import Cuda, has_gpu
+
+pytestmark = pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+
+
+def test_copies_are_captured_and_replayed_on_memory_that_the_host_reads() -> None:
+    cuda = Cuda.open()
+    first, second, third = (cuda.zeros((3, 5), "float32") for _ in range(3))
+
+    def enqueue() -> None:
+        cuda.copy(first, second)
+        cuda.copy(second, third)
+
+    launch = cuda.replayed(enqueue)
+    for number in range(1, 6):
+        first.fill(number)
+        launch()
+        cuda.synchronize()
+        np.testing.assert_array_equal(third, np.full((3, 5), number, dtype=np.float32))

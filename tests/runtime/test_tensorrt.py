@@ -1,0 +1,203 @@
+"""How a session drives engines: addresses, turns, padding. The engines here count tokens instead of computing."""
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from liger_export.engine.check import Signature, expected_signature
+from liger_export.errors import EnvironmentMismatchError
+from liger_export.package import read_manifest
+from liger_export.package.engines import TENSORRT, TENSORRT_RTX, EngineRecord
+from liger_export.runtime import read_tokenizer
+from liger_export.runtime.cuda import Cuda
+from liger_export.runtime.fixed import FixedSession
+from liger_export.runtime.tensorrt import MODULES, TensorRTGraphs
+
+STREAM = 7
+
+
+def at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    memory = (ctypes.c_uint8 * (prod(shape) * np.dtype(dtype).itemsize)).from_address(address)
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
+
+
+@dataclass
+class CountingContext:
+    """Adds the number of real tokens to every state, and gives each token the highest logit after itself."""
+
+    signature: tuple[Signature, Signature]
+    works: bool = True
+    addresses: dict[str, int] = field(default_factory=dict)
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == STREAM
+        inputs, outputs = self.signature
+        tensors = {name: at(self.addresses[name], *entry) for name, entry in (inputs | outputs).items()}
+        count = int((tensors["position_ids"] >= 0).sum())
+        for name in outputs:
+            if name != "logits":
+                tensors[name][:] = tensors[name.replace("present", "past_key_values")] + count
+        tensors["logits"].fill(0)
+        np.put_along_axis(tensors["logits"], tensors["input_ids"][..., None], 1, -1)
+        return self.works
+
+
+@dataclass
+class CountingEngine:
+    signature: tuple[Signature, Signature]
+    works: bool = True
+    options: list[Any] = field(default_factory=list)
+    contexts: list[CountingContext] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for part in self.signature for name in part]
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def create_runtime_config(self) -> Any:
+        self.options.append(SimpleNamespace(cuda_graph_strategy=None))
+        return self.options[-1]
+
+    def create_execution_context(self, options: Any = None) -> CountingContext:
+        assert options is (self.options[-1] if self.options else None)
+        self.contexts.append(CountingContext(self.signature, self.works))
+        return self.contexts[-1]
+
+
+@dataclass
+class CountingCuda:
+    stream: int = STREAM
+    waits: int = 0
+    replays: int = 0
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        target[...] = source
+
+    def replayed(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        self.replays += 1
+        return enqueue
+
+
+RECORD = EngineRecord(
+    backend=TENSORRT_RTX,
+    backend_version="0",
+    targets=["sm86"],
+    activations="float16",
+    chunk=32,
+    package_sha256="",
+    precisions={},
+)
+RTX = SimpleNamespace(CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"))
+TRT = SimpleNamespace()  # it captures no graphs by itself
+
+
+def session_of(
+    package: Path, works: bool = True, library: SimpleNamespace = RTX, in_place: Sequence[str] = ()
+) -> tuple[FixedSession, CountingCuda, dict[int, CountingEngine]]:
+    packaged = read_manifest(package)
+    graphs = {"portable": replace(packaged.graphs["stock"], in_place=list(in_place))}
+    manifest = replace(packaged, engine=RECORD, graphs=graphs)
+    engines = {length: CountingEngine(expected_signature(manifest, length), works) for length in RECORD.files}
+    cuda = CountingCuda()
+    model = TensorRTGraphs(library, cuda, engines)  # type: ignore[arg-type]
+    return FixedSession(manifest, read_tokenizer(package), model, lowering="portable", device="cuda"), cuda, engines
+
+
+def test_prompts_are_whole_calls_padding_and_steps(package: Path) -> None:
+    session, cuda, engines = session_of(package)
+    logits = session.prefill([1] * 69 + [42])
+    assert (logits.argmax(), session.position, cuda.waits) == (42, 70, 3)  # 32, 32 and 6 beside padding
+    assert {float(value) for array in session.state().tensors.values() for value in array.flat} == {70.0}
+    assert session.step(17).argmax() == 17
+    assert (session.position, cuda.waits) == (71, 4)
+    assert {float(value) for array in session.state().tensors.values() for value in array.flat} == {71.0}
+    np.testing.assert_array_equal(session.all_logits([5, 6, 7]).argmax(-1), [5, 6, 7])
+    session.reset()
+    assert not any(array.any() for array in session.state().tensors.values())
+    strategies = {options.cuda_graph_strategy for engine in engines.values() for options in engine.options}
+    assert (strategies, cuda.replays) == ({"whole"}, 0)
+
+
+def test_states_in_place_have_one_buffer_and_long_calls_write_beside_it(package: Path) -> None:
+    names = [f"past_key_values.{layer}.recurrent_state" for layer in (0, 1)]
+    session, cuda, engines = session_of(package, library=TRT, in_place=names)
+    assert cuda.replays == 4  # two turns of two graphs
+    for length, engine in engines.items():
+        for context in engine.contexts:
+            for name in engine.signature[0]:
+                if name.startswith("past"):
+                    present = context.addresses[name.replace("past_key_values", "present")]
+                    assert (present == context.addresses[name]) == (length == 1 and name in names)
+    assert len(session.buffer_addresses()) == 2 * len(session.manifest.state) - len(names)
+    session.prefill([1] * 69 + [42])
+    session.step(17)
+    session.prefill([3] * 7)
+    session.step(18)
+    assert {float(value) for array in session.state().tensors.values() for value in array.flat} == {79.0}
+
+
+class PrintingDriver:
+    """Notes the calls that capture and replay."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*_: Any) -> int:
+            self.calls.append(name)
+            return 0
+
+        return call
+
+
+def test_a_call_is_made_then_captured_then_replayed() -> None:
+    driver = PrintingDriver()
+    cuda = Cuda(driver=driver, capability="sm86")
+    launch = cuda.replayed(lambda: driver.calls.append("work"))
+    capture = ["cuStreamBeginCapture_v2", "work", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy"]
+    for expected in (["work"], [*capture, "cuGraphLaunch"], ["cuGraphLaunch"], ["cuGraphLaunch"]):
+        driver.calls.clear()
+        launch()
+        assert driver.calls == expected
+
+
+@pytest.mark.parametrize("backend", [TENSORRT, TENSORRT_RTX])
+def test_a_library_that_is_missing_or_another_is_named(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = replace(RECORD, backend=backend, backend_version="10.13.3.9")
+    monkeypatch.setitem(sys.modules, MODULES[backend], None)
+    with pytest.raises(EnvironmentMismatchError, match=rf"{backend} cannot be loaded.*pip install.*==10\.13\.3\.9"):
+        TensorRTGraphs.open(tmp_path, record)
+    monkeypatch.setitem(sys.modules, MODULES[backend], SimpleNamespace(__version__="10.9.0.34"))
+    with pytest.raises(EnvironmentMismatchError, match=rf"built by {backend} 10\.13\.3\.9; 10\.9\.0\.34 is installed"):
+        TensorRTGraphs.open(tmp_path, record)
+
+
+def test_an_engine_that_does_not_run_is_said_so(package: Path) -> None:
+    session, *_ = session_of(package, works=False)
+    with pytest.raises(EnvironmentMismatchError, match="did not run"):
+        session.prefill([1])
