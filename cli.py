@@ -34,8 +34,8 @@ from liger_export.console import (
 )
 from liger_export.errors import BoundError, InputError, LigerExportError
 from liger_export.files import require_writable
-from liger_export.package.engines import ACTIVATIONS, BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
-from liger_export.quantize import CALIBRATION_TOKENS, METHODS, PRECISIONS, Calibration, Precision
+from liger_export.package.engines import BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
+from liger_export.quantize import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
 from liger_export.runtime import Sampling, load
 from liger_export.tables import (
     bench_table,
@@ -188,6 +188,10 @@ def convert(
         str, typer.Option(help="GPUs to compile the fused graph's kernels for, with commas, such as sm_86,sm_90.")
     ] = "",
     precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = "fp32",
+    activations: Annotated[
+        str | None,
+        typer.Option(help=f"What int4 and int8 are multiplied with: {', '.join(FLOATS)}; default: fp32."),
+    ] = None,
     lm_head: Annotated[str | None, typer.Option(help="Precision of the head; default: as the weights.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Precision of the embedding; default: as the head.")] = None,
     override: Annotated[
@@ -213,6 +217,7 @@ def convert(
         block_size=block_size,
         symmetric=symmetric,
         method=method,
+        activation_precision=activations,
     )
     stored.check_names()
     text = Calibration(calibration, calibration_tokens) if calibration else None
@@ -401,7 +406,7 @@ def build_engine(
         str, typer.Option(help=f"{', '.join(BACKENDS)}: the first are portable graphs for any engine.")
     ] = TENSORRT_RTX,
     sm: Annotated[str, typer.Option(help="GPU architectures in one engine, with commas, such as 86,89,120.")] = "",
-    activations: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}; state is float32.")] = "fp16",
+    activations: Annotated[str, typer.Option(help=f"{', '.join(FLOATS)}; state is float32.")] = "fp16",
     chunk: Annotated[int, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none.")] = CHUNK,
     check_tokens: Annotated[
         int, typer.Option(min=0, help="Compare with the package on so many tokens; 0 leaves it out.")

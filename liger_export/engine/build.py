@@ -15,7 +15,6 @@ from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, sha25
 from liger_export.ort import ort
 from liger_export.package import MANIFEST_FILE, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.package.engines import (
-    ACTIVATIONS,
     BACKENDS,
     CHECK_TOKENS,
     CHUNK,
@@ -27,6 +26,7 @@ from liger_export.package.engines import (
     graph_names,
 )
 from liger_export.package.manifest import describe_files
+from liger_export.quantize import FLOATS
 
 __all__ = ["EngineSettings", "build_engine"]
 
@@ -38,7 +38,7 @@ class EngineSettings:
     Attributes:
         backend: a key of ``BACKENDS``.
         targets: GPU architectures, such as ``86``; none for ``onnx``.
-        activations: a key of ``ACTIVATIONS``. Recurrent state is float32 whatever it is.
+        activations: a key of ``FLOATS``. Recurrent state is float32 whatever it is.
         chunk: tokens of a prefill call; 0 builds the graph of one token alone, and prompts are read by it.
         check_tokens: tokens to compare the graphs with the package on; 0 leaves the comparison out.
     """
@@ -53,10 +53,8 @@ class EngineSettings:
         """Check what can be checked without a library. Raises EngineError, InputError."""
         if self.backend not in BACKENDS:
             raise EngineError(f"There is no backend {self.backend!r}.", f"Choose one of: {', '.join(BACKENDS)}.")
-        if self.activations not in ACTIVATIONS:
-            raise EngineError(
-                f"There are no activations in {self.activations!r}.", f"Choose one of: {', '.join(ACTIVATIONS)}."
-            )
+        if self.activations not in FLOATS:
+            raise EngineError(f"There are no activations in {self.activations!r}.", f"Choose one of: {', '.join(FLOATS)}.")
         if self.backend == ONNX and self.targets:
             raise EngineError("Portable ONNX graphs are not built for a GPU.", "Leave --sm away.")
         if self.backend == ONNX and self.activations == "bf16":
@@ -99,7 +97,7 @@ def build_engine(
     if manifest.engine is not None:
         raise EngineError(f"{package} is an engine directory.", "Build from the package that convert wrote.")
     manifest.check_files(package)
-    activations = ACTIVATIONS[settings.activations]
+    activations = FLOATS[settings.activations]
     record = EngineRecord(
         backend=settings.backend,
         backend_version=library.VERSION if library else ort.__version__,
@@ -204,7 +202,7 @@ def _seal(folder: Path, package: Path, manifest: Manifest, record: EngineRecord)
 def _precisions(manifest: Manifest, activations: str) -> dict[str, str]:
     """What is stored and computed in which precision."""
     precision = manifest.precision
-    products = f"{precision}, through DequantizeLinear, scales in {activations}" if precision.quantizes else activations
+    products = f"{precision.storage}, through DequantizeLinear, scales in {activations}" if precision.quantizes else activations
     return {
         "weights of products": products,
         "embedding table": activations,

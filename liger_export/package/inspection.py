@@ -49,7 +49,7 @@ def inspect(directory: Path) -> Summary:
         ("layers", f"{config.num_hidden_layers}, with {config.num_attention_heads} query and "
                    f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
         ("attention", _attention(config)),
-        ("precision", f"{manifest.precision}, activations {manifest.activations}"),
+        ("precision", f"{manifest.precision.storage}, activations {manifest.activations}"),
         ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
