@@ -14,12 +14,12 @@ from liger_export.ort import ort, session_options
 from liger_export.package import PORTABLE, Manifest
 from liger_export.package.engines import ONNX, EngineRecord
 from liger_export.runtime.buffers import CPU, CUDA, HostBuffer, SavedState
+from liger_export.runtime.dtypes import numpy_dtype
 from liger_export.runtime.session import Session
 
 __all__ = ["FixedGraphs", "FixedSession", "OnnxGraphs", "open_engine"]
 
 Array = npt.NDArray[Any]
-NUMPY = {"bfloat16": "uint16"}  # numpy has no bfloat16: its bits
 
 
 class FixedGraphs(Protocol):
@@ -59,7 +59,7 @@ class FixedSession(Session):
 
     def _set_up(self) -> None:
         record = _record(self.manifest)
-        shapes = [((1, *entry.shape), NUMPY.get(entry.dtype, entry.dtype)) for entry in self._table]
+        shapes = [((1, *entry.shape), numpy_dtype(entry.dtype).name) for entry in self._table]
         self._buffers = [[HostBuffer(self._model.zeros(*shape)) for shape in shapes] for _ in range(2)]
         self._calls = {length: self._prepare(length) for length in record.files}
         self._chunk = record.chunk
@@ -101,8 +101,8 @@ class FixedSession(Session):
         yield from (tokens[start : start + size] for start in range(0, len(tokens), size))
 
     def run(
-        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, npt.NDArray[np.float32]]
-    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, Array]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Array]]:
         """As ``Session.run``; the rows of a batch run one after the other."""
         other = type(self)(self.manifest, self.tokenizer, self._model, lowering=self.lowering, device=self.device)
         logits, nexts = [], []

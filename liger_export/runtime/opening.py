@@ -11,6 +11,7 @@ from liger_export.ort import ort, session_options
 from liger_export.package import FUSED, MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.plugins.ort import library_path
 from liger_export.runtime.buffers import CPU, CUDA
+from liger_export.runtime.cuda import has_gpu
 from liger_export.runtime.fixed import open_engine
 from liger_export.runtime.session import Session
 
@@ -63,8 +64,8 @@ def load(
 
     Raises:
         PackageError: the package is incomplete, changed, or of a newer format, or lacks the lowering asked for.
-        EnvironmentMismatchError: the installation lacks what was asked for, its ONNX Runtime is too old, or nothing
-            here runs the engine.
+        EnvironmentMismatchError: the installation lacks what was asked for, its ONNX Runtime is too old, nothing here
+            runs the engine, or the package computes in bfloat16 and no GPU is here.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -109,7 +110,14 @@ def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Cho
             "On CUDA a package runs by its fused graph, with kernels for the GPU, which this one lacks.",
             "Convert it with --lowering fused --targets, such as sm_90.",
         )
-    return Choice(FUSED if takes_fused else STOCK, device or (CUDA if on_gpu else CPU))
+    device = device or (CUDA if on_gpu else CPU)
+    if manifest.activations == "bfloat16" and not (device == CUDA and has_gpu()):
+        raise EnvironmentMismatchError(
+            "The package computes in bfloat16, which ONNX Runtime does on a GPU alone.",
+            "Run it on an NVIDIA GPU, with onnxruntime-gpu and the fused graph's kernels (convert --lowering fused "
+            "--targets, such as sm_90), or convert it for a CPU, with fp16 in place of bf16.",
+        )
+    return Choice(FUSED if takes_fused else STOCK, device)
 
 
 def _open(directory: Path, choice: Choice, threads: int | None) -> ort.InferenceSession:
