@@ -252,6 +252,8 @@ def convert(
     for described in manifest.adapters:
         if not described["base_verified"]:
             err.print(f"note: adapter {described['name']} does not record its base weights; only shapes were checked")
+    if manifest.activations == "bfloat16" and not targets:
+        err.print("note: only a GPU computes in bfloat16, and without --lowering fused --targets no kernels are there")
     size = sum(entry["bytes"] for entry in manifest.files.values())
     typer.echo(f"{output}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")
 

@@ -54,7 +54,9 @@ class EngineSettings:
         if self.backend not in BACKENDS:
             raise EngineError(f"There is no backend {self.backend!r}.", f"Choose one of: {', '.join(BACKENDS)}.")
         if self.activations not in FLOATS:
-            raise EngineError(f"There are no activations in {self.activations!r}.", f"Choose one of: {', '.join(FLOATS)}.")
+            raise EngineError(
+                f"There are no activations in {self.activations!r}.", f"Choose one of: {', '.join(FLOATS)}."
+            )
         if self.backend == ONNX and self.targets:
             raise EngineError("Portable ONNX graphs are not built for a GPU.", "Leave --sm away.")
         if self.backend == ONNX and self.activations == "bf16":
@@ -202,7 +204,11 @@ def _seal(folder: Path, package: Path, manifest: Manifest, record: EngineRecord)
 def _precisions(manifest: Manifest, activations: str) -> dict[str, str]:
     """What is stored and computed in which precision."""
     precision = manifest.precision
-    products = f"{precision.storage}, through DequantizeLinear, scales in {activations}" if precision.quantizes else activations
+    products = (
+        f"{precision.storage}, through DequantizeLinear, scales in {activations}"
+        if precision.quantizes
+        else activations
+    )
     return {
         "weights of products": products,
         "embedding table": activations,
