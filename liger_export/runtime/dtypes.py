@@ -1,6 +1,6 @@
-"""Dtypes as numpy and ONNX Runtime know them. numpy has no bfloat16: everywhere here its 16 bits stand for it, as uint16.
+"""Dtypes as numpy and ONNX Runtime know them. numpy has no bfloat16: its bits stand for it, as uint16.
 
-No tensor of a graph is of unsigned 16-bit integers, so an array of uint16, in a buffer, a saved state or a file, is bfloat16.
+No state is of unsigned 16-bit integers, so an array of uint16, in a buffer, a saved state or a file, is of bfloat16.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ def widened(array: Array) -> npt.NDArray[np.float32]:
 
 
 def narrowed(values: npt.NDArray[np.float32], name: str) -> Array:
-    """Float32 values in another dtype, by its name in the state table: each rounded to the nearest, to even if halfway."""
+    """Float32 values in a dtype that the state table names, rounded to the nearest, halves to even."""
     if name != "bfloat16":
         return values.astype(name, copy=False)
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)

@@ -15,7 +15,7 @@ from liger_export.runtime.cuda import has_gpu
 from liger_export.runtime.fixed import open_engine
 from liger_export.runtime.session import Session
 
-__all__ = ["load", "read_tokenizer"]
+__all__ = ["has_bfloat16", "load", "read_tokenizer"]
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 # Float32 means float32: TF32 keeps 10 bits. Graphs are captured for steps; see Session.
@@ -86,6 +86,11 @@ def load(
     return Session(manifest, read_tokenizer(directory), model, lowering=choice.lowering, device=choice.device)
 
 
+def has_bfloat16() -> bool:
+    """Whether a device here computes in bfloat16: ONNX Runtime's CPU provider lacks most operators in it."""
+    return PROVIDERS[CUDA] in ort.get_available_providers() and has_gpu()
+
+
 def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Choice:
     if device not in (None, *PROVIDERS):
         raise InputError(f"There is no device {device!r}.", f"Choose one of {', '.join(PROVIDERS)}.")
@@ -111,7 +116,7 @@ def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Cho
             "Convert it with --lowering fused --targets, such as sm_90.",
         )
     device = device or (CUDA if on_gpu else CPU)
-    if manifest.activations == "bfloat16" and not (device == CUDA and has_gpu()):
+    if manifest.activations == "bfloat16" and not (device == CUDA and has_bfloat16()):
         raise EnvironmentMismatchError(
             "The package computes in bfloat16, which ONNX Runtime does on a GPU alone.",
             "Run it on an NVIDIA GPU, with onnxruntime-gpu and the fused graph's kernels (convert --lowering fused "
