@@ -76,7 +76,9 @@ def test_help_says_what_a_command_does(subcommand: str) -> None:
 def test_activations_that_contradict_the_weights_are_refused(checkpoint_copy: Path, tmp_path: Path) -> None:
     command = ("convert", checkpoint_copy, "-o", tmp_path / "package", "--precision")
     assert_refused(liger_export(*command, "fp16", "--activations", "bf16"), "in fp16, not in bf16", "--activations")
-    assert_refused(liger_export(*command, "int4", "--activations", "fp8"), "no activations in 'fp8'", "fp32, fp16, bf16")
+    assert_refused(
+        liger_export(*command, "int4", "--activations", "fp8"), "no activations in 'fp8'", "fp32, fp16, bf16"
+    )
 
 
 def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_copy: Path, tmp_path: Path) -> None:

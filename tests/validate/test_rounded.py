@@ -88,7 +88,8 @@ def test_a_batch_takes_and_gives_bits(session: Session) -> None:
     logits, present = session.run(rows, 0, zeros)
     assert present[WINDOW].dtype == np.uint16
     session.prefill(TOKENS[5:10])
-    np.testing.assert_array_equal(present[WINDOW][1:], session.state().tensors[WINDOW])
+    held = session.state().tensors[WINDOW][:, :, :5]  # of the rows behind, the graph's inner tensor says nothing
+    np.testing.assert_array_equal(present[WINDOW][1:, :, :5], held)
     assert logits.shape == (2, 5, 260)
 
 
