@@ -115,19 +115,11 @@ def test_a_value_that_is_no_number_never_passes() -> None:
     assert np.isnan(parity.max_abs)
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        Precision(weights="fp16"),
-        Precision(weights="bf16"),
-        Precision(weights="int8"),
-        Precision(weights="int4"),
-        Precision(weights="int4", activation_precision="fp16"),
-        Precision(weights="int4", activation_precision="bf16"),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("mixer", MIXERS)
+FEWER_BITS = [(mixer, Precision(weights=weights)) for mixer in MIXERS for weights in ("fp16", "bf16", "int8", "int4")]
+FEWER_BITS += [("gla", Precision(weights="int4", activation_precision=half)) for half in ("fp16", "bf16")]
+
+
+@pytest.mark.parametrize(("mixer", "precision"), FEWER_BITS, ids=str)
 def test_packages_with_fewer_bits_are_held_to_their_own_bounds(
     mixer: str, precision: Precision, tmp_path: Path
 ) -> None:
