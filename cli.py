@@ -34,8 +34,8 @@ from liger_export.console import (
 )
 from liger_export.errors import BoundError, InputError, LigerExportError
 from liger_export.files import require_writable
-from liger_export.package.engines import ACTIVATIONS, BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
-from liger_export.quantize import CALIBRATION_TOKENS, METHODS, PRECISIONS, Calibration, Precision
+from liger_export.package.engines import BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
+from liger_export.quantize import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
 from liger_export.runtime import Sampling, load
 from liger_export.tables import (
     bench_table,
@@ -188,6 +188,10 @@ def convert(
         str, typer.Option(help="GPUs to compile the fused graph's kernels for, with commas, such as sm_86,sm_90.")
     ] = "",
     precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = "fp32",
+    activations: Annotated[
+        str | None,
+        typer.Option(help=f"What int4 and int8 are multiplied with: {', '.join(FLOATS)}; default: fp32."),
+    ] = None,
     lm_head: Annotated[str | None, typer.Option(help="Precision of the head; default: as the weights.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Precision of the embedding; default: as the head.")] = None,
     override: Annotated[
@@ -213,6 +217,7 @@ def convert(
         block_size=block_size,
         symmetric=symmetric,
         method=method,
+        activation_precision=activations,
     )
     stored.check_names()
     text = Calibration(calibration, calibration_tokens) if calibration else None
@@ -247,6 +252,8 @@ def convert(
     for described in manifest.adapters:
         if not described["base_verified"]:
             err.print(f"note: adapter {described['name']} does not record its base weights; only shapes were checked")
+    if manifest.activations == "bfloat16" and not targets:
+        err.print("note: only a GPU computes in bfloat16, and without --lowering fused --targets no kernels are there")
     size = sum(entry["bytes"] for entry in manifest.files.values())
     typer.echo(f"{output}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")
 
@@ -273,6 +280,7 @@ def validate(
     """Measure a package against PyTorch; exit code 1 if a bound is missed."""
     with exporter():
         from liger_export.validate import validate as run
+        from liger_export.validate.rounded import ROUNDED
     quiet_transformers()
     if json is not None:
         require_writable(json)
@@ -289,6 +297,10 @@ def validate(
             on_check=lambda check: status.update(f"comparing with PyTorch: {check.name}"),
         )
     out.print(parity_table(report))
+    if report.device == ROUNDED:
+        err.print(
+            "note: no GPU ran: a CPU computed each operator in float32 and rounded to bfloat16; memory not watched"
+        )
     if json is not None:
         json.write_text(report.to_json(), encoding="utf-8")
     if not report.passed:
@@ -406,7 +418,7 @@ def build_engine(
             help="GPU architectures in one engine, with commas, such as 86,89,120; tensorrt builds for the GPU here."
         ),
     ] = "",
-    activations: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}; state is float32.")] = "fp16",
+    activations: Annotated[str, typer.Option(help=f"{', '.join(FLOATS)}; state is float32.")] = "fp16",
     chunk: Annotated[int, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none.")] = CHUNK,
     check_tokens: Annotated[
         int, typer.Option(min=0, help="Compare with the package on so many tokens; 0 leaves it out.")

@@ -1,11 +1,14 @@
 """Packages on an NVIDIA GPU: are they what the CPU computes, and how fast are they.
 
 python benchmarks/on_cuda.py check PACKAGE... --json check.json
+python benchmarks/on_cuda.py check BF16_PACKAGE --reference FP32_PACKAGE
 python benchmarks/on_cuda.py speed PACKAGE... --json speed.json
 
-``check`` compares a package's CUDA session with its stock graph on the CPU: a text in one call, cut into calls, and
-step by step; then 4,096 steps replayed from captured graphs with as many launched one by one. ``speed`` decodes after a
-prompt, at position 1,024 and at 131,072, and divides the weights' bytes by the time and by what a plain copy moves.
+``check`` compares a package's CUDA session with its stock graph on the CPU, or with that of another package of the same
+model: a text in one call, cut into calls, and step by step; then 4,096 steps replayed from captured graphs with as many
+launched one by one. A CPU computes no bfloat16: of a package in it, each operator of the stock graph is computed in
+float32 and rounded, as ``validate`` does it. ``speed`` decodes after a prompt, at position 1,024 and at 131,072, and
+divides the weights' bytes by the time and by what a plain copy moves.
 """
 
 import argparse
@@ -24,7 +27,9 @@ from liger_export.export.cuda import KERNELS
 from liger_export.package import FUSED_CUDA, MODEL_FILES
 from liger_export.runtime import Session, load
 from liger_export.runtime import session as runtime
+from liger_export.runtime.dtypes import widened
 from liger_export.validate.compare import mean_kl, relative_l2
+from liger_export.validate.rounded import open_stock
 
 LENGTH = 300
 CUTS = [1, 2, 65, 129, 200]
@@ -45,13 +50,16 @@ def kernel_hashes(package: Path) -> dict[str, str]:
     return hashes
 
 
-def check(package: Path) -> dict[str, object]:
-    """Distances of the CUDA session's logits and states to the CPU's."""
-    cpu, gpu = load(package, device="cpu", lowering="stock"), load(package, device="cuda")
+def check(package: Path, reference: Path) -> dict[str, object]:
+    """Distances of the CUDA session's logits and states to those of a package on the CPU, usually the same."""
+    cpu, gpu = open_stock(reference), load(package, device="cuda")
+    if cpu.manifest.config != gpu.manifest.config:
+        raise SystemExit(f"{reference} is of another model than {package}: convert both from one checkpoint.")
     tokens = np.random.default_rng(0).integers(1, gpu.manifest.model_config.vocab_size, LENGTH)
     expected = cpu.all_logits(tokens.tolist())
     whole = gpu.all_logits(tokens.tolist())
-    state = max(relative_l2(gpu.state().tensors[name], tensor) for name, tensor in cpu.state().tensors.items())
+    held = gpu.state().tensors
+    state = max(relative_l2(widened(held[name]), widened(each)) for name, each in cpu.state().tensors.items())
     gpu.reset()
     parts = np.concatenate([gpu.all_logits(part.tolist()) for part in np.split(tokens, CUTS)])
     gpu.reset()
@@ -59,7 +67,8 @@ def check(package: Path) -> dict[str, object]:
     gpu.reset()
     gpu.prefill(tokens.tolist())
     chosen = [gpu._choose(greedy(gpu)), int(gpu._logits.read().argmax())]
-    result: dict[str, object] = {"package": package.name, "cubins": kernel_hashes(package), "greedy": chosen}
+    result: dict[str, object] = {"package": package.name, "reference": reference.name}
+    result |= {"cubins": kernel_hashes(package), "greedy": chosen}
     for name, logits in (("one call", whole), ("cut", parts), ("steps", steps)):
         result[name] = {
             "relative_l2": relative_l2(logits, expected),
@@ -145,12 +154,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["check", "speed"])
     parser.add_argument("packages", type=Path, nargs="+")
+    parser.add_argument("--reference", type=Path, help="package to check against; default: each against its own")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
     report = {"gpu": torch.cuda.get_device_name(), "copy TB/s": bandwidth / 1e12, "results": []}
     for package in args.packages:
-        result = check(package) if args.what == "check" else speed(package, bandwidth)
+        result = check(package, args.reference or package) if args.what == "check" else speed(package, bandwidth)
         print(json.dumps({name: value for name, value in result.items() if name != "cubins"}), flush=True)
         report["results"].append(result)
         if args.json:

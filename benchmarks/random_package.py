@@ -1,6 +1,6 @@
 """Write a package of a known model's shape with random weights, for timing alone: no checkpoint is made or rounded.
 
-python benchmarks/random_package.py 8b int4 OUT --targets sm_90
+python benchmarks/random_package.py 8b int4 OUT --activations fp16 --targets sm_90
 """
 
 import argparse
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("precision")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--activations", help="of int4 and int8: fp32 (the default), fp16 or bf16")
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--targets", default="", help="GPUs to compile kernels for, with commas")
     args = parser.parse_args()
@@ -60,7 +61,8 @@ def main() -> None:
     values = liger_config_values({**COMMON, **SHAPES[args.shape]}, LinearizeSettings())
     config = LigerConfig.from_dict(values)
     shapes = expected_tensors(config)
-    precision = Precision(weights=args.precision, block_size=args.block_size)
+    precision = Precision(weights=args.precision, block_size=args.block_size, activation_precision=args.activations)
+    precision.check_names()
     model = trace(config, values, precision.activations)
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     stored = lower(model, STOCK, {name: precision.scheme(name) for name in matrices})

@@ -73,6 +73,14 @@ def test_help_says_what_a_command_does(subcommand: str) -> None:
     assert subcommand in result.stdout
 
 
+def test_activations_that_contradict_the_weights_are_refused(checkpoint_copy: Path, tmp_path: Path) -> None:
+    command = ("convert", checkpoint_copy, "-o", tmp_path / "package", "--precision")
+    assert_refused(liger_export(*command, "fp16", "--activations", "bf16"), "in fp16, not in bf16", "--activations")
+    assert_refused(
+        liger_export(*command, "int4", "--activations", "fp8"), "no activations in 'fp8'", "fp32, fp16, bf16"
+    )
+
+
 def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_refused(liger_export("linearize", tmp_path / "empty", "-o", tmp_path / "out"), "no config.json")
@@ -86,6 +94,18 @@ def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_
     edit_json(package_copy / "manifest.json", format_version=99)
     assert_refused(liger_export("run", package_copy, "x"), "99", "Upgrade")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bfloat16_package_is_made_noted_and_refused_without_a_gpu(checkpoint_copy: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    made = liger_export("convert", checkpoint_copy, "-o", package, "--precision", "bf16")
+    assert made.returncode == 0
+    assert ", bf16, stock lowering" in made.stdout
+    assert "note: only a GPU computes in bfloat16" in made.stderr
+    assert_refused(liger_export("run", package, "def"), "bfloat16", "--targets", "fp16 in place of bf16")
+    measured = liger_export("validate", package, "--reference", checkpoint_copy, "--max-tokens", 4096)
+    assert "note: no GPU ran" in measured.stderr
+    assert "bfloat16" in liger_export("inspect", package).stdout
 
 
 def test_text_may_be_cut_by_its_reader(package: Path) -> None:

@@ -15,7 +15,6 @@ from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, sha25
 from liger_export.ort import ort
 from liger_export.package import MANIFEST_FILE, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.package.engines import (
-    ACTIVATIONS,
     BACKENDS,
     CHECK_TOKENS,
     CHUNK,
@@ -27,6 +26,7 @@ from liger_export.package.engines import (
     graph_names,
 )
 from liger_export.package.manifest import describe_files
+from liger_export.quantize import FLOATS
 from liger_export.state import WINDOW_STATES
 
 __all__ = ["EngineSettings", "build_engine"]
@@ -39,7 +39,7 @@ class EngineSettings:
     Attributes:
         backend: a key of ``BACKENDS``.
         targets: GPU architectures, such as ``86``; none for ``onnx``, and none needed for ``tensorrt``.
-        activations: a key of ``ACTIVATIONS``. Recurrent state is float32 whatever it is.
+        activations: a key of ``FLOATS``. Recurrent state is float32 whatever it is.
         chunk: tokens of a prefill call; 0 builds the graph of one token alone, and prompts are read by it.
         check_tokens: tokens to compare the graphs with the package on; 0 leaves the comparison out.
     """
@@ -54,9 +54,9 @@ class EngineSettings:
         """Check what can be checked without a library. Raises EngineError, InputError."""
         if self.backend not in BACKENDS:
             raise EngineError(f"There is no backend {self.backend!r}.", f"Choose one of: {', '.join(BACKENDS)}.")
-        if self.activations not in ACTIVATIONS:
+        if self.activations not in FLOATS:
             raise EngineError(
-                f"There are no activations in {self.activations!r}.", f"Choose one of: {', '.join(ACTIVATIONS)}."
+                f"There are no activations in {self.activations!r}.", f"Choose one of: {', '.join(FLOATS)}."
             )
         if self.backend == ONNX and self.targets:
             raise EngineError("Portable ONNX graphs are not built for a GPU.", "Leave --sm away.")
@@ -100,7 +100,7 @@ def build_engine(
     if manifest.engine is not None:
         raise EngineError(f"{package} is an engine directory.", "Build from the package that convert wrote.")
     manifest.check_files(package)
-    activations = ACTIVATIONS[settings.activations]
+    activations = FLOATS[settings.activations]
     plugins = _plugins(backend, manifest, activations, targets)
     record = EngineRecord(
         backend=settings.backend,
@@ -206,7 +206,11 @@ def _precisions(manifest: Manifest, activations: str, *, with_plugins: bool) -> 
     """What is stored and computed in which precision."""
     has_tf32 = with_plugins and activations != "float32"  # kernels.shapes.AttentionShape.precision
     precision = manifest.precision
-    products = f"{precision}, through DequantizeLinear, scales in {activations}" if precision.quantizes else activations
+    products = (
+        f"{precision.storage}, through DequantizeLinear, scales in {activations}"
+        if precision.quantizes
+        else activations
+    )
     return {
         "weights of products": products,
         "embedding table": activations,

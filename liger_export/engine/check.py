@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 
 from liger_export.errors import BoundError, EngineError
 from liger_export.ops.onnx_forms import DOMAIN
-from liger_export.ort import ort, session_options
 from liger_export.package import MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.quantize import Precision
-from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
-from liger_export.runtime.buffers import CPU
+from liger_export.runtime import Sampling, SavedState, Session, load
+from liger_export.runtime.dtypes import widened
 from liger_export.validate import Check
 from liger_export.validate.compare import relative_l2
+from liger_export.validate.rounded import multiply_in_float32, open_edited, open_rounded
 from liger_export.validate.tolerances import tolerances_of
 
 __all__ = ["Signature", "check_against_package", "check_signature", "expected_signature", "refuse_foreign_operators"]
@@ -29,7 +30,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
 
     Text is sampled by the package. Its products of integers round what they multiply to 8 bits, which is no property of
     the weights: here they are computed in float32. Two float32 computations must agree as closely as a float32 package
-    with PyTorch; where one of them is in half precision, as closely as an fp16 package with PyTorch.
+    with PyTorch; where one of them is in half precision, as closely as a package in it with PyTorch.
 
     Args:
         package: directory of the package.
@@ -48,7 +49,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
     tolerances = tolerances_of(Precision(), ["any"], min(computed, default="float32"))
     checks = [tolerances.check("prefill", graphs.all_logits(text), expected, f"{tokens} tokens")]
     found = graphs.state().tensors
-    state = max(relative_l2(found[name].astype(np.float32), tensor) for name, tensor in after.tensors.items())
+    state = max(relative_l2(widened(found[name]), widened(tensor)) for name, tensor in after.tensors.items())
     graphs.reset()
     stepped = np.stack([graphs.step(token) for token in text])
     checks.append(tolerances.check("single steps", stepped, expected, f"{tokens} tokens"))
@@ -79,16 +80,12 @@ def _read_by_package(package: Path, count: int) -> tuple[list[int], npt.NDArray[
 
 
 def _in_float32(package: Path) -> Session:
-    """A package whose products of integers read activations as they are."""
-    model = onnx.load(package / MODEL_FILES[STOCK], load_external_data=False)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 1
-    options = session_options()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(package.resolve()))
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return Session(read_manifest(package), read_tokenizer(package), session, lowering=STOCK, device=CPU)
+    """A package whose products of integers read activations as they are; one in bfloat16 as a CPU can compute it."""
+    if read_manifest(package).activations == "bfloat16":
+        return open_rounded(package)
+    model = ir.load(package / MODEL_FILES[STOCK])
+    multiply_in_float32(model.graph)
+    return open_edited(package, ir.to_proto(model).SerializeToString())
 
 
 def expected_signature(manifest: Manifest, length: int) -> tuple[Signature, Signature]:

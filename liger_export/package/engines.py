@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "ACTIVATIONS",
     "BACKENDS",
     "CHECK_TOKENS",
     "CHUNK",
@@ -25,7 +24,6 @@ ONNX = "onnx"
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
 BACKENDS = {ONNX: ".onnx", TENSORRT_RTX: ".engine", TENSORRT: ".engine"}  # and the ending of their files
-ACTIVATIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHUNK = 128  # tokens of a prefill call
 CHECK_TOKENS = 192  # that graphs are compared with their package on
 STEP, PREFILL = "step", "prefill"

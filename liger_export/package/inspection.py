@@ -49,7 +49,7 @@ def inspect(directory: Path) -> Summary:
         ("layers", f"{config.num_hidden_layers}, with {config.num_attention_heads} query and "
                    f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
         ("attention", _attention(config)),
-        ("precision", f"{manifest.precision}, activations {manifest.activations}"),
+        ("precision", f"{manifest.precision.storage}, activations {manifest.activations}"),
         ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
@@ -108,7 +108,9 @@ def _verdict(path: Path, manifest_sha256: str) -> str:
         if values["manifest_sha256"] != manifest_sha256:
             return f"no: {path.name} belongs to another package"
         missed = [check["name"] for check in values["checks"] if not check["passed"]]
-        return f"missed: {', '.join(missed)}" if missed else f"yes, {len(values['checks'])} checks against PyTorch"
+        on = values.get("device", "cpu")
+        how = "" if on in ("cpu", "cuda") else f" ({on})"
+        return f"missed: {', '.join(missed)}" if missed else f"yes, {len(values['checks'])} checks against PyTorch{how}"
     except FileNotFoundError:
         return "not yet (run liger-export validate)"
     except (ValueError, KeyError, TypeError) as error:

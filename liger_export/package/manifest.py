@@ -19,6 +19,7 @@ __all__ = [
     "FUSED_CUDA",
     "MANIFEST_FILE",
     "MODEL_FILES",
+    "OLDEST_FORMAT",
     "PORTABLE",
     "REPORT_FILE",
     "STOCK",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 4
+OLDEST_FORMAT = 3  # which lacks precision.activation_precision: activations of integer weights were float32
 MANIFEST_FILE = "manifest.json"
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 # Graphs over the same weights, by their lowering; the one for CUDA is the fused one with more in an operator.
@@ -148,7 +150,7 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read a package's manifest.
+    """Read a package's manifest, of any format from ``OLDEST_FORMAT`` on.
 
     Raises:
         PackageError: it is missing, damaged, or of a newer format than this version reads.
@@ -168,13 +170,14 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} has package format {format_version}; this version reads up to {FORMAT_VERSION}.",
             "Upgrade liger-export.",
         )
-    if format_version < FORMAT_VERSION:
+    if format_version < OLDEST_FORMAT:
         raise PackageError(
-            f"{directory} has package format {format_version}; this version reads {FORMAT_VERSION}.",
+            f"{directory} has package format {format_version}; this version reads {OLDEST_FORMAT} to {FORMAT_VERSION}.",
             "Convert the checkpoint again.",
         )
     try:
         recorded_state = values.pop("state")
+        values["format_version"] = FORMAT_VERSION  # what it is written as, if it is written again
         values["precision"] = Precision.from_dict(values["precision"])
         values["graphs"] = {lowering: Graph(**graph) for lowering, graph in values["graphs"].items()}
         if "engine" in values:

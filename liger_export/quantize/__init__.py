@@ -6,6 +6,7 @@
 from liger_export.quantize.scheme import (
     BLOCK_SIZES,
     CALIBRATION_TOKENS,
+    FLOATS,
     METHODS,
     PRECISIONS,
     Calibration,
@@ -13,4 +14,13 @@ from liger_export.quantize.scheme import (
     Scheme,
 )
 
-__all__ = ["BLOCK_SIZES", "CALIBRATION_TOKENS", "METHODS", "PRECISIONS", "Calibration", "Precision", "Scheme"]
+__all__ = [
+    "BLOCK_SIZES",
+    "CALIBRATION_TOKENS",
+    "FLOATS",
+    "METHODS",
+    "PRECISIONS",
+    "Calibration",
+    "Precision",
+    "Scheme",
+]

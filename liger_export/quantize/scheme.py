@@ -8,10 +8,19 @@ from typing import Any
 
 from liger_export.errors import QuantizationError
 
-__all__ = ["BLOCK_SIZES", "CALIBRATION_TOKENS", "METHODS", "PRECISIONS", "Calibration", "Precision", "Scheme"]
+__all__ = [
+    "BLOCK_SIZES",
+    "CALIBRATION_TOKENS",
+    "FLOATS",
+    "METHODS",
+    "PRECISIONS",
+    "Calibration",
+    "Precision",
+    "Scheme",
+]
 
 BITS = {"int4": 4, "int8": 8}
-FLOATS = {"fp32": "float32", "fp16": "float16"}
+FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 PRECISIONS = (*BITS, *FLOATS)
 BLOCK_SIZES = (32, 64, 128)
 CALIBRATED = "gptq"
@@ -82,6 +91,8 @@ class Precision:
         block_size: weights a scale, one of ``BLOCK_SIZES``.
         symmetric: store no zero points.
         method: how integers are chosen, a name of ``METHODS``.
+        activation_precision: that of what integers are multiplied with, a key of ``FLOATS``, or None for fp32. Dense
+            weights are multiplied with activations of their own precision.
     """
 
     weights: str = "fp32"
@@ -91,6 +102,7 @@ class Precision:
     block_size: int = 32
     symmetric: bool = False
     method: str = "rtn"
+    activation_precision: str | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Precision":
@@ -106,7 +118,13 @@ class Precision:
         return precision
 
     def __str__(self) -> str:
-        """Short, for people: ``int4 (blocks of 32, k-quant), head int8``."""
+        """Short, for people: ``int4 (blocks of 32, k-quant), head int8, activations fp16``."""
+        named = self.activation_precision if self.quantizes else None
+        return f"{self.storage}, activations {named}" if named else self.storage
+
+    @property
+    def storage(self) -> str:
+        """How weights are stored, for people: ``int4 (blocks of 32, k-quant), head int8``."""
         text = self.weights
         if self.quantizes:
             text += f" (blocks of {self.block_size}, {self.method}{', symmetric' if self.symmetric else ''})"
@@ -116,7 +134,7 @@ class Precision:
     @property
     def activations(self) -> str:
         """Dtype of activations and of what is not quantized."""
-        return FLOATS.get(self.weights, "float32")
+        return FLOATS[self._activations]
 
     @property
     def quantizes(self) -> bool:
@@ -169,7 +187,8 @@ class Precision:
         for name, (_, columns) in matrices.items():
             if self.scheme(name) and columns % self.block_size:
                 fitting = ", ".join(str(size) for size in BLOCK_SIZES if columns % size == 0)
-                fix = f"Choose a block size of {fitting}." if fitting else "Store it in fp32 with an override."
+                otherwise = f"Store it in {self._activations} with an override."
+                fix = f"Choose a block size of {fitting}." if fitting else otherwise
                 raise QuantizationError(f"{name} has rows of {columns}, no multiple of {self.block_size}.", fix)
 
     def check_calibration(self, calibration: Calibration | None) -> None:
@@ -184,12 +203,28 @@ class Precision:
                 f"{self.method} reads no calibration text.", f"Leave --calibration away, or pass --method {CALIBRATED}."
             )
 
+    @property
+    def _activations(self) -> str:
+        """A key of ``FLOATS``."""
+        return self.activation_precision or (self.weights if self.weights in FLOATS else "fp32")
+
     def _asked(self) -> tuple[str, ...]:
         named = (self.weights, self.lm_head, self.embedding, *(precision for _, precision in self.overrides))
         return tuple(precision for precision in named if precision)
 
+    def _check_activations(self) -> None:
+        chosen = self.activation_precision
+        if chosen is not None and chosen not in FLOATS:
+            raise QuantizationError(f"There are no activations in {chosen!r}.", f"Choose one of: {', '.join(FLOATS)}.")
+        if self.weights in FLOATS and chosen not in (None, self.weights):
+            raise QuantizationError(
+                f"Weights in {self.weights} are multiplied with activations in {self.weights}, not in {chosen}.",
+                "Leave --activations away, or ask for them with --precision int4 or int8.",
+            )
+
     def check_names(self) -> None:
         """Check what can be checked without a model. Raises QuantizationError."""
+        self._check_activations()
         for precision in self._asked():
             if precision not in PRECISIONS:
                 raise QuantizationError(
@@ -198,7 +233,7 @@ class Precision:
             if precision in FLOATS and FLOATS[precision] != self.activations:
                 raise QuantizationError(
                     f"Weights in {precision} beside activations in {self.activations} would be converted at every use.",
-                    f"Ask for int8, or for {next(k for k, v in FLOATS.items() if v == self.activations)}.",
+                    f"Ask for int8, or for {self._activations}.",
                 )
         if self.method not in METHODS:
             raise QuantizationError(f"There is no method {self.method!r}.", f"Choose one of: {', '.join(METHODS)}.")

@@ -1,5 +1,6 @@
 """Tensors that stay where they are for a session's life, in main memory or on a GPU, and states saved from them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +11,9 @@ import numpy.typing as npt
 
 from liger_export.errors import InputError
 from liger_export.ort import ort
+from liger_export.runtime.dtypes import element_type, numpy_dtype
 
-__all__ = ["CPU", "CUDA", "Buffer", "HostBuffer", "SavedState", "new_buffer"]
+__all__ = ["CPU", "CUDA", "Buffer", "HostBuffer", "SavedState", "bind", "new_buffer"]
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -22,10 +24,10 @@ class Buffer(Protocol):
     """A tensor at a fixed address.
 
     Attributes:
-        value: the tensor as ONNX Runtime binds it.
+        value: the memory's owner; of a bfloat16 tensor it says no more than that it has 16 bits.
         address: of its first byte, in its device's memory.
         shape: of the tensor.
-        dtype: as numpy knows it.
+        dtype: as numpy knows it; see ``dtypes``.
     """
 
     value: ort.OrtValue
@@ -67,7 +69,7 @@ class HostBuffer:
 
 class _DeviceBuffer:
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        self._zeros = np.zeros(shape, dtype=dtype)  # pages that are only read take no memory
+        self._zeros = np.zeros(shape, dtype=numpy_dtype(dtype))  # pages that are only read take no memory
         self.value = ort.OrtValue.ortvalue_from_numpy(self._zeros, "cuda", 0)
         self.address: int = self.value.data_ptr()
         self.shape, self.dtype = self._zeros.shape, self._zeros.dtype
@@ -84,8 +86,22 @@ class _DeviceBuffer:
 
 
 def new_buffer(device: str, shape: tuple[int, ...], dtype: str) -> Buffer:
-    """A buffer of zeros on ``CPU`` or ``CUDA``."""
-    return HostBuffer(np.zeros(shape, dtype=dtype)) if device == CPU else _DeviceBuffer(shape, dtype)
+    """A buffer of zeros on ``CPU`` or ``CUDA``, of a dtype that the state table names."""
+    return HostBuffer(np.zeros(shape, dtype=numpy_dtype(dtype))) if device == CPU else _DeviceBuffer(shape, dtype)
+
+
+def bind(to: Callable[..., None], name: str, buffer: Buffer, device: str) -> None:
+    """Bind a buffer, whose owner must outlive the binding.
+
+    By its address, because no ``OrtValue`` made from numpy's memory on a GPU can be of bfloat16.
+
+    Args:
+        to: ``bind_input`` or ``bind_output`` of an ``IOBinding``.
+        name: of the graph's input or output.
+        buffer: the tensor.
+        device: where it lies, ``CPU`` or ``CUDA``.
+    """
+    to(name, device, 0, element_type(buffer.dtype), buffer.shape, buffer.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +110,12 @@ class SavedState:
 
     Attributes:
         position: tokens seen.
-        tensors: by the name of the graph input that takes it, each [1, ...].
+        tensors: by the name of the graph input that takes it, each [1, ...]; bfloat16 as its bits, uint16, in the file
+            too (``runtime.dtypes``).
     """
 
     position: int
-    tensors: dict[str, npt.NDArray[np.float32]]
+    tensors: dict[str, Array]
 
     def save(self, path: str | Path) -> None:
         """Write to a ``.npz`` file."""

@@ -14,13 +14,13 @@ from liger_export.ort import ort, session_options
 from liger_export.package import PORTABLE, Manifest
 from liger_export.package.engines import ONNX, EngineRecord
 from liger_export.runtime.buffers import CPU, CUDA, Buffer, HostBuffer, SavedState
+from liger_export.runtime.dtypes import numpy_dtype
 from liger_export.runtime.session import Session
 from liger_export.state import StateTensor
 
 __all__ = ["FixedGraphs", "FixedSession", "OnnxGraphs", "open_engine"]
 
 Array = npt.NDArray[Any]
-NUMPY = {"bfloat16": "uint16"}  # numpy has no bfloat16: its bits
 
 
 class FixedGraphs(Protocol):
@@ -78,7 +78,7 @@ class FixedSession(Session):
         self._logits = HostBuffer(self._calls[1].logits)
 
     def _new_state(self, entry: StateTensor) -> Buffer:
-        return HostBuffer(self._model.zeros((1, *entry.shape), NUMPY.get(entry.dtype, entry.dtype)))
+        return HostBuffer(self._model.zeros((1, *entry.shape), numpy_dtype(entry.dtype).name))
 
     def _prepare(self, length: int) -> _Call:
         call = _Call(
@@ -123,8 +123,8 @@ class FixedSession(Session):
         yield from (tokens[start : start + size] for start in range(0, len(tokens), size))
 
     def run(
-        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, npt.NDArray[np.float32]]
-    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, Array]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Array]]:
         """As ``Session.run``; the rows of a batch run one after the other."""
         other = type(self)(self.manifest, self.tokenizer, self._model, lowering=self.lowering, device=self.device)
         logits, nexts = [], []

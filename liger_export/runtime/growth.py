@@ -45,13 +45,15 @@ class Growth:
     onnxruntime: str
 
 
-def measure_growth(package: Path, to_token: int, threads: int | None = None, lowering: str | None = None) -> Growth:
+def measure_growth(
+    package: Path, to_token: int, threads: int | None = None, lowering: str | None = None, device: str = CPU
+) -> Growth:
     """Read ``to_token`` tokens with a package, sampling memory 64 times from token 64 on.
 
     On a busy machine a page may be touched for the first time very late. What grows with the tokens grows in every
     text; so where memory grew, another text of the same length is read, three at most, and the last one counts.
     """
-    session = load(package, device=CPU, lowering=lowering, threads=threads)
+    session = load(package, device=device, lowering=lowering, threads=threads)
     for token in range(WARM_UP):  # lets everything be touched once
         session.step(token % session.manifest.model_config.vocab_size)
         _anonymous_bytes()
@@ -97,8 +99,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--lowering")
+    parser.add_argument("--device", default=CPU)
     args = parser.parse_args()
-    print(json.dumps(asdict(measure_growth(args.package, args.tokens, args.threads, args.lowering))))
+    growth = measure_growth(args.package, args.tokens, args.threads, args.lowering, args.device)
+    print(json.dumps(asdict(growth)))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from liger_export.ort import ort, session_options
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.plugins.ort import library_path
 from liger_export.runtime.buffers import CPU, CUDA
+from liger_export.runtime.cuda import has_gpu
 from liger_export.runtime.fixed import open_engine
 from liger_export.runtime.session import Session
 
-__all__ = ["load", "read_tokenizer"]
+__all__ = ["has_bfloat16", "load", "read_tokenizer"]
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 # Float32 means float32: TF32 keeps 10 bits. Graphs are captured for steps; see Session.
@@ -63,8 +64,8 @@ def load(
 
     Raises:
         PackageError: the package is incomplete, changed, or of a newer format, or lacks the lowering asked for.
-        EnvironmentMismatchError: the installation lacks what was asked for, its ONNX Runtime is too old, or nothing
-            here runs the engine.
+        EnvironmentMismatchError: the installation lacks what was asked for, its ONNX Runtime is too old, nothing here
+            runs the engine, or the package computes in bfloat16 and no GPU is here.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -83,6 +84,11 @@ def load(
             raise PackageError(f"{directory} cannot be opened ({error}).", fix) from error
         verified.result()
     return Session(manifest, read_tokenizer(directory), model, lowering=choice.lowering, device=choice.device)
+
+
+def has_bfloat16() -> bool:
+    """Whether a device here computes in bfloat16: ONNX Runtime's CPU provider lacks most operators in it."""
+    return PROVIDERS[CUDA] in ort.get_available_providers() and has_gpu()
 
 
 def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Choice:
@@ -109,9 +115,14 @@ def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Cho
             "On CUDA a package runs by its fused graph, with kernels for the GPU, which this one lacks.",
             "Convert it with --lowering fused --targets, such as sm_90.",
         )
-    if device == CUDA or (device is None and on_gpu):
-        return Choice(FUSED_CUDA, CUDA)
-    return Choice(FUSED if takes_fused else STOCK, CPU)
+    on_cuda = device == CUDA or (device is None and on_gpu)
+    if manifest.activations == "bfloat16" and not (on_cuda and has_bfloat16()):
+        raise EnvironmentMismatchError(
+            "The package computes in bfloat16, which ONNX Runtime does on a GPU alone.",
+            "Run it on an NVIDIA GPU, with onnxruntime-gpu and the fused graph's kernels (convert --lowering fused "
+            "--targets, such as sm_90), or convert it for a CPU, with fp16 in place of bf16.",
+        )
+    return Choice(FUSED_CUDA, CUDA) if on_cuda else Choice(FUSED if takes_fused else STOCK, CPU)
 
 
 def _open(directory: Path, choice: Choice, threads: int | None) -> ort.InferenceSession:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from liger_export.errors import InputError
 from liger_export.ort import ort
 from liger_export.package import STOCK, Manifest
-from liger_export.runtime.buffers import CPU, CUDA, Buffer, SavedState, new_buffer
+from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, SavedState, bind, new_buffer
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 
@@ -213,8 +213,8 @@ class Session:
         return logits
 
     def run(
-        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, npt.NDArray[np.float32]]
-    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, Array]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Array]]:
         """Run the graph on any batch, without touching this session's state.
 
         ONNX Runtime's CPU kernel continues several sequences by one token a call only; for more tokens the rows
@@ -223,7 +223,7 @@ class Session:
         Args:
             token_ids: int64 [B, T].
             position: tokens each sequence has read before.
-            past: the state by input name, each [B, ...].
+            past: the state by input name, each [B, ...], as ``SavedState`` holds it.
 
         Returns:
             Logits, float32 [B, T, vocab_size], and the next state by input name.
@@ -235,10 +235,21 @@ class Session:
             nexts = {name: np.concatenate([present[name] for _, present in results]) for name in past}
             return np.concatenate([logits for logits, _ in results]), nexts
         positions = np.broadcast_to(np.arange(position, position + length), token_ids.shape)
-        feeds = {"input_ids": token_ids, "position_ids": np.ascontiguousarray(positions), **past}
-        names = ["logits", *(entry.present_name for entry in self._table)]
-        logits, *present = self._model.run(names, feeds, _run_options(self.device, NO_CAPTURE))
-        return logits, {entry.past_name: tensor for entry, tensor in zip(self._table, present, strict=True)}
+        inputs = {"input_ids": token_ids, "position_ids": positions, **past}
+        dtypes = {entry.past_name: entry.dtype for entry in self._table}
+        logits = new_buffer(self.device, (batch, length, self._vocab_size), "float32")
+        present = [new_buffer(self.device, (batch, *entry.shape), entry.dtype) for entry in self._table]
+        owners = [logits, *present]
+        binding = self._model.io_binding()
+        for name, array in inputs.items():
+            owners.append(new_buffer(self.device, array.shape, dtypes.get(name, "int64")))
+            owners[-1].write(array)
+            bind(binding.bind_input, name, owners[-1], self.device)
+        bind(binding.bind_output, "logits", logits, self.device)
+        for entry, buffer in zip(self._table, present, strict=True):
+            bind(binding.bind_output, entry.present_name, buffer, self.device)
+        self._model.run_with_iobinding(binding, _run_options(self.device, NO_CAPTURE))
+        return logits.read(), {entry.past_name: each.read() for entry, each in zip(self._table, present, strict=True)}
 
     def buffer_addresses(self) -> list[int]:
         """Where the state lies in memory; constant for the life of the session."""
@@ -310,15 +321,17 @@ class Session:
             shape = tuple(logits.value.shape()[:2])
             chosen = self._most_likely if shape == (1, 1) else new_buffer(self.device, shape, "int64")
             outputs["most_likely"] = chosen.value
-        for entry, past, present in zip(self._table, self._buffers[turn], self._buffers[1 - turn], strict=True):
-            inputs[entry.past_name] = past.value
-            outputs[entry.present_name] = present.value
         binding = self._model.io_binding()
+        for entry, past, present in zip(self._table, self._buffers[turn], self._buffers[1 - turn], strict=True):
+            bind(binding.bind_input, entry.past_name, past, self.device)
+            bind(binding.bind_output, entry.present_name, present, self.device)
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return _Call(binding, [*inputs.values(), *outputs.values()], _run_options(self.device, capture))
+        owners = [buffer.value for buffer in (*self._buffers[turn], *self._buffers[1 - turn])]
+        owners += [*inputs.values(), *outputs.values()]
+        return _Call(binding, owners, _run_options(self.device, capture))
 
 
 def _run_options(device: str, capture: int) -> ort.RunOptions | None:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from liger_export.runtime import SavedState, Session
+from liger_export.runtime.dtypes import narrowed, numpy_dtype, widened
 from liger_export.runtime.growth import Growth
 from liger_export.state import bytes_per_session
 from liger_export.validate.compare import add_block, relative_l2
@@ -26,6 +27,7 @@ __all__ = [
 
 DRIFT_RATIO = 2.0
 DRIFT_BLOCK = 128
+NOT_A_NUMBER = np.array([np.nan], dtype=np.float32)
 
 Array = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -107,7 +109,7 @@ def check_batch_and_padding(subjects: Subjects, tokens: Tokens, window_size: int
     length = window_size // 2 + 1
     rows = np.stack([tokens[:length], tokens[length : 2 * length]])
     table = session.manifest.state
-    zeros = {entry.past_name: np.zeros((2, *entry.shape), dtype=entry.dtype) for entry in table}
+    zeros = {entry.past_name: np.zeros((2, *entry.shape), dtype=numpy_dtype(entry.dtype)) for entry in table}
     batched = session.run(rows, 0, zeros)[0]
     single = [session.run(row[None], 0, {name: past[:1] for name, past in zeros.items()})[0][0] for row in rows]
     yield subjects.tolerances.check("batch neighbours", batched, np.stack(single), f"2 rows of {length} tokens")
@@ -116,7 +118,7 @@ def check_batch_and_padding(subjects: Subjects, tokens: Tokens, window_size: int
     for entry in table:
         past = clean[entry.past_name].copy()
         if entry.name in ("key", "value"):
-            past[:, :, length:] = np.nan
+            past[:, :, length:] = narrowed(NOT_A_NUMBER, entry.dtype)
         poisoned[entry.past_name] = past
     untouched = session.run(rows, length, clean)[0]
     changed = float(np.abs(session.run(rows, length, poisoned)[0] - untouched).max())
@@ -141,8 +143,8 @@ def check_handover(subjects: Subjects, tokens: Tokens, window_size: int) -> Iter
     yield subjects.tolerances.handover_check("state from PyTorch", continued, package, torch, detail)
 
 
-def check_memory(session: Session, growth: Growth, steps: int = 1024) -> Iterator[Check]:
-    """State bytes are those of the table, its buffers stay where they are, and the process did not grow."""
+def check_memory(session: Session, growth: Growth | None, steps: int = 1024) -> Iterator[Check]:
+    """State has the table's bytes, its buffers stay where they are, and the process, if watched, did not grow."""
     table = session.manifest.state
     yield Check("state: bytes per session", session.state_bytes, detail="one set of tensors")
     difference = abs(session.state_bytes - bytes_per_session(table))
@@ -152,6 +154,8 @@ def check_memory(session: Session, growth: Growth, steps: int = 1024) -> Iterato
         session.step(0)
     moved = len(set(session.buffer_addresses()) ^ set(addresses))
     yield Check("state: buffers moved or added", moved, 0, detail=f"{steps:,} steps")
+    if growth is None:
+        return
     text = "" if growth.texts == 1 else f", text {growth.texts}"
     detail = f"token {growth.from_token} to {growth.to_token:,}{text}, a process of its own"
     yield Check("memory: bytes grown", growth.bytes_grown, 0, detail=detail)
@@ -159,4 +163,5 @@ def check_memory(session: Session, growth: Growth, steps: int = 1024) -> Iterato
 
 
 def _state_distance(measured: SavedState, reference: SavedState) -> float:
-    return max(relative_l2(measured.tensors[name], tensor) for name, tensor in reference.tensors.items())
+    found = measured.tensors
+    return max(relative_l2(widened(found[name]), widened(tensor)) for name, tensor in reference.tensors.items())

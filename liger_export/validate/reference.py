@@ -12,6 +12,7 @@ from liger_export.config import LigerConfig
 from liger_export.errors import InputError
 from liger_export.modeling import LigerCache, register
 from liger_export.runtime import SavedState
+from liger_export.runtime.dtypes import narrowed, widened
 from liger_export.state import StateTensor
 
 __all__ = ["TorchReference"]
@@ -50,7 +51,7 @@ class TorchReference:
         """Logits after each token, [T, vocab_size], continuing from a state that a package saved."""
         layers: list[tuple[torch.Tensor, ...]] = [()] * len(self._model.model.layers)
         for entry in table:
-            tensor = torch.from_numpy(state.tensors[entry.past_name]).float()  # float32, as the model here is
+            tensor = torch.from_numpy(widened(state.tensors[entry.past_name]))  # float32, as the model here is
             layers[entry.layer] = (*layers[entry.layer], tensor)
         cache = LigerCache(layers, torch.tensor([state.position]), state.position)
         output = self._model(torch.from_numpy(tokens[None]), past_key_values=cache, use_cache=False)
@@ -63,4 +64,4 @@ class TorchReference:
         cache = self._model(torch.from_numpy(tokens[None]), use_cache=True, logits_to_keep=1).past_key_values
         tensors = [tensor.numpy() for layer in cache.layers for tensor in layer]
         named = zip(table, tensors, strict=True)
-        return SavedState(len(tokens), {entry.past_name: tensor.astype(entry.dtype) for entry, tensor in named})
+        return SavedState(len(tokens), {entry.past_name: narrowed(tensor, entry.dtype) for entry, tensor in named})

@@ -41,7 +41,7 @@ class ParityReport:
         package: name of the package directory.
         reference: name of the checkpoint directory and its adapters.
         lowering: which of the package's graphs was measured.
-        device: where it ran.
+        device: where it ran: ``cpu``, ``cuda``, or ``rounded.ROUNDED``.
         versions: libraries that took part.
         manifest_sha256: of the manifest that was validated.
         checks: in the order they ran.

@@ -13,14 +13,16 @@ import numpy as np
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
-from liger_export.package import MANIFEST_FILE, REPORT_FILE, STOCK
+from liger_export.package import FUSED, MANIFEST_FILE, REPORT_FILE, STOCK, read_manifest
 from liger_export.quality import read_tokens
 from liger_export.runtime import Sampling, Session, load
 from liger_export.runtime.buffers import CPU
 from liger_export.runtime.growth import FIRST_TOKEN, Growth
+from liger_export.runtime.opening import has_bfloat16
 from liger_export.validate import laws
 from liger_export.validate.reference import TorchReference
 from liger_export.validate.report import Check, ParityReport
+from liger_export.validate.rounded import ROUNDED, open_rounded, open_stock
 from liger_export.validate.tolerances import tolerances_of
 
 __all__ = ["validate"]
@@ -50,7 +52,8 @@ def validate(
         text: text to read; default: text that the package itself samples with seed 0.
         max_tokens: tokens of text to compare logits on, at least 4,096.
         memory_tokens: tokens to watch memory over, from token 64 on; the result lands in the package's manifest.
-        device: as ``load`` takes it; memory is watched on the CPU whatever it is.
+        device: as ``load`` takes it; memory is watched on the CPU whatever it is, if the package runs there. On a CPU,
+            or where no GPU is, a bfloat16 package's stock graph is measured as ``rounded`` opens it, memory not.
         lowering: as ``load`` takes it.
         on_check: called with each check as it is measured.
 
@@ -66,15 +69,16 @@ def validate(
     weights = open_liger(checkpoint).weights
     for adapter in adapters:
         Adapter.open(adapter).check(weights)
-    session = load(package, device=device, lowering=lowering, verify=True)
+    session = _open(package, device, lowering)
+    is_rounded = session.manifest.activations == "bfloat16" and session.device == CPU
     reference = TorchReference(checkpoint, adapters)
     config = session.manifest.model_config
     reference.require_config(config)
-    growth = _certify_memory(package, session, memory_tokens)
+    growth = None if is_rounded else _certify_memory(package, session, memory_tokens)
     report = ParityReport(
         package=package.resolve().name,
         lowering=session.lowering,
-        device=session.device,
+        device=ROUNDED if is_rounded else session.device,
         reference=" + ".join(path.resolve().name for path in (checkpoint, *adapters)),
         manifest_sha256=sha256_file(package / MANIFEST_FILE),
         versions={name: version(name) for name in LIBRARIES},
@@ -105,11 +109,21 @@ def validate(
     return report
 
 
+def _open(package: Path, device: str | None, lowering: str | None) -> Session:
+    """As ``load``, files compared with the manifest; a bfloat16 package without a GPU as ``open_rounded``."""
+    manifest = read_manifest(package)
+    is_here = device != CPU and (device is not None or has_bfloat16())
+    if manifest.engine or manifest.activations != "bfloat16" or lowering == FUSED or is_here:
+        return load(package, device=device, lowering=lowering, verify=True)
+    manifest.check_files(package)
+    return open_rounded(package)
+
+
 def _check_against_stock(package: Path, subjects: laws.Subjects, tokens: laws.Tokens) -> Iterator[Check]:
     """Where another graph was measured, its distance to the stock one."""
     lowering = subjects.session.lowering
     if lowering != STOCK and STOCK in subjects.session.manifest.graphs:
-        expected = load(package, lowering=STOCK, device=CPU).all_logits(tokens.tolist())
+        expected = open_stock(package).all_logits(tokens.tolist())
         measured = subjects.package_logits(tokens)
         yield subjects.tolerances.check(f"{lowering} against {STOCK}", measured, expected, f"{len(tokens):,} tokens")
 
@@ -121,6 +135,8 @@ def _certify_memory(package: Path, session: Session, tokens: int) -> Growth:
     """
     command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve())]
     command += ["--tokens", str(tokens), "--threads", "1", "--lowering", session.lowering]
+    if session.manifest.activations == "bfloat16":
+        command += ["--device", session.device]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     growth = Growth(**json.loads(output))
     (package / MANIFEST_FILE).write_text(replace(session.manifest, memory=asdict(growth)).to_json(), encoding="utf-8")

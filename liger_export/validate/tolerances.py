@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from liger_export.quantize import Precision
+from liger_export.quantize import FLOATS, Precision
 from liger_export.validate.compare import mean_kl, relative_l2
 from liger_export.validate.report import Check, LogitParity
 
@@ -17,6 +17,7 @@ Array = npt.NDArray[np.float32]
 FP32_RELATIVE_L2 = 1e-5
 HALF_KL = {"fp16": 1e-3, "bf16": 5e-3}
 HALF_TOP1 = {"fp16": 0.99, "bf16": 0.98}
+ROUNDING = {"fp16": 2**-11, "bf16": 2**-8}
 PERPLEXITY = {"int8": 0.005, "int4": 0.04}
 DISTANCE_RATIO = 2.0
 
@@ -27,7 +28,7 @@ class Tolerances:
 
     A float32 package computes what PyTorch computes, so every law is measured against PyTorch. One with fewer bits
     computes something near it; its laws (any split, single steps, ...) are measured against the package's own one call
-    over the whole sequence, by the distance that fp16 may have to PyTorch.
+    over the whole sequence, by the distance that fp16 may have to PyTorch, or bf16 if its activations are that.
 
     Attributes:
         stored: the coarsest precision of any of its weights.
@@ -88,12 +89,12 @@ def tolerances_of(precision: Precision, matrices: list[str], activations: str = 
     Args:
         precision: of its manifest.
         matrices: names of the checkpoint's matrices.
-        activations: what an engine computes in, which may have fewer bits than its package.
+        activations: what is computed in: the package's, or those of an engine, which may have fewer bits.
     """
-    stored = {precision.of(name) for name in matrices}
-    coarsest: str = next(name for name in ("int4", "int8", "fp16", "fp32") if name in stored)
+    computed = next(name for name, dtype in FLOATS.items() if dtype == activations)
+    used = {computed, *(precision.of(name) for name in matrices)}
+    coarsest: str = next(name for name in ("int4", "int8", "bf16", "fp16", "fp32") if name in used)
     if coarsest == "fp32":
-        coarsest = {"float16": "fp16", "bfloat16": "bf16"}.get(activations, coarsest)
-    if coarsest == "fp32" and activations == "float32":
         return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding=2**-24)
-    return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, HALF_KL["fp16"], rounding=2**-11)
+    half = "bf16" if "bf16" in used else "fp16"
+    return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, HALF_KL[half], rounding=ROUNDING[half])

@@ -83,6 +83,21 @@ def test_bfloat16_is_compared_in_float32(package: Path, tmp_path: Path) -> None:
     assert {check["bound"] for check in record.check["checks"]} == {1e-5}
 
 
+@pytest.mark.parametrize(
+    "precision", [Precision(weights="bf16"), Precision(weights="int4", activation_precision="bf16")], ids=str
+)
+def test_a_bfloat16_package_is_built_from_on_a_cpu(precision: Precision, tmp_path: Path) -> None:
+    package = package_of(tmp_path, "gla", precision)
+    settings = EngineSettings(backend="onnx", activations="fp32", chunk=32, check_tokens=72)
+    record = build_engine(package, tmp_path / "engine", settings).engine
+    assert record is not None
+    assert record.check is not None
+    assert "activations" not in record.precisions["weights of products"]
+    checks = {check["name"]: check for check in record.check["checks"]}
+    assert checks["prefill: mean KL (nats)"]["bound"] == 5e-3
+    assert 1e-3 < checks["final state: relative L2"]["value"] < 5e-2
+
+
 def test_prefill_may_be_left_out(package: Path, tmp_path: Path) -> None:
     settings = EngineSettings(targets=("86",), chunk=0, check_tokens=0)
     record = build_engine(package, tmp_path / "engine", settings).engine

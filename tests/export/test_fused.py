@@ -14,6 +14,7 @@ from liger_export.package.build import convert
 from liger_export.quantize import Precision
 from liger_export.runtime import load
 from liger_export.validate import validate
+from liger_export.validate.compare import mean_kl
 from tests.plugins.sessions import needs_library
 from tests.test_matrix import VARIANTS
 from tests.tiny import Shape, write_liger
@@ -55,6 +56,26 @@ def test_fused_package_meets_every_bound_of_validate(tmp_path: Path) -> None:
     assert report.lowering == "fused"
     (against_stock,) = (check for check in report.checks if check.name.startswith("fused against stock"))
     assert 0 < against_stock.value <= 1e-5
+
+
+@needs_library
+@pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_fused_equals_stock_for_integers_and_half_precision_activations(
+    mixer: str, weights: str, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
+    checkpoint = write_liger(
+        tmp_path / "liger", SHAPE, settings=LinearizeSettings(mixer=mixer), initializer_range=0.2, **sizes
+    )
+    precision = Precision(weights=weights, activation_precision="fp16")
+    convert(checkpoint, tmp_path / "package", lowering="fused", precision=precision)
+    stock, fused = load(tmp_path / "package", lowering="stock"), load(tmp_path / "package")
+    assert (fused.lowering, fused.manifest.activations) == ("fused", "float16")
+    expected = stock.all_logits(TOKENS)
+    assert mean_kl(fused.all_logits(TOKENS), expected) <= 1e-3
+    fused.reset()
+    assert mean_kl(np.stack([fused.step(token) for token in TOKENS]), expected) <= 1e-3
 
 
 @needs_library

@@ -65,6 +65,22 @@ def test_package_computes_with_the_rounded_weights(
     assert relative_l2(logits, logits_of_rounded_model(checkpoint, precision)) < 1e-5
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_integers_are_multiplied_with_half_precision_activations(weights: str, tied: bool, tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", backbone="qwen2", tie_word_embeddings=tied, **SIZES)
+    precision = Precision(weights=weights, activation_precision="fp16")
+    convert(checkpoint, tmp_path / "package", precision=precision)
+    graph = onnx.load(tmp_path / "package" / "model.onnx", load_external_data=False).graph
+    stored = {tensor.data_type for tensor in graph.initializer if tensor.external_data}
+    assert stored == {onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT16}
+    multiply_in_float32(tmp_path / "package")
+    session = load(tmp_path / "package")
+    logits = torch.from_numpy(session.all_logits(TOKENS))
+    assert relative_l2(logits, logits_of_rounded_model(checkpoint, precision)) < 1e-2
+    assert session.state().tensors["past_key_values.0.key"].dtype == np.float16
+
+
 def test_a_tied_table_and_head_lie_in_the_file_once(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", tie_word_embeddings=True, **SIZES)
     convert(checkpoint, tmp_path / "package", precision=Precision(weights="int4"))
@@ -89,9 +105,9 @@ def test_sizes_that_blocks_do_not_divide_are_refused_and_nothing_is_left(tmp_pat
     assert not (tmp_path / "package").exists()
 
 
-@pytest.mark.parametrize("mixer_backbone", ["llama", "qwen3"])
-def test_half_precision_package_is_near_the_model(tmp_path: Path, mixer_backbone: str) -> None:
-    checkpoint = write_liger(tmp_path / "liger", backbone=mixer_backbone)
+@pytest.mark.parametrize("backbone", ["llama", "qwen3"])
+def test_half_precision_package_is_near_the_model(tmp_path: Path, backbone: str) -> None:
+    checkpoint = write_liger(tmp_path / "liger", backbone=backbone)
     convert(checkpoint, tmp_path / "package", precision=Precision(weights="fp16"))
     expected = load_model(checkpoint)(torch.tensor([TOKENS])).logits[0]
     assert relative_l2(torch.from_numpy(load(tmp_path / "package").all_logits(TOKENS)), expected) < 1e-2

@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from liger_export.errors import PackageError
 from liger_export.package import read_manifest
-from liger_export.package.manifest import FORMAT_VERSION
+from liger_export.package.manifest import FORMAT_VERSION, OLDEST_FORMAT
 from tests.tiny import edit_json
 
 
@@ -43,9 +44,22 @@ def test_newer_format_asks_for_an_upgrade(package_copy: Path) -> None:
 
 
 def test_older_format_asks_for_another_conversion(package_copy: Path) -> None:
-    edit_json(package_copy / "manifest.json", format_version=FORMAT_VERSION - 1)
-    with pytest.raises(PackageError, match="Convert the checkpoint again"):
+    edit_json(package_copy / "manifest.json", format_version=OLDEST_FORMAT - 1)
+    with pytest.raises(
+        PackageError, match=rf"reads {OLDEST_FORMAT} to {FORMAT_VERSION}\. Convert the checkpoint again"
+    ):
         read_manifest(package_copy)
+
+
+def test_format_3_is_read_and_written_again_as_the_format_of_today(package_copy: Path) -> None:
+    expected, path = read_manifest(package_copy), package_copy / "manifest.json"
+    precision = json.loads(path.read_text())["precision"]
+    del precision["activation_precision"]
+    edit_json(path, format_version=3, precision=precision)
+    assert read_manifest(package_copy) == expected
+    path.write_text(read_manifest(package_copy).to_json())
+    assert json.loads(path.read_text())["format_version"] == FORMAT_VERSION
+    assert read_manifest(package_copy) == expected
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,46 @@ def test_json_gives_back_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("precision", "activations", "text"),
+    [
+        (Precision(), "float32", "fp32"),
+        (Precision(weights="bf16"), "bfloat16", "bf16"),
+        (Precision(weights="bf16", activation_precision="bf16"), "bfloat16", "bf16"),
+        (Precision(weights="fp16", lm_head="int8"), "float16", "fp16 (blocks of 32, rtn), head int8"),
+        (Precision(weights="int4"), "float32", "int4 (blocks of 32, rtn)"),
+        (
+            Precision(weights="int4", lm_head="fp16", activation_precision="fp16"),
+            "float16",
+            "int4 (blocks of 32, rtn), head fp16, activations fp16",
+        ),
+        (
+            Precision(weights="int8", activation_precision="bf16"),
+            "bfloat16",
+            "int8 (blocks of 32, rtn), activations bf16",
+        ),
+    ],
+)
+def test_activations_are_the_dense_weights_or_what_integers_are_given(
+    precision: Precision, activations: str, text: str
+) -> None:
+    precision.check(MATRICES, tied=False)
+    assert (precision.activations, str(precision)) == (activations, text)
+
+
+def test_a_precision_written_before_activations_were_chosen_is_read() -> None:
+    values = dataclasses.asdict(Precision(weights="int4"))
+    del values["activation_precision"]
+    assert Precision.from_dict(values) == Precision(weights="int4")
+
+
+@pytest.mark.parametrize(
     ("precision", "message"),
     [
         (Precision(weights="int3"), "no precision 'int3'"),
         (Precision(weights="fp16", lm_head="fp32"), "converted at every use"),
+        (Precision(weights="fp16", activation_precision="bf16"), "multiplied with activations in fp16, not in bf16"),
+        (Precision(weights="int8", activation_precision="fp8"), "no activations in 'fp8'.*fp32, fp16, bf16"),
+        (Precision(weights="int4", lm_head="fp32", activation_precision="fp16"), "Ask for int8, or for fp16"),
         (Precision(weights="int4", block_size=16), "block size is 16"),
         (Precision(weights="int4", block_size=128), "down_proj.weight has rows of 96, no multiple of 128"),
         (Precision(weights="int4", method="magic"), "no method 'magic'"),

@@ -1,12 +1,16 @@
 """Which graph and device ``load`` takes, and what it says where it cannot."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.package import read_manifest
 from liger_export.package.build import convert
+from liger_export.quantize import Precision
 from liger_export.runtime import load, opening
+from tests.tiny import edit_json, write_liger
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,32 @@ def test_what_is_not_there_is_named(fused: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PackageError, match=r"kernels for the GPU.*--targets"):
         load(fused, device="cuda")
     assert load(fused).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "precision", [Precision(weights="bf16"), Precision(weights="int4", activation_precision="bf16")], ids=str
+)
+def test_a_bfloat16_package_is_converted_and_says_that_it_needs_a_gpu(
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
+    checkpoint = write_liger(tmp_path / "liger", num_hidden_layers=1, **sizes)
+    convert(checkpoint, tmp_path / "package", lowering="fused", precision=precision)
+    needs_gpu = r"bfloat16.*NVIDIA GPU.*--targets.*fp16 in place of bf16"
+    for options in ({}, {"device": "cpu"}, {"lowering": "stock"}, {"device": "cpu", "lowering": "fused"}):
+        with pytest.raises(EnvironmentMismatchError, match=needs_gpu):
+            load(tmp_path / "package", **options)
+    monkeypatch.setattr(opening.ort, "get_available_providers", lambda: list(opening.PROVIDERS.values()))
+    monkeypatch.setattr("liger_export.runtime.cuda.LIBRARY", "libcuda-absent.so")
+    graphs = json.loads((tmp_path / "package" / "manifest.json").read_text())["graphs"]
+    graphs["fused"]["targets"] = ["sm_90"]
+    edit_json(tmp_path / "package" / "manifest.json", graphs=graphs)
+    for options in ({}, {"device": "cuda"}):
+        with pytest.raises(EnvironmentMismatchError, match=needs_gpu):
+            load(tmp_path / "package", **options)
+    manifest = read_manifest(tmp_path / "package")
+    monkeypatch.setattr(opening, "has_gpu", lambda: True)
+    assert opening._choose(manifest, None, None) == opening.Choice("fused", "cuda")
 
 
 def test_sessions_on_one_model_capture_graphs_of_their_own(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:

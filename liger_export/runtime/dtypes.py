@@ -1,0 +1,44 @@
+"""Dtypes as numpy and ONNX Runtime know them. numpy has no bfloat16: its bits stand for it, as uint16.
+
+No state is of unsigned 16-bit integers, so an array of uint16, in a buffer, a saved state or a file, is of bfloat16.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["element_type", "narrowed", "numpy_dtype", "widened"]
+
+Array = npt.NDArray[Any]
+
+BFLOAT16 = np.dtype(np.uint16)
+ELEMENT_TYPES = {np.dtype("float32"): 1, np.dtype("int64"): 7, np.dtype("float16"): 10, BFLOAT16: 16}
+NOT_A_NUMBER = BFLOAT16.type(0x7FC0)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """What holds a tensor whose dtype has this name in the state table."""
+    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
+
+
+def element_type(dtype: np.dtype[Any]) -> int:
+    """ONNX's number (``TensorProto.DataType``) of what arrays of a dtype hold."""
+    return ELEMENT_TYPES[dtype]
+
+
+def widened(array: Array) -> npt.NDArray[np.float32]:
+    """The values of a floating-point tensor, float32; exact."""
+    if array.dtype == BFLOAT16:
+        return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+
+def narrowed(values: npt.NDArray[np.float32], name: str) -> Array:
+    """Float32 values in a dtype that the state table names, rounded to the nearest, halves to even."""
+    if name != "bfloat16":
+        return values.astype(name, copy=False)
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    above_half = np.uint32(0x7FFF) + (bits >> 16 & 1)  # what carries into the upper half if the lower rounds up
+    rounded = ((bits + above_half) >> 16).astype(BFLOAT16)
+    return np.where(np.isnan(values), NOT_A_NUMBER, rounded)
