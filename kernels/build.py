@@ -21,12 +21,21 @@ __all__ = ["TARGETS", "Build", "Compiled", "build_kernels", "compile_plan", "loa
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
 FORMAT = 2
-MODULES = ("features", "plans", "shapes", "step", "chunk", "pointwise", "build")
+MODULES = ("features", "plans", "shapes", "step", "chunk", "pointwise", "candidates", "build")
 
-FLOAT32 = ("cos", "sin", "state", "next_state", "features", "gates", "block_gates", "entering", "logits")
-INTEGERS = {"position_ids": "*i64", "counts": "*i32", "chosen": "*i64"}
+MODULE_OF = {
+    "step_kernel": "step",
+    **dict.fromkeys(("gated_silu_kernel", "most_likely_kernel", "count_kernel"), "pointwise"),
+    **dict.fromkeys(("list_kernel", "merge_kernel", "order_kernel"), "candidates"),
+}  # the others: "chunk"
+
+FLOAT32 = (
+    *("cos", "sin", "state", "next_state", "features", "gates", "block_gates", "entering"),
+    *("logits", "temperature", "sums", "next_sums", "candidates"),
+)
+INTEGERS = {"position_ids": "*i64", "counts": "*i32", "chosen": "*i64", "lists": "*i64", "next_lists": "*i64"}
 SCALARS = {
-    **dict.fromkeys(("length", "padded_length", "width"), "i32"),
+    **dict.fromkeys(("length", "padded_length", "width", "count"), "i32"),
     **dict.fromkeys(("gate_normalizer", "recurrent_weight"), "fp32"),
 }
 
@@ -226,7 +235,7 @@ def _is_divisible(name: str, kind: str, shape: AttentionShape) -> bool:
 
 
 def _function(kernel: str) -> Any:
-    module = "step" if kernel == "step_kernel" else "pointwise" if kernel in pointwise_plans() else "chunk"
+    module = MODULE_OF.get(kernel, "chunk")
     function = getattr(importlib.import_module(f"liger_export.kernels.{module}"), kernel)
     if not hasattr(function, "cache_key"):
         raise EnvironmentMismatchError("Triton runs as an interpreter.", "Unset TRITON_INTERPRET to compile kernels.")

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from liger_export.kernels.shapes import AttentionShape, block_of
 
-__all__ = ["BLOCK", "CHUNK", "Axis", "Plan", "chunk_plans", "pointwise_plans", "step_plan"]
+__all__ = ["BLOCK", "CANDIDATES", "CHUNK", "Axis", "Plan", "chunk_plans", "pointwise_plans", "step_plan"]
 
 BLOCK = 16  # tokens
 CHUNK = 64  # tokens
+CANDIDATES = 256  # largest logits that leave the GPU, a power of two
 MIXER_NUMBERS = {"gla": 0, "hgrn2": 1}
 PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
 
@@ -46,7 +47,7 @@ class Plan:
     """One kernel, ready to be launched or compiled.
 
     Attributes:
-        kernel: name of the function; it stands in ``kernels.step``, ``kernels.chunk`` or ``kernels.pointwise``.
+        kernel: name of the function; it stands in a module of ``kernels``, ``build.MODULE_OF`` says which.
         constants: its constants.
         options: warps of a program, stages of its loops and, if bounded, registers of a thread.
         grid: its three axes.
@@ -142,6 +143,9 @@ def pointwise_plans() -> dict[str, Plan]:
         ),
         Plan("most_likely_kernel", {"BLOCK": 8192}, {"num_warps": 32, "num_stages": 1}, (rows, one, one)),
         Plan("count_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (rows, one, one)),
+        Plan("list_kernel", {"BLOCK": 8192}, {"num_warps": 16, "num_stages": 1}, (Axis(1, "length", 8192), rows, one)),
+        Plan("merge_kernel", {"LISTS": 32}, {"num_warps": 16, "num_stages": 1}, (Axis(1, "length", 32), rows, one)),
+        Plan("order_kernel", {"BLOCK": CANDIDATES}, {"num_warps": 8, "num_stages": 1}, (one, rows, one)),
     )
     return {plan.kernel: plan for plan in plans}
 

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by peft too: kernels then run on numpy
+
 from peft import LoraConfig, get_peft_model
 
 from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.package.build import convert
 from tests.tiny import load_model, write_liger
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on numpy
 torch.set_num_threads(1)  # the models are so small that threads cost more than they give
 
 

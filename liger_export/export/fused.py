@@ -11,6 +11,7 @@ from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
 from liger_export.kernels.build import build_kernels
 from liger_export.kernels.bundle import pack
+from liger_export.kernels.plans import CANDIDATES
 from liger_export.kernels.shapes import MIXERS, AttentionShape
 from liger_export.ops.forms import FORMS, HEAD_SIZES
 from liger_export.ops.onnx_forms import DOMAIN
@@ -20,7 +21,9 @@ __all__ = ["KERNELS", "compiled_kernels", "lower_to_fused", "require_fusable"]
 KERNELS = "liger.kernels"  # the initializer of compiled GPU kernels
 MIXER_OF = {FORMS[mixer].onnx_name: mixer for mixer in MIXERS}
 MOST_LIKELY = "most_likely"
-NATIVE = ("Attention", "GatedSiLU", "LastPositions", "MostLikely")  # the library's operators, which need no body
+TEMPERATURE = "temperature"
+# The library's operators, which need no body.
+NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely")
 VECTOR = 8  # values that the library's CPU kernels compute at a time
 
 
@@ -61,8 +64,9 @@ def lower_to_fused(model: ir.Model, kernels: bytes | None = None) -> None:
 
     ``liger::Attention`` takes the place of every layer whose mixer it has; it reads q, k and v as the packed product
     leaves them. ``liger::GatedSiLU`` takes the place of the four nodes between the feed-forward's products, and
-    ``most_likely``, int64 [B, kept], is an output more: each position's likeliest token. Layers that keep softmax stay
-    as they are.
+    ``most_likely``, int64 [B, kept], is an output more: each position's likeliest token. ``candidates``, float32
+    [B, 513], is another: what ``liger::Candidates`` makes of the last position's logits at the input ``temperature``,
+    float32 [], whose default 0 asks for nothing. Layers that keep softmax stay as they are.
 
     Args:
         model: what ``lower`` made of a traced model.
@@ -77,6 +81,7 @@ def lower_to_fused(model: ir.Model, kernels: bytes | None = None) -> None:
             gated = ir.node("GatedSiLU", [split.inputs[0], *_optional(compiled)], domain=DOMAIN, name=node.name)
             ir.convenience.replace_nodes_and_values(graph, node, [node], [gated], node.outputs, gated.outputs)
     _add_most_likely(graph, compiled)
+    _add_candidates(graph, compiled)
     _remove_unused(graph)
     kept = {node.op_identifier() for node in graph if node.op_type not in NATIVE}
     for identifier in [identifier for identifier in model.functions if identifier not in kept]:
@@ -115,6 +120,21 @@ def _add_most_likely(graph: ir.Graph, compiled: ir.Value | None) -> None:
     chosen.name, chosen.type, chosen.shape = MOST_LIKELY, ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "kept"])
     graph.append(node)
     graph.outputs.append(chosen)
+
+
+def _add_candidates(graph: ir.Graph, compiled: ir.Value | None) -> None:
+    logits = next(value for value in graph.outputs if value.name == "logits")
+    none = ir.tensor(np.array(0, dtype=np.float32), name=TEMPERATURE)
+    scalar = ir.TensorType(ir.DataType.FLOAT)
+    temperature = ir.Value(name=TEMPERATURE, shape=ir.Shape([]), type=scalar, const_value=none)
+    graph.inputs.append(temperature)
+    graph.register_initializer(temperature)  # the default: an optional input
+    node = ir.node("Candidates", [logits, temperature, *_optional(compiled)], domain=DOMAIN, name="candidates")
+    found = node.outputs[0]
+    found.name, found.type = "candidates", ir.TensorType(ir.DataType.FLOAT)
+    found.shape = ir.Shape(["batch", 1 + 2 * CANDIDATES])
+    graph.append(node)
+    graph.outputs.append(found)
 
 
 def _split_into(values: Sequence[ir.Value | None]) -> ir.Value | None:
