@@ -16,7 +16,7 @@ from liger_export.files import new_directory
 from liger_export.kernels.plans import Plan, chunk_plans, pointwise_plans, step_plan
 from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape
 
-__all__ = ["TARGETS", "Build", "Compiled", "build_kernels", "compile_plan", "load_build"]
+__all__ = ["TARGETS", "Build", "Compiled", "build_kernels", "compile_plan", "load_build", "source_key"]
 
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
@@ -50,6 +50,7 @@ class Build:
         target: a key of ``TARGETS``.
         batch: sequences that the step kernel's grid was cut for; others run as well.
         kernels: per kernel, those of attention in the order in which they run, the contents of its JSON file.
+        cubins: per kernel, the machine's code.
     """
 
     directory: Path
@@ -57,6 +58,7 @@ class Build:
     target: str
     batch: int
     kernels: dict[str, dict[str, Any]]
+    cubins: dict[str, bytes]
 
     def require(self, shape: AttentionShape, target: str) -> None:
         """Refuse to be launched for anything else.
@@ -112,15 +114,27 @@ def build_kernels(shape: AttentionShape, target: str, cache: Path, *, batch: int
         KernelError: no such target, or the architecture has too little shared memory for this shape.
         EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
     """
-    if target not in TARGETS:
-        raise KernelError(f"There is no target {target}.", f"Choose one of {', '.join(TARGETS)}.")
-    plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape), **pointwise_plans()}
-    directory = cache / f"{target}-{_key(shape, target, plans)}"
+    key = source_key(shape, target, batch=batch, ring=ring)
+    directory = cache / f"{target}-{_digest([key, _triton().__version__])}"
     if not directory.exists():
         with new_directory(directory) as folder:
-            for order, plan in enumerate(plans.values()):
+            for order, plan in enumerate(_plans(shape, batch, ring).values()):
                 _write(folder, plan, order, shape, target, batch)
     return load_build(directory)
+
+
+def source_key(shape: AttentionShape, target: str, *, batch: int = 1, ring: bool = True) -> str:
+    """A hash of everything that decides what a build computes, but Triton's version; needs no Triton.
+
+    Raises:
+        KernelError: no such target.
+    """
+    if target not in TARGETS:
+        raise KernelError(f"There is no target {target}.", f"Choose one of {', '.join(TARGETS)}.")
+    here = Path(__file__).parent
+    sources = {name: _sha256((here / f"{name}.py").read_bytes()) for name in MODULES}
+    described = [asdict(plan) for plan in _plans(shape, batch, ring).values()]
+    return _digest([FORMAT, target, asdict(shape), described, sources])
 
 
 def load_build(directory: Path) -> Build:
@@ -129,18 +143,21 @@ def load_build(directory: Path) -> Build:
     Raises:
         KernelError: a file is missing, damaged or of a newer format.
     """
-    kernels = {}
+    kernels, cubins = {}, {}
     try:
         for path in sorted(directory.glob("*.json"), key=lambda path: json.loads(path.read_text())["order"]):
             description = json.loads(path.read_text())
             for kind, expected in description["sha256"].items():
-                if _sha256((directory / f"{path.stem}.{kind}").read_bytes()) != expected:
+                content = (directory / f"{path.stem}.{kind}").read_bytes()
+                if _sha256(content) != expected:
                     raise KernelError(f"{directory / path.stem}.{kind} is damaged.", "Delete the folder and rebuild.")
+                if kind == "cubin":
+                    cubins[path.stem] = content
             kernels[path.stem] = description
         first = next(iter(kernels.values()))
         if first["format"] > FORMAT:
             raise KernelError(f"{directory} is of format {first['format']}.", "Update liger-export.")
-        return Build(directory, AttentionShape(**first["shape"]), first["target"], first["batch"], kernels)
+        return Build(directory, AttentionShape(**first["shape"]), first["target"], first["batch"], kernels, cubins)
     except (OSError, ValueError, KeyError, StopIteration) as error:
         raise KernelError(f"{directory} holds no whole build.", "Delete the folder and rebuild.") from error
 
@@ -254,11 +271,11 @@ def _triton() -> Any:
     return triton
 
 
-def _key(shape: AttentionShape, target: str, plans: dict[str, Plan]) -> str:
-    here = Path(__file__).parent
-    sources = {name: _sha256((here / f"{name}.py").read_bytes()) for name in MODULES}
-    described = [asdict(plan) for plan in plans.values()]
-    what = [FORMAT, _triton().__version__, target, asdict(shape), described, sources]
+def _plans(shape: AttentionShape, batch: int, ring: bool) -> dict[str, Plan]:
+    return {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape), **pointwise_plans()}
+
+
+def _digest(what: Any) -> str:
     return _sha256(json.dumps(what, sort_keys=True).encode())[:16]
 
 

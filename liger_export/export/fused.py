@@ -1,17 +1,15 @@
 """The ``fused`` lowering: a layer's attention is one operator of this project's library, fed by packed products."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
 from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
-from liger_export.kernels.build import build_kernels
 from liger_export.kernels.bundle import pack
 from liger_export.kernels.plans import CANDIDATES
+from liger_export.kernels.prebuilt import find_or_build
 from liger_export.kernels.shapes import MIXERS, AttentionShape
 from liger_export.ops.forms import FORMS, HEAD_SIZES
 from liger_export.ops.onnx_forms import DOMAIN
@@ -46,17 +44,18 @@ def require_fusable(config: LigerConfig) -> None:
 
 
 def compiled_kernels(config: LigerConfig, activation: str, targets: Sequence[str]) -> bytes:
-    """A model's GPU kernels for named architectures, compiled here, as a bundle. Needs Triton, and no GPU.
+    """A model's GPU kernels for named architectures as a bundle. Needs no GPU.
+
+    They came with this installation, for the default shapes; others are compiled here, which needs Triton.
 
     Raises:
         KernelError: no kernel computes this model's attention, or there is no such target.
-        EnvironmentMismatchError: Triton is not installed.
+        EnvironmentMismatchError: kernels have to be compiled, and Triton is not installed.
     """
     groups = config.num_key_value_heads
     repeats = config.num_attention_heads // groups
     shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activation)
-    with TemporaryDirectory() as cache:
-        return pack([build_kernels(shape, target, Path(cache), ring=False) for target in targets])
+    return pack([find_or_build(shape, target) for target in targets])
 
 
 def lower_to_fused(model: ir.Model, kernels: bytes | None = None) -> None:
