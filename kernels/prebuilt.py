@@ -81,12 +81,13 @@ def find_build(shape: AttentionShape, target: str, folder: Path = FOLDER) -> Bui
         if key not in manifest["builds"]:
             return None
         kernels: dict[str, dict[str, Any]] = manifest["builds"][key]
-        cubins = {name: (folder / f"{kernel['sha256']['cubin']}.cubin").read_bytes() for name, kernel in kernels.items()}
+        files = {name: folder / f"{kernel['sha256']['cubin']}.cubin" for name, kernel in kernels.items()}
+        cubins = {name: path.read_bytes() for name, path in files.items()}
         batch = next(iter(kernels.values()))["batch"]
     except (OSError, ValueError, KeyError, StopIteration) as error:
         raise KernelError(f"The kernels in {folder} are incomplete ({error}).", fix) from error
     for name, cubin in cubins.items():
-        if hashlib.sha256(cubin).hexdigest() != kernels[name]["sha256"]["cubin"]:
+        if hashlib.sha256(cubin).hexdigest() != files[name].stem:
             raise KernelError(f"{name} in {folder} is damaged.", fix)
     return Build(folder, shape, target, batch, kernels, cubins)
 

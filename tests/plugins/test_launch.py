@@ -1,6 +1,6 @@
 """The plugin's PTX and launch parameters through the CUDA driver, in the plugin's argument order. Needs a GPU."""
 
-import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,28 +8,13 @@ import torch
 
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.ops import ATTENTIONS
-from liger_export.plugins.tensorrt import PluginKernel, plugin_kernel, tactics
+from liger_export.plugins.tensorrt import plugin_kernel, tactics
+from tests.driver import launch
 from tests.tiny import relative_l2
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 GROUPS, REPEATS, WIDTH, WINDOW, BATCH = 2, 4, 64, 16, 3
-DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-
-
-def launch(kernel: PluginKernel, tensors: list[torch.Tensor]) -> None:
-    driver = ctypes.CDLL("libcuda.so.1")
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    assert driver.cuModuleLoadData(ctypes.byref(module), kernel.ptx.encode()) == 0
-    assert driver.cuModuleGetFunction(ctypes.byref(function), module, kernel.name.encode()) == 0
-    assert driver.cuFuncSetAttribute(function, DYNAMIC_SHARED_BYTES, kernel.shared_bytes) == 0
-    pointers = [ctypes.c_uint64(tensor.data_ptr()) for tensor in tensors]
-    arguments = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(pointer) for pointer in pointers))
-    grid, block = (kernel.columns, kernel.groups, BATCH), (kernel.threads, 1, 1)
-    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-    assert driver.cuLaunchKernel(function, *grid, *block, kernel.shared_bytes, stream, arguments, None) == 0
-    torch.cuda.synchronize()
-    assert driver.cuModuleUnload(module) == 0
 
 
 def inputs_of(seed: int = 0) -> list[torch.Tensor]:
@@ -50,7 +35,9 @@ def inputs_of(seed: int = 0) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
 @pytest.mark.parametrize("tactic", tactics(WIDTH))
-def test_the_plugins_kernel_computes_the_operator(mixer: str, tactic: int) -> None:
+def test_the_plugins_kernel_computes_the_operator(
+    mixer: str, tactic: int, ran_code: Callable[[str, bytes], None]
+) -> None:
     shape = AttentionShape(mixer, GROUPS, REPEATS, WIDTH, WINDOW, "float32")
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     kernel = plugin_kernel(shape, target, tactic, gate_normalizer=16.0, recurrent_weight=0.5)
@@ -60,6 +47,9 @@ def test_the_plugins_kernel_computes_the_operator(mixer: str, tactic: int) -> No
     expected = attention(*inputs, *(options[name] for name in attention.form.options))
     on_gpu = [tensor.cuda().contiguous() for tensor in inputs]
     outputs = [torch.empty_like(tensor).cuda() for tensor in expected]
-    launch(kernel, [*on_gpu, *outputs])
+    code = kernel.ptx.encode()
+    ran_code(f"PTX of the plugin's {mixer} step, {target}, tactic {tactic}", code)
+    grid, pointers = (kernel.columns, kernel.groups, BATCH), [("*", tensor) for tensor in (*on_gpu, *outputs)]
+    launch(code, kernel.name, grid, kernel.threads, kernel.shared_bytes, pointers)
     for measured, reference in zip(outputs, expected, strict=True):
         assert relative_l2(measured.cpu(), reference) <= 1e-5
