@@ -62,6 +62,9 @@ class Session:
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
         self._turn = 0
+        # The graph gives candidates at a temperature, none at 0; some graphs have no such output.
+        self._candidates: Buffer | None = None
+        self._asked = 0.0  # the temperature in the buffer
         self._set_up()
 
     def _set_up(self) -> None:
@@ -69,10 +72,8 @@ class Session:
         device = self.device
         self._logits = new_buffer(device, (1, 1, self._vocab_size), "float32")
         self._most_likely = new_buffer(device, (1, 1), "int64")
-        # The graph gives candidates at a temperature, none at 0; packages of earlier versions have no such output.
         self._candidates = _candidates_buffer(self._model, device)
         self._temperature, self._no_candidates = (new_buffer(device, (), "float32") for _ in range(2))
-        self._asked = 0.0  # the temperature in the buffer
         self._token, self._token_position = (new_buffer(device, (1, 1), "int64") for _ in range(2))
         first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in self._table]
         self._buffers = [first, self._beside(first)]  # [past, present]
