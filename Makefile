@@ -1,11 +1,12 @@
 # make demo: set up, then the main job on the model that ships with the repository.
 # make test: set up, then lint, types and tests.
+# make wheel: set up, compile the GPU kernels of the default shapes, and build a wheel that carries them.
 
 PYTHON ?= python3
 BIN := .venv/bin
 EXAMPLE := examples/pycode-7m
 
-.PHONY: demo test format clean
+.PHONY: demo test wheel format clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,6 +26,11 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto
+
+# A wheel with compiled kernels for the default shapes (kernels/prebuilt.py); without the second line, one without any.
+wheel: .venv/.installed
+	$(BIN)/python -m liger_export.kernels.prebuilt
+	$(BIN)/python -m build --wheel
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

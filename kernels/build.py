@@ -17,13 +17,23 @@ from liger_export.files import new_directory
 from liger_export.kernels.plans import Plan, chunk_plans, dequantize_plan, linear_plan, pointwise_plans, step_plan
 from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape, LinearShape
 
-__all__ = ["TARGETS", "Build", "Compiled", "build_kernels", "compile_plan", "load_build", "require_target"]
+__all__ = [
+    "TARGETS",
+    "Build",
+    "Compiled",
+    "build_kernels",
+    "compile_plan",
+    "load_build",
+    "plan_key",
+    "plans_of",
+    "require_target",
+]
 
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
 FORMAT = 3
 DEPENDENT_LAUNCH = 90  # the first architecture whose kernels may begin before the one before has ended
-KERNEL_MODULES = ("step", "chunk", "pointwise", "linear")
+KERNEL_MODULES = ("step", "chunk", "pointwise", "linear", "candidates")
 MODULES = ("features", "overlap", "plans", "shapes", *KERNEL_MODULES, "build")
 
 FLOAT32 = (
@@ -36,6 +46,10 @@ FLOAT32 = (
     "block_gates",
     "entering",
     "logits",
+    "temperature",
+    "sums",
+    "next_sums",
+    "candidates",
     "values",
     "frequencies",
 )
@@ -43,12 +57,14 @@ INTEGERS = {
     "position_ids": "*i64",
     "counts": "*i32",
     "chosen": "*i64",
+    "lists": "*i64",
+    "next_lists": "*i64",
     "indices": "*i32",
     "words": "*i32",
     "zero_points": "*u8",
 }
 SCALARS = {
-    **dict.fromkeys(("length", "padded_length", "width", "parts", "in_features", "out_features"), "i32"),
+    **dict.fromkeys(("length", "padded_length", "width", "count", "parts", "in_features", "out_features"), "i32"),
     **dict.fromkeys(("has_norm", "has_zero_points", "has_bias", "has_residual"), "i32"),
     **dict.fromkeys(("gate_normalizer", "recurrent_weight", "epsilon"), "fp32"),
 }
@@ -65,6 +81,7 @@ class Build:
         target: a key of ``TARGETS``.
         batch: sequences that the step kernel's grid was cut for; others run as well.
         kernels: per plan's name, those of attention in the order in which they run, the contents of its JSON file.
+        cubins: per kernel, the machine's code.
     """
 
     directory: Path
@@ -72,6 +89,7 @@ class Build:
     target: str
     batch: int
     kernels: dict[str, dict[str, Any]]
+    cubins: dict[str, bytes]
 
     def require(self, shape: AttentionShape, target: str) -> None:
         """Refuse to be launched for anything else.
@@ -139,14 +157,12 @@ def build_kernels(
         EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
     """
     require_target(target)
-    plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape), **pointwise_plans()}
-    for linear in linears:
-        needed = [linear_plan(linear), *([dequantize_plan(linear.bits, linear.block_size)] if linear.bits < 16 else [])]
-        plans |= {plan.name: plan for plan in needed}
-    directory = cache / f"{target}-{_key(shape, target, plans)}"
+    plans = plans_of(shape, batch=batch, ring=ring, linears=linears)
+    keys = [plan_key(plan, shape, target) for plan in plans]
+    directory = cache / f"{target}-{_digest([batch, keys, _triton().__version__])}"
     if not directory.exists():
         with new_directory(directory) as folder:
-            for order, plan in enumerate(plans.values()):
+            for order, plan in enumerate(plans):
                 _write(folder, plan, order, shape, target, batch)
     return load_build(directory)
 
@@ -157,24 +173,45 @@ def require_target(target: str) -> None:
         raise KernelError(f"There is no target {target}.", f"Choose one of {', '.join(TARGETS)}.")
 
 
+def plans_of(
+    shape: AttentionShape, *, batch: int = 1, ring: bool = True, linears: Iterable[LinearShape] = ()
+) -> list[Plan]:
+    """What ``build_kernels`` compiles for a layer, those of attention first and in the order in which they run."""
+    plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape), **pointwise_plans()}
+    for linear in linears:
+        needed = [linear_plan(linear), *([dequantize_plan(linear.bits, linear.block_size)] if linear.bits < 16 else [])]
+        plans |= {plan.name: plan for plan in needed}
+    return list(plans.values())
+
+
+def plan_key(plan: Plan, shape: AttentionShape, target: str) -> str:
+    """A hash of everything that decides what one kernel computes, but Triton's version; needs no Triton."""
+    here = Path(__file__).parent
+    sources = {name: _sha256((here / f"{name}.py").read_bytes()) for name in MODULES}
+    return _digest([FORMAT, target, asdict(shape), asdict(plan), sources])
+
+
 def load_build(directory: Path) -> Build:
     """Read a build, checking every file's hash.
 
     Raises:
         KernelError: a file is missing, damaged or of a newer format.
     """
-    kernels = {}
+    kernels, cubins = {}, {}
     try:
         for path in sorted(directory.glob("*.json"), key=lambda path: json.loads(path.read_text())["order"]):
             description = json.loads(path.read_text())
             for kind, expected in description["sha256"].items():
-                if _sha256((directory / f"{path.stem}.{kind}").read_bytes()) != expected:
+                content = (directory / f"{path.stem}.{kind}").read_bytes()
+                if _sha256(content) != expected:
                     raise KernelError(f"{directory / path.stem}.{kind} is damaged.", "Delete the folder and rebuild.")
+                if kind == "cubin":
+                    cubins[path.stem] = content
             kernels[path.stem] = description
         first = next(iter(kernels.values()))
         if first["format"] > FORMAT:
             raise KernelError(f"{directory} is of format {first['format']}.", "Update liger-export.")
-        return Build(directory, AttentionShape(**first["shape"]), first["target"], first["batch"], kernels)
+        return Build(directory, AttentionShape(**first["shape"]), first["target"], first["batch"], kernels, cubins)
     except (OSError, ValueError, KeyError, StopIteration) as error:
         raise KernelError(f"{directory} holds no whole build.", "Delete the folder and rebuild.") from error
 
@@ -293,11 +330,7 @@ def _triton() -> Any:
     return triton
 
 
-def _key(shape: AttentionShape, target: str, plans: dict[str, Plan]) -> str:
-    here = Path(__file__).parent
-    sources = {name: _sha256((here / f"{name}.py").read_bytes()) for name in MODULES}
-    described = [asdict(plan) for plan in plans.values()]
-    what = [FORMAT, _triton().__version__, target, asdict(shape), described, sources]
+def _digest(what: Any) -> str:
     return _sha256(json.dumps(what, sort_keys=True).encode())[:16]
 
 

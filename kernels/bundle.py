@@ -35,7 +35,7 @@ def pack(builds: list[Build]) -> bytes:
     cubins, offset = [], 0
     for build in builds:
         for name, description in build.kernels.items():
-            cubin = (build.directory / f"{name}.cubin").read_bytes()
+            cubin = build.cubins[name]
             lines.append(_line(TARGETS[build.target], name, description, offset, len(cubin)))
             cubins.append(cubin)
             offset += len(cubin)

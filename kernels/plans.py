@@ -6,6 +6,7 @@ from liger_export.kernels.shapes import AttentionShape, LinearShape, block_of
 
 __all__ = [
     "BLOCK",
+    "CANDIDATES",
     "CHUNK",
     "Axis",
     "Plan",
@@ -18,6 +19,7 @@ __all__ = [
 
 BLOCK = 16  # tokens
 CHUNK = 64  # tokens
+CANDIDATES = 256  # largest logits that leave the GPU, a power of two
 MIXER_NUMBERS = {"gla": 0, "hgrn2": 1}
 PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
 
@@ -174,6 +176,9 @@ def pointwise_plans() -> dict[str, Plan]:
         Plan("angles_kernel", {"BLOCK": 128}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
         Plan("rms_norm_kernel", {"BLOCK": 2048}, {"num_warps": 8, "num_stages": 1}, (rows, one, one)),
         Plan("begin_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (Axis(1, "length", 1024), rows, one)),
+        Plan("list_kernel", {"BLOCK": 8192}, {"num_warps": 16, "num_stages": 1}, (Axis(1, "length", 8192), rows, one)),
+        Plan("merge_kernel", {"LISTS": 32}, {"num_warps": 16, "num_stages": 1}, (Axis(1, "length", 32), rows, one)),
+        Plan("order_kernel", {"BLOCK": CANDIDATES}, {"num_warps": 8, "num_stages": 1}, (one, rows, one)),
     )
     return {plan.name: plan for plan in plans}
 

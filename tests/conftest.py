@@ -1,20 +1,47 @@
 """Shared fixtures: a tiny Liger checkpoint, an adapter for it, and its package, each made once."""
 
+import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by peft too: kernels then run on numpy
+
 from peft import LoraConfig, get_peft_model
 
 from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.package.build import convert
 from tests.tiny import load_model, write_liger
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on numpy
 torch.set_num_threads(1)  # the models are so small that threads cost more than they give
+
+
+COMPILED = "compiled"
+
+
+@pytest.fixture
+def ran_code(record_property: Callable[[str, object], None]) -> Callable[[str, bytes], None]:
+    """Call it with a name and the compiled code that a test runs: its SHA-256 goes into the test's report."""
+    return lambda name, code: record_property(COMPILED, f"{hashlib.sha256(code).hexdigest()} {name}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the compiled code that tests ran, and whether all of them passed."""
+    outcomes: dict[str, set[str]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, code in report.user_properties:
+                if name == COMPILED and report.when == "call":
+                    outcomes.setdefault(str(code), set()).add(outcome)
+    if outcomes:
+        terminalreporter.section("compiled code that was run, by SHA-256")
+    for code, results in sorted(outcomes.items(), key=lambda pair: pair[0].split(" ", 1)[1]):
+        terminalreporter.write_line(f"{'failed' if 'failed' in results else 'passed'} {code}")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """What a wheel installs."""
 
+import importlib.util
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,14 +12,36 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.compiled import prebuilt
+from tests.tiny import Shape, write_liger
+
 ROOT = Path(__file__).parents[1]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+OURS = ("cli.py", "kernels", "liger_export", "plugins", "pyproject.toml", "LICENSE", "README.md", ".gitignore")
+CONVERT = """
+import sys
+sys.modules["triton"] = None  # as if it were not installed
+from pathlib import Path
+import liger_export
+from liger_export.package.build import convert
+assert Path(liger_export.__file__).parents[1] == Path(sys.argv[1])
+convert(Path(sys.argv[2]), Path(sys.argv[3]), lowering="fused", targets=("sm_90",))
+"""
 
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sdist, and a wheel built from it, as pip would."""
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    """An sdist, and a wheel built from it, as pip would, with compiled kernels of one shape where Triton is there."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "prebuilt")
+    for name in OURS:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, source / name)
+    if HAS_TRITON:
+        prebuilt(source / "kernels" / "prebuilt", "sm_90")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     return out
 
@@ -30,6 +55,23 @@ def test_wheel_holds_one_package_and_nothing_beside_it(distributions: Path) -> N
     has_library = "liger_export/plugins/ort/libliger_ort.so" in names
     assert has_library == (shutil.which("c++") is not None)
     assert not any("test" in name for name in names)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which is made for Linux alone")
+def test_an_installed_wheel_converts_with_the_kernels_it_carries(distributions: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(next(distributions.glob("*.whl"))).extractall(tmp_path / "site")
+    folder = tmp_path / "site" / "liger_export" / "kernels" / "prebuilt"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    hashes = {kernel["sha256"]["cubin"] for kernels in manifest["builds"].values() for kernel in kernels.values()}
+    assert {path.stem for path in folder.glob("*.cubin")} == hashes
+    checkpoint = write_liger(tmp_path / "liger", Shape(2, 1, head_dim=32, window=16))
+    command = [sys.executable, "-c", CONVERT, *map(str, (tmp_path / "site", checkpoint, tmp_path / "package"))]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    graph = (tmp_path / "package" / "model.fused.onnx").read_bytes()
+    assert b"kernel 90 step_kernel" in graph
+    assert all(cubin.read_bytes() in graph for cubin in folder.glob("*.cubin"))
 
 
 def test_sdist_holds_the_source_as_it_lies_in_the_repository(distributions: Path) -> None:

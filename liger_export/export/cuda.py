@@ -3,10 +3,8 @@
 A decoder layer is five operators: four linear layers and its attention, each one kernel a token.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +12,9 @@ import onnx_ir as ir
 from liger_export.config import LigerConfig
 from liger_export.export.fuse import linear_layers, present
 from liger_export.export.fused import remove_unused
-from liger_export.kernels.build import build_kernels
 from liger_export.kernels.bundle import pack
 from liger_export.kernels.plans import linear_plan
+from liger_export.kernels.prebuilt import find_or_build
 from liger_export.kernels.shapes import AttentionShape, LinearShape
 from liger_export.ops.onnx_forms import DOMAIN
 
@@ -26,6 +24,7 @@ KERNELS = "liger.kernels"  # the initializer of compiled GPU kernels
 # Which input of an operator takes it: the library's ``operators.h`` and ``cuda_linear.cpp``.
 KERNELS_INPUT = {
     "Attention": 9,
+    "Candidates": 2,
     "GatedSiLU": 1,
     "MostLikely": 1,
     "RotaryAngles": 2,
@@ -49,22 +48,23 @@ def lower_to_cuda(model: ir.Model, config: LigerConfig, activation: str, targets
 
     Raises:
         KernelError: no kernel computes this model's layers, or there is no such target.
-        EnvironmentMismatchError: Triton is not installed.
+        EnvironmentMismatchError: kernels have to be compiled, and Triton is not installed.
     """
     linears = fuse_for_cuda(model.graph)
     attach_kernels(model.graph, compiled_kernels(config, activation, targets, linears))
 
 
 def compiled_kernels(
-    config: LigerConfig, activation: str, targets: Sequence[str], linears: Iterable[LinearShape] = ()
+    config: LigerConfig, activation: str, targets: Sequence[str], linears: Sequence[LinearShape] = ()
 ) -> bytes:
-    """A model's GPU kernels for named architectures, as a bundle. Raises as ``lower_to_cuda``."""
+    """A model's GPU kernels for named architectures, as a bundle. Raises as ``lower_to_cuda``.
+
+    They came with this installation, for the default shapes; others are compiled here.
+    """
     groups = config.num_key_value_heads
     repeats = config.num_attention_heads // groups
     shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activation)
-    linears = list(linears)
-    with TemporaryDirectory() as cache:
-        return pack([build_kernels(shape, target, Path(cache), ring=False, linears=linears) for target in targets])
+    return pack([find_or_build(shape, target, tuple(linears)) for target in targets])
 
 
 def fuse_for_cuda(graph: ir.Graph) -> list[LinearShape]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
+from liger_export.kernels.plans import CANDIDATES
 from liger_export.kernels.shapes import MIXERS
 from liger_export.ops.forms import FORMS, HEAD_SIZES
 from liger_export.ops.onnx_forms import DOMAIN
@@ -14,7 +16,9 @@ __all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 
 MIXER_OF = {FORMS[mixer].onnx_name: mixer for mixer in MIXERS}
 MOST_LIKELY = "most_likely"
-NATIVE = ("Attention", "GatedSiLU", "LastPositions", "MostLikely")  # the library's operators, which need no body
+TEMPERATURE = "temperature"
+# The library's operators, which need no body.
+NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely")
 VECTOR = 8  # values that the library's CPU kernels compute at a time
 
 
@@ -41,8 +45,9 @@ def lower_to_fused(model: ir.Model) -> None:
 
     ``liger::Attention`` takes the place of every layer whose mixer it has; it reads q, k and v as the packed product
     leaves them. ``liger::GatedSiLU`` takes the place of the four nodes between the feed-forward's products, and
-    ``most_likely``, int64 [B, kept], is an output more: each position's likeliest token. Layers that keep softmax stay
-    as they are.
+    ``most_likely``, int64 [B, kept], is an output more: each position's likeliest token. ``candidates``, float32
+    [B, 513], is another: what ``liger::Candidates`` makes of the last position's logits at the input ``temperature``,
+    float32 [], whose default 0 asks for nothing. Layers that keep softmax stay as they are.
 
     Args:
         model: what ``lower`` made of a traced model.
@@ -55,6 +60,7 @@ def lower_to_fused(model: ir.Model) -> None:
             gated = ir.node("GatedSiLU", [split.inputs[0]], domain=DOMAIN, name=node.name)
             ir.convenience.replace_nodes_and_values(graph, node, [node], [gated], node.outputs, gated.outputs)
     _add_most_likely(graph)
+    _add_candidates(graph)
     remove_unused(graph)
     kept = {node.op_identifier() for node in graph if node.op_type not in NATIVE}
     for identifier in [identifier for identifier in model.functions if identifier not in kept]:
@@ -80,6 +86,21 @@ def _add_most_likely(graph: ir.Graph) -> None:
     chosen.name, chosen.type, chosen.shape = MOST_LIKELY, ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "kept"])
     graph.append(node)
     graph.outputs.append(chosen)
+
+
+def _add_candidates(graph: ir.Graph) -> None:
+    logits = next(value for value in graph.outputs if value.name == "logits")
+    none = ir.tensor(np.array(0, dtype=np.float32), name=TEMPERATURE)
+    scalar = ir.TensorType(ir.DataType.FLOAT)
+    temperature = ir.Value(name=TEMPERATURE, shape=ir.Shape([]), type=scalar, const_value=none)
+    graph.inputs.append(temperature)
+    graph.register_initializer(temperature)  # the default: an optional input
+    node = ir.node("Candidates", [logits, temperature], domain=DOMAIN, name="candidates")
+    found = node.outputs[0]
+    found.name, found.type = "candidates", ir.TensorType(ir.DataType.FLOAT)
+    found.shape = ir.Shape(["batch", 1 + 2 * CANDIDATES])
+    graph.append(node)
+    graph.outputs.append(found)
 
 
 def _split_into(values: Sequence[ir.Value | None]) -> ir.Value | None:

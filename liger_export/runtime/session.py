@@ -13,6 +13,7 @@ from liger_export.errors import InputError
 from liger_export.ort import ort
 from liger_export.package import STOCK, Manifest
 from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, SavedState, bind, new_buffer
+from liger_export.runtime.candidates import Candidates
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 
@@ -61,6 +62,9 @@ class Session:
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
         self._turn = 0
+        # The graph gives candidates at a temperature, none at 0; some graphs have no such output.
+        self._candidates: Buffer | None = None
+        self._asked = 0.0  # the temperature in the buffer
         self._set_up()
 
     def _set_up(self) -> None:
@@ -68,6 +72,8 @@ class Session:
         device = self.device
         self._logits = new_buffer(device, (1, 1, self._vocab_size), "float32")
         self._most_likely = new_buffer(device, (1, 1), "int64")
+        self._candidates = _candidates_buffer(self._model, device)
+        self._temperature, self._no_candidates = (new_buffer(device, (), "float32") for _ in range(2))
         self._token, self._token_position = (new_buffer(device, (1, 1), "int64") for _ in range(2))
         first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in self._table]
         self._buffers = [first, self._beside(first)]  # [past, present]
@@ -104,8 +110,7 @@ class Session:
         if not len(tokens):
             raise InputError("There are no tokens to read.", "Pass at least one token.")
         self._read_in_chunks(tokens)
-        logits: npt.NDArray[np.float32] = self._logits.read()[0, 0].copy()
-        return logits
+        return self._read_logits().copy()
 
     def step(self, token_id: int) -> npt.NDArray[np.float32]:
         """Read one token and return the logits after it, float32 [vocab_size]. Raises as ``prefill``."""
@@ -140,9 +145,11 @@ class Session:
         prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=self.position == 0).ids
         sampler = Sampler(sampling or Sampling(), self._seen)
         text = TextStream(self.tokenizer, prompt_ids, (stop,) if isinstance(stop, str) else tuple(stop))
+        self._ask_for(sampler)
         self.prefill(prompt_ids)
         for _ in range(max_new_tokens):
             if self._pending:
+                self._ask_for(sampler)
                 self._read_in_chunks(self._take_tokens([]))
             token = self._choose(sampler)
             if token in self._end_ids:
@@ -161,7 +168,9 @@ class Session:
         sampler = Sampler(sampling, self._seen)
         tokens = [self.manifest.model_config.bos_token_id or 0]
         while len(tokens) < count:
-            tokens.append(sampler.choose(self.step(tokens[-1])))
+            self._ask_for(sampler)
+            self._read_in_chunks(self._take_tokens(tokens[-1:]))
+            tokens.append(self._choose(sampler))
         return tokens
 
     def reset(self) -> None:
@@ -267,11 +276,29 @@ class Session:
         pending, self._pending = self._pending, []
         return np.array([*pending, *tokens], dtype=np.int64)
 
+    def _ask_for(self, sampler: Sampler) -> None:
+        """Have the calls that follow give the candidates that a sampler chooses from."""
+        temperature = sampler.candidates_temperature if self._candidates else 0.0
+        if temperature != self._asked:
+            self._temperature.write(np.array(temperature, dtype=np.float32))
+            self._asked = temperature
+
     def _choose(self, sampler: Sampler) -> int:
-        """The next token. The most likely one a fused graph has found itself: no logits leave a GPU for it."""
+        """The next token: the most likely one, or one of the likeliest, as the fused graph has found them.
+
+        Logits leave a GPU only where those do not decide.
+        """
         if sampler.is_greedy and self.lowering != STOCK:
             return int(self._most_likely.read()[0, 0])
-        return sampler.choose(self._logits.read()[0, 0])
+        temperature = sampler.candidates_temperature
+        if self._candidates is None or temperature == 0 or temperature != self._asked:
+            return sampler.choose(self._read_logits())
+        candidates = Candidates.read(self._candidates.read()[0], self._vocab_size, temperature)
+        return sampler.choose_among(candidates, self._read_logits)
+
+    def _read_logits(self) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self._logits.read()[0, 0]
+        return logits
 
     def _read_in_chunks(self, tokens: npt.NDArray[np.int64]) -> None:
         chunk = PREFILL_CHUNK[self.device]
@@ -321,6 +348,9 @@ class Session:
             shape = tuple(logits.value.shape()[:2])
             chosen = self._most_likely if shape == (1, 1) else new_buffer(self.device, shape, "int64")
             outputs["most_likely"] = chosen.value
+        if self._candidates is not None:
+            inputs["temperature"] = (self._temperature if keep == 1 else self._no_candidates).value
+            outputs["candidates"] = self._candidates.value
         binding = self._model.io_binding()
         for entry, past, present in zip(self._table, self._buffers[turn], self._buffers[1 - turn], strict=True):
             bind(binding.bind_input, entry.past_name, past, self.device)
@@ -332,6 +362,11 @@ class Session:
         owners = [buffer.value for buffer in (*self._buffers[turn], *self._buffers[1 - turn])]
         owners += [*inputs.values(), *outputs.values()]
         return _Call(binding, owners, _run_options(self.device, capture))
+
+
+def _candidates_buffer(model: Any, device: str) -> Buffer | None:
+    shapes = {output.name: output.shape for output in model.get_outputs()}
+    return new_buffer(device, (1, shapes["candidates"][1]), "float32") if "candidates" in shapes else None
 
 
 def _run_options(device: str, capture: int) -> ort.RunOptions | None:

@@ -474,10 +474,25 @@ int64_t most_likely(const float* values, int64_t count) {
   return found == values + count ? 0 : found - values;
 }
 
+double sum_of_weights(const float* values, int64_t count, float largest, float temperature) {
+  constexpr int64_t PIECE = 1024;  // added up in float32
+  double total = 0;
+  for (int64_t start = 0; start < count; start += PIECE) {
+    const int64_t stop = std::min(start + PIECE, count);
+    Floats weights = all(0);
+    int64_t at = start;
+    for (; at + WIDTH <= stop; at += WIDTH) weights += exponential((load(values + at) - largest) / temperature);
+    total += sum(weights);
+    for (; at < stop; ++at) total += std::exp((values[at] - largest) / temperature);
+  }
+  return total;
+}
+
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {attend<float>, attend<Half>, gated_silu<float>, gated_silu<Half>, most_likely};
+const CpuKernels kernels = {attend<float>,     attend<Half>, gated_silu<float>,
+                            gated_silu<Half>, most_likely,  sum_of_weights};
 
 }  // namespace LIGER_INSTRUCTIONS
 }  // namespace liger

@@ -50,6 +50,8 @@ struct CpuKernels {
   void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);
   // Index of the first of the largest of `count` values; 0 if all are NaN.
   int64_t (*most_likely)(const float* values, int64_t count);
+  // The sum of exp((value - largest) / temperature); no value is larger than `largest`.
+  double (*sum_of_weights)(const float* values, int64_t count, float largest, float temperature);
 };
 
 // The fastest that this processor runs.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "candidates.h"
 #include "cuda_linear.h"
 #include "cuda_node.h"
 #include "operators.h"
@@ -195,6 +196,7 @@ void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_linear_operators(api, domain);
+  add_cuda_candidates(api, domain);
 }
 
 }  // namespace liger

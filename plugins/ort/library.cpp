@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "candidates.h"
 #include "cuda_operators.h"
 #include "operators.h"
 
@@ -92,6 +93,7 @@ void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
            &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_most_likely, &cpu_last, &cpu_last_half}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
+  add_cpu_candidates(api, domain);
   add_cuda_operators(api, domain);
 }
 

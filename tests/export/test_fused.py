@@ -12,7 +12,7 @@ from liger_export.linearize import LinearizeSettings
 from liger_export.package import MODEL_FILES, read_manifest
 from liger_export.package.build import convert
 from liger_export.quantize import Precision
-from liger_export.runtime import load
+from liger_export.runtime import Sampling, load
 from liger_export.validate import validate
 from liger_export.validate.compare import mean_kl
 from tests.plugins.sessions import needs_library
@@ -85,6 +85,40 @@ def test_both_graphs_write_the_same_text(tmp_path: Path) -> None:
         "".join(load(package, lowering=lowering).generate("def", max_new_tokens=40)) for lowering in ("stock", "fused")
     ]
     assert texts[0] == texts[1] != ""
+
+
+SAMPLINGS = [
+    Sampling(temperature=1.0, seed=1),
+    Sampling(temperature=0.7, top_k=40, top_p=0.9, seed=2),
+    Sampling(temperature=1.3, min_p=0.02, repetition_penalty=1.3, seed=3),
+    Sampling(repetition_penalty=1.2),
+]
+
+
+@needs_library
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_candidates_choose_what_all_logits_choose(
+    sampling: Sampling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = fused_package(tmp_path)
+    tokens = load(package).sample_tokens(60, sampling)
+    with monkeypatch.context() as patch:
+        patch.setattr("liger_export.runtime.session._candidates_buffer", lambda *_: None)
+        assert load(package).sample_tokens(60, sampling) == tokens
+    if sampling.top_k or not sampling.temperature:
+        unread = load(package)
+        monkeypatch.setattr(unread, "_read_logits", lambda: pytest.fail("logits were read"))
+        assert unread.sample_tokens(60, sampling) == tokens
+
+
+@needs_library
+def test_a_graph_without_candidates_is_sampled_from_its_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As packages of earlier versions are."""
+    tokens = load(fused_package(tmp_path / "new")).sample_tokens(20, SAMPLINGS[0])
+    monkeypatch.setattr("liger_export.export.fused._add_candidates", lambda *_: None)
+    old = load(fused_package(tmp_path / "old"))
+    assert "candidates" not in [output.name for output in old._model.get_outputs()]
+    assert old.sample_tokens(20, SAMPLINGS[0]) == tokens
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int4"])

@@ -1,8 +1,9 @@
 """Kernels run over whole sequences, on a GPU or, without one, by Triton's interpreter; outputs poisoned first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -77,9 +78,15 @@ def options(case: Case) -> dict[str, float]:
 
 
 def run(
-    case: Case, inputs: Sequences, dtype: torch.dtype, cuts: Sequence[int] = (), *, in_place: bool = False
+    case: Case,
+    inputs: Sequences,
+    dtype: torch.dtype,
+    cuts: Sequence[int] = (),
+    *,
+    in_place: bool = False,
+    forms: tuple[Callable[..., Any], Callable[..., Any]] = (launch.step, launch.chunk),
 ) -> dict[str, Tensor]:
-    """A sequence in several calls, single tokens by the step kernel: the outputs joined and the final state."""
+    """A sequence in several calls, one token by the first form, more by the second: the outputs and the final state."""
     state, outputs = empty_state(case, dtype), []
     for start, stop in pairwise([0, *cuts, inputs.length]):
         positions = torch.arange(start, stop).expand(2, -1).contiguous()
@@ -88,7 +95,7 @@ def run(
             if in_place:
                 output = launch.step_in_place(case.mixer, *arguments, state, **options(case))
             else:
-                form = launch.step if stop - start == 1 else launch.chunk
+                form = forms[0] if stop - start == 1 else forms[1]
                 output, *following = form(case.mixer, *arguments, state, **options(case))
                 state = tuple(following)
         outputs.append(output)

@@ -66,7 +66,8 @@ def test_a_second_build_in_another_process_has_the_same_bytes(built: Path, tmp_p
 def test_metadata_says_how_to_launch(built: Path) -> None:
     kernels = load_build(built).kernels
     order = ["step_kernel", "prepare_kernel", "pass_kernel", "window_kernel", "output_kernel", "leave_kernel"]
-    assert list(kernels) == [*order, "gated_silu_kernel", "most_likely_kernel", "count_kernel"]
+    pointwise = ["gated_silu_kernel", "most_likely_kernel", "count_kernel"]
+    assert list(kernels) == [*order, *pointwise, "list_kernel", "merge_kernel", "order_kernel"]
     step = kernels["step_kernel"]
     names = [argument["name"] for argument in step["arguments"]]
     assert names[0] == "query"

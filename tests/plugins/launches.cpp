@@ -1,10 +1,10 @@
-// Loads a bundle and starts its step kernel and its gated SiLU for 3 sequences: launches BUNDLE
+// Loads a bundle and starts its step kernel, its gated SiLU and its candidates for 3 sequences: launches BUNDLE
 #include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <string>
 
-#include "cuda_kernels.h"
+#include "candidates.h"
 
 int main(int, char** arguments) {
   std::ifstream file(arguments[1], std::ios::binary);
@@ -21,6 +21,8 @@ int main(int, char** arguments) {
     values.number("recurrent_weight", 0.5f);
     kernels->launch("step_kernel", values, 3, 1, (void*)5);
     kernels->launch("gated_silu_kernel", values, 3, 5000, (void*)5);
+    const liger::CandidatesForm::Call call{(const float*)0x100, (const float*)0x200, (float*)0x300, 3, 1, 300000};
+    liger::launch_candidates(*kernels, call, {(void*)0x400, (void*)0x500}, {(void*)0x600, (void*)0x700}, (void*)5);
     liger::copy_on_device((void*)16, (const void*)32, 64, (void*)5);
     kernels->launch("missing_kernel", values, 3, 1, (void*)5);
   } catch (const std::exception& error) {

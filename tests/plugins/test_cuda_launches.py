@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "launches"
-    sources = [str(HERE / "launches.cpp"), str(SOURCES / "cuda_kernels.cpp")]
+    sources = map(str, (HERE / "launches.cpp", SOURCES / "cuda_kernels.cpp", SOURCES / "cuda_candidates.cpp"))
     subprocess.run(["g++", "-std=c++17", f"-I{SOURCES}", *sources, "-o", str(path), "-ldl"], check=True)
     return path
 
@@ -72,6 +72,24 @@ def test_a_step_is_launched_as_its_metadata_says(program: Path, folders: list[Pa
     assert next(line for line in printed if "gated_silu" in line).split(":")[0].split()[2::4] == ["5,3,1", "0"]
     assert "copy 16 32 64 5" in printed
     assert "no kernel missing_kernel" in printed[-1]
+
+
+def test_candidates_are_listed_merged_and_put_in_order(program: Path, folders: list[Path]) -> None:
+    printed = launches(program, pack([load_build(folders[-1])]), 90)
+    names = ("list_kernel", "merge_kernel", "order_kernel")
+    started = [line.split() for line in printed if any(f"launch {name}" in line for name in names)]
+    # 300,000 tokens make 37 lists of 8,192; 32 are merged at a time.
+    assert [(line[1], line[2]) for line in started] == [
+        ("list_kernel", "37,3,1"),
+        ("merge_kernel", "2,3,1"),
+        ("merge_kernel", "1,3,1"),
+        ("order_kernel", "1,3,1"),
+    ]
+    arguments = [[int(value, 16) for value in line[6:]] for line in started]
+    assert arguments[0][:4] == [0x100, 0x200, 0x400, 0x500]
+    assert arguments[1][:5] == [0x400, 0x500, 0x200, 0x600, 0x700]
+    assert arguments[2][:5] == [0x600, 0x700, 0x200, 0x400, 0x500]
+    assert arguments[3][:4] == [0x400, 0x500, 0x200, 0x300]
 
 
 @pytest.mark.parametrize(("capability", "target"), [(80, 0), (86, 1), (89, 1), (90, 2)])

@@ -1,0 +1,162 @@
+"""Kernels compiled before the package is: what the wheel carries for the default shapes, found without Triton.
+
+    python -m liger_export.kernels.prebuilt [--targets sm_80,sm_90] [--output FOLDER]
+
+compiles them into ``kernels/prebuilt``, which the wheel takes along where it exists. ``manifest.json`` lists kernels by
+target and ``plan_key``, so that those of other sources are never taken; each one's description names its code,
+``{sha256}.cubin``, once however many share it. The same sources and Triton give the same bytes.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from liger_export.errors import EnvironmentMismatchError, KernelError
+from liger_export.files import new_directory
+from liger_export.kernels.build import TARGETS, Build, build_kernels, plan_key, plans_of, require_target
+from liger_export.kernels.plans import Plan
+from liger_export.kernels.shapes import AttentionShape, LinearShape
+
+__all__ = ["DEFAULT_LINEARS", "DEFAULT_SHAPES", "FOLDER", "find_build", "find_or_build", "prebuild"]
+
+FOLDER = Path(__file__).parent / "prebuilt"
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+# Key/value heads, query heads for each, head size; activations.
+_HEADS = {
+    (2, 4, 32): ("float32", "float16"),  # examples/pycode-7m
+    (8, 4, 64): ("float32", "float16", "bfloat16"),  # Llama-3.2-1B
+    (8, 4, 128): ("float16", "bfloat16"),  # Llama-3-8B, Mistral-7B, Qwen3-8B
+    (4, 7, 128): ("float16", "bfloat16"),  # Qwen2.5-7B
+}
+DEFAULT_SHAPES = tuple(
+    AttentionShape("gla", groups, repeats, head_dim, 64, activation)
+    for (groups, repeats, head_dim), activations in _HEADS.items()
+    for activation in activations
+)
+# One of each kind of layer that has a cut of its own (``plans.linear_plan``); bits and block size of its weights.
+_WEIGHTS = ((16, 0), (4, 32), (4, 128), (8, 32))
+_LAYERS = ((4096, 4096, False), (2048, 8192, False), (8192, 2048, True), (128256, 2048, False))
+DEFAULT_LINEARS = tuple(
+    LinearShape(rows, columns, bits, block_size, is_gated, to_float)
+    for bits, block_size in _WEIGHTS
+    for rows, columns, is_gated in _LAYERS
+    for to_float in ((False, True) if rows == 128256 else (False,))
+)
+
+
+def find_or_build(
+    shape: AttentionShape, target: str, linears: tuple[LinearShape, ...] = (), folder: Path = FOLDER
+) -> Build:
+    """A graph's kernels for one GPU architecture: those that came with the package, or compiled here.
+
+    Raises:
+        KernelError: no such target, the architecture has too little shared memory, or a file is damaged.
+        EnvironmentMismatchError: nothing of this shape came with the package, and Triton is not installed.
+    """
+    found = find_build(shape, target, linears, folder)
+    if found is not None:
+        return found
+    if importlib.util.find_spec("triton") is None:
+        raise EnvironmentMismatchError(
+            f"This installation has no compiled kernels for {target} of {_words(shape)}, and Triton, which compiles "
+            "them, is not installed.",
+            "Install it on Linux: pip install triton.",
+        )
+    with TemporaryDirectory() as cache:
+        return _graph_kernels(shape, target, linears, Path(cache))
+
+
+def find_build(
+    shape: AttentionShape, target: str, linears: tuple[LinearShape, ...] = (), folder: Path = FOLDER
+) -> Build | None:
+    """Kernels that ``prebuild`` made, if all of a graph's are there and of the present sources.
+
+    Raises:
+        KernelError: no such target, or a file is missing, damaged or of a newer format.
+    """
+    require_target(target)
+    if not (folder / MANIFEST).is_file():
+        return None
+    keys = {plan.name: _key(plan, shape, target) for plan in plans_of(shape, ring=False, linears=linears)}
+    fix = "Reinstall liger-export."
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] > FORMAT:
+            raise KernelError(f"{folder} is of format {manifest['format']}.", "Update liger-export.")
+        if not set(keys.values()) <= manifest["kernels"].keys():
+            return None
+        kernels: dict[str, dict[str, Any]] = {name: manifest["kernels"][key] for name, key in keys.items()}
+        files = {name: folder / f"{kernel['sha256']['cubin']}.cubin" for name, kernel in kernels.items()}
+        cubins = {name: path.read_bytes() for name, path in files.items()}
+        batch = next(iter(kernels.values()))["batch"]
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise KernelError(f"The kernels in {folder} are incomplete ({error}).", fix) from error
+    for name, cubin in cubins.items():
+        if hashlib.sha256(cubin).hexdigest() != files[name].stem:
+            raise KernelError(f"{name} in {folder} is damaged.", fix)
+    return Build(folder, shape, target, batch, kernels, cubins)
+
+
+def prebuild(
+    folder: Path,
+    shapes: Sequence[AttentionShape] = DEFAULT_SHAPES,
+    targets: Sequence[str] = tuple(TARGETS),
+    linears: tuple[LinearShape, ...] = DEFAULT_LINEARS,
+) -> None:
+    """Compile kernels for every shape and target, on all cores, into a folder that replaces any of an earlier call.
+
+    Raises as ``build_kernels``.
+    """
+    pairs = [(shape, target) for target in targets for shape in shapes]
+    listed: dict[str, dict[str, Any]] = {}
+    with new_directory(folder, overwrite=folder.exists()) as partial_folder, TemporaryDirectory() as cache:
+        with ProcessPoolExecutor() as processes:
+            make = partial(_graph_kernels, linears=linears, cache=Path(cache))
+            made = list(processes.map(make, *zip(*pairs, strict=True)))
+        for (shape, target), build in zip(pairs, made, strict=True):
+            for cubin in build.cubins.values():
+                (partial_folder / f"{hashlib.sha256(cubin).hexdigest()}.cubin").write_bytes(cubin)
+            for plan in plans_of(shape, ring=False, linears=linears):
+                listed[_key(plan, shape, target)] = _without_ptx(build.kernels[plan.name])
+        manifest = {"format": FORMAT, "shapes": [asdict(shape) for shape in shapes], "kernels": listed}
+        (partial_folder / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")) + "\n")
+
+
+def _key(plan: Plan, shape: AttentionShape, target: str) -> str:
+    return f"{target}-{plan_key(plan, shape, target)}"
+
+
+def _graph_kernels(shape: AttentionShape, target: str, linears: tuple[LinearShape, ...], cache: Path) -> Build:
+    """As a graph for CUDA launches them: a window that moves to other buffers."""
+    return build_kernels(shape, target, cache, ring=False, linears=linears)
+
+
+def _without_ptx(kernel: dict[str, Any]) -> dict[str, Any]:
+    return {**kernel, "sha256": {"cubin": kernel["sha256"]["cubin"]}}
+
+
+def _words(shape: AttentionShape) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(shape).items())
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Compile the kernels that the wheel carries.")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder to write")
+    parser.add_argument("--targets", default=",".join(TARGETS), help="GPU architectures")
+    arguments = parser.parse_args()
+    prebuild(arguments.output, targets=arguments.targets.split(","))
+
+
+if __name__ == "__main__":
+    main()

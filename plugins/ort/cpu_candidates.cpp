@@ -1,0 +1,119 @@
+// liger::Candidates on a CPU: threads list the largest logits of parts of the vocabulary, one puts the lists together.
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "candidates.h"
+#include "cpu_attention.h"
+
+namespace liger {
+namespace {
+
+// Larger for larger logits and, of equal ones, for lower tokens; NaN stands first.
+uint64_t key_of(float logit, int64_t token) {
+  if (logit == 0) logit = 0;  // one zero
+  if (logit != logit) logit = std::numeric_limits<float>::quiet_NaN();
+  uint32_t bits;
+  std::memcpy(&bits, &logit, sizeof(bits));
+  bits ^= bits >> 31 ? 0xFFFFFFFFu : 0x80000000u;
+  return uint64_t{bits} << 32 | static_cast<uint64_t>(MOST_TOKENS - 1 - token);
+}
+
+float logit_of(uint64_t key) {
+  uint32_t bits = static_cast<uint32_t>(key >> 32);
+  bits ^= bits >> 31 ? 0x80000000u : 0xFFFFFFFFu;
+  float logit;
+  std::memcpy(&logit, &bits, sizeof(logit));
+  return logit;
+}
+
+float token_of(uint64_t key) { return static_cast<float>(MOST_TOKENS - 1 - static_cast<int64_t>(key & 0xFFFFFFFFu)); }
+
+struct List {
+  std::vector<uint64_t> keys;
+  float largest;
+  double sum;
+};
+
+void keep_largest(std::vector<uint64_t>& keys) {
+  if (keys.size() <= CANDIDATES) return;
+  std::nth_element(keys.begin(), keys.begin() + CANDIDATES - 1, keys.end(), std::greater<>());
+  keys.resize(CANDIDATES);
+}
+
+List list_of(const float* logits, int64_t first, int64_t last, float temperature) {
+  List list;
+  list.keys.reserve(2 * CANDIDATES);
+  int64_t token = first;
+  for (; token < std::min(first + CANDIDATES, last); ++token) list.keys.push_back(key_of(logits[token], token));
+  float least = logit_of(*std::min_element(list.keys.begin(), list.keys.end()));
+  for (; token < last; ++token) {
+    if (logits[token] <= least) continue;  // an equal one stands behind those listed
+    list.keys.push_back(key_of(logits[token], token));
+    if (list.keys.size() < 2 * CANDIDATES) continue;
+    keep_largest(list.keys);
+    least = logit_of(list.keys.back());  // the K-th
+  }
+  keep_largest(list.keys);
+  list.largest = logit_of(*std::max_element(list.keys.begin(), list.keys.end()));
+  const bool is_empty = list.largest == -std::numeric_limits<float>::infinity();
+  list.sum = is_empty ? 0 : cpu_kernels().sum_of_weights(logits + first, last - first, list.largest, temperature);
+  return list;
+}
+
+void merge(const List* lists, int64_t count, float temperature, float* output) {
+  std::vector<uint64_t> keys;
+  for (int64_t at = 0; at < count; ++at) keys.insert(keys.end(), lists[at].keys.begin(), lists[at].keys.end());
+  keep_largest(keys);
+  std::sort(keys.begin(), keys.end(), std::greater<>());
+  const double largest = logit_of(keys[0]);
+  double sum = 0;
+  for (int64_t at = 0; at < count; ++at) {
+    if (lists[at].sum != 0) sum += lists[at].sum * std::exp((lists[at].largest - largest) / temperature);
+  }
+  output[0] = static_cast<float>(sum);
+  for (int64_t at = 0; at < CANDIDATES; ++at) {
+    const bool is_token = at < static_cast<int64_t>(keys.size());
+    output[1 + at] = is_token ? logit_of(keys[at]) : -std::numeric_limits<float>::infinity();
+    output[1 + CANDIDATES + at] = is_token ? token_of(keys[at]) : -1;
+  }
+}
+
+class CpuCandidates : public CandidatesForm {
+ public:
+  explicit CpuCandidates(const ort::Info&) {}
+
+  void run(const ort::Context& context) const {
+    const Call call = CandidatesForm::call(context);
+    const float temperature = *call.temperature;
+    if (!(temperature > 0)) {
+      for (int64_t row = 0; row < call.batch; ++row) call.output[row * (1 + 2 * CANDIDATES)] = 0;
+      return;
+    }
+    const int64_t pieces = (call.size + PIECE - 1) / PIECE;
+    std::vector<List> lists(call.batch * pieces);
+    context.parallel(lists.size(), [&](size_t index) {
+      const int64_t row = index / pieces, first = index % pieces * PIECE;
+      const float* logits = call.logits + ((row + 1) * call.length - 1) * call.size;
+      lists[index] = list_of(logits, first, std::min(first + PIECE, call.size), temperature);
+    });
+    for (int64_t row = 0; row < call.batch; ++row) {
+      merge(lists.data() + row * pieces, pieces, temperature, call.output + row * (1 + 2 * CANDIDATES));
+    }
+  }
+
+ private:
+  static constexpr int64_t PIECE = 16384;  // enough work for a thread to be worth waking
+};
+
+}  // namespace
+
+void add_cpu_candidates(const OrtApi* api, OrtCustomOpDomain* domain) {
+  static const ort::Operator<CpuCandidates> candidates(ort::CPU, ORT_FLOAT);
+  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &candidates));
+}
+
+}  // namespace liger

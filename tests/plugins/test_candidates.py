@@ -1,0 +1,75 @@
+"""``liger::Candidates`` in ONNX Runtime on a CPU, against sorting and adding."""
+
+from functools import cache
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from liger_export.ops.onnx_forms import DOMAIN, OPSET
+from tests.candidates import Logits, require_candidates, tied_logits
+from tests.plugins.sessions import needs_library, options_with_library
+
+pytestmark = needs_library
+
+
+@cache
+def session() -> onnxruntime.InferenceSession:
+    """A graph of the operator alone."""
+    graph = helper.make_graph(
+        [helper.make_node("Candidates", ["logits", "temperature"], ["candidates"], domain=DOMAIN)],
+        "candidates",
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("temperature", TensorProto.FLOAT, None),
+        ],
+        [helper.make_tensor_value_info("candidates", TensorProto.FLOAT, None)],
+    )
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
+    return onnxruntime.InferenceSession(model, options_with_library(), providers=["CPUExecutionProvider"])
+
+
+def candidates_of(logits: Logits, temperature: float) -> Logits:
+    feed = {"logits": logits, "temperature": np.array(temperature, dtype=np.float32)}
+    found: Logits = session().run(None, feed)[0]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40000), st.integers(0, 2**32 - 1), st.floats(0.01, 40), st.sampled_from([1e-3, 0.1, 1.0, 30.0]))
+def test_the_largest_logits_and_the_sum_of_all(width: int, seed: int, scale: float, temperature: float) -> None:
+    logits = np.random.default_rng(seed).normal(0, scale, (2, 2, width)).astype(np.float32)
+    require_candidates(candidates_of(logits, temperature), logits, float(np.float32(temperature)))
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 40])
+def test_of_equal_logits_those_of_lower_tokens_stand_first(distinct: int) -> None:
+    logits = tied_logits(distinct, (2, 1, 50000), distinct)
+    require_candidates(candidates_of(logits, 1.0), logits, 1.0)
+
+
+def test_ascending_and_infinite_logits() -> None:
+    logits = (np.arange(40000, dtype=np.float32) / 64)[None, None]
+    require_candidates(candidates_of(logits, 1.0), logits, 1.0)
+    logits[..., 100:39000] = -np.inf
+    require_candidates(candidates_of(logits, 1.0), logits, 1.0)
+
+
+def test_a_logit_that_is_no_number_stands_first() -> None:
+    logits = np.zeros((1, 1, 40000), dtype=np.float32)
+    logits[..., 20000] = -np.float32(np.nan)
+    assert np.isnan(candidates_of(logits, 1.0)[0, 1])
+
+
+def test_nothing_is_done_at_temperature_0() -> None:
+    assert candidates_of(np.ones((3, 1, 300), dtype=np.float32), 0.0)[:, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("shape", "cause"), [((1, 300), r"\[B, T, V\]"), ((1, 0, 300), "at least one position")])
+def test_other_shapes_are_refused(shape: tuple[int, ...], cause: str) -> None:
+    with pytest.raises(Exception, match=cause):
+        candidates_of(np.zeros(shape, dtype=np.float32), 1.0)

@@ -1,0 +1,133 @@
+"""Tokens chosen from the largest logits are those that the same draws choose from all."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liger_export.errors import InputError
+from liger_export.runtime.candidates import Candidates
+from liger_export.runtime.sampling import Sampler, Sampling
+from tests.candidates import Logits, naive_candidates, tied_logits
+
+VOCAB, HELD = 60, 8  # as 128k and 256 are to each other, but small enough to meet every case
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 1e-40, 1e-6, 0.05, 0.7, 1.0, 3.0, 1e5]),
+    top_k=st.sampled_from([0, 1, 3, 8, 9, 30, 100]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01]),
+    min_p=st.sampled_from([0.0, 1e-6, 0.05, 0.5, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.05, 1.3, 10.0, 0.8]),
+    seed=st.integers(0, 2**32 - 1),
+)
+every_logits = st.one_of(
+    st.builds(
+        lambda seed, scale: np.random.default_rng(seed).normal(0, scale, VOCAB).astype(np.float32),
+        st.integers(0, 2**32 - 1),
+        st.sampled_from([0.01, 1.0, 5.0, 40.0, 1e30]),
+    ),
+    st.builds(tied_logits, st.integers(0, 2**32 - 1), st.just((VOCAB,)), st.sampled_from([1, 2, 5, 20])),
+)
+
+
+def unread() -> Logits:
+    raise AssertionError("the logits were read")
+
+
+def rows_of(logits: Logits, sampler: Sampler, error: float) -> Candidates | None:
+    """What an operator whose sum is off by ``error`` gives a sampler, if that asks for anything."""
+    temperature = sampler.candidates_temperature
+    if temperature == 0:
+        return None
+    row = naive_candidates(logits, HELD, temperature)
+    row[0] *= 1 + error
+    return Candidates.read(row, VOCAB, temperature)
+
+
+@settings(max_examples=600, deadline=None)
+@given(every_logits, samplings, st.sets(st.integers(0, VOCAB - 1)), st.sampled_from([-9e-6, 0.0, 9e-6]))
+def test_candidates_choose_what_all_logits_choose(
+    logits: Logits, sampling: Sampling, text: set[int], error: float
+) -> None:
+    seen = np.zeros(VOCAB, dtype=np.bool_)
+    seen[list(text)] = True
+    whole, few = Sampler(sampling, seen), Sampler(sampling, seen)
+    for _ in range(8):
+        candidates = rows_of(logits, few, error)
+        expected = whole.choose(logits)
+        assert (few.choose(logits) if candidates is None else few.choose_among(candidates, lambda: logits)) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(every_logits, samplings)
+def test_a_draw_follows_the_distribution(logits: Logits, sampling: Sampling) -> None:
+    """Token by token, largest logit first: the draw that ends where the token's probability does."""
+    sampler = Sampler(sampling, np.zeros(VOCAB, dtype=np.bool_))
+    if sampling.temperature == 0:
+        return
+    probabilities = sampler.probabilities(logits)
+    order = np.argsort(-logits, kind="stable")
+    draws = np.random.default_rng(sampling.seed)
+    for _ in range(8):
+        below = np.cumsum(probabilities[order]) - draws.random()
+        chosen = order.tolist().index(sampler.choose(logits))
+        assert probabilities[order[chosen]] > 0
+        assert below[chosen] > -1e-9
+        assert below[chosen] - probabilities[order[chosen]] < 1e-9
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"temperature": 1.0, "top_k": 4},
+        {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "min_p": 0.01},
+        {"temperature": 1.0, "min_p": 0.3},
+        {"temperature": 1.0, "top_p": 0.8},
+        {"temperature": 0.1},
+        {"temperature": 0.0, "repetition_penalty": 1.2},
+        {"temperature": 1.0, "top_k": 3, "repetition_penalty": 1.2},
+    ],
+)
+def test_what_lies_within_the_candidates_reads_no_logits(settings_: dict[str, float]) -> None:
+    logits = -np.sqrt(np.arange(VOCAB, dtype=np.float32)) * 3 + 4
+    seen = np.zeros(VOCAB, dtype=np.bool_)
+    seen[[0, 30]] = True
+    sampler = Sampler(Sampling(**settings_, seed=0), seen)  # type: ignore[arg-type]
+    for _ in range(50):
+        candidates = rows_of(logits, sampler, 0.0)
+        assert candidates is not None
+        assert sampler.choose_among(candidates, unread) < HELD
+
+
+def test_a_draw_beyond_the_candidates_reads_the_logits_once() -> None:
+    logits, read = np.zeros(VOCAB, dtype=np.float32), []
+    sampler = Sampler(Sampling(temperature=1.0, seed=0), np.zeros(VOCAB, dtype=np.bool_))
+
+    def read_logits() -> Logits:
+        read.append(1)
+        return logits
+
+    candidates = rows_of(logits, sampler, 0.0)
+    assert candidates is not None
+    tokens = [sampler.choose_among(candidates, read_logits) for _ in range(600)]
+    assert len(read) == sum(token >= HELD for token in tokens)
+    assert abs(len(read) / 600 - (1 - HELD / VOCAB)) < 0.06
+
+
+def test_large_vocabularies_are_sorted_as_far_as_it_takes() -> None:
+    logits = np.random.default_rng(0).normal(0, 1, 20000).astype(np.float32)
+    sampler = Sampler(Sampling(temperature=1.5, seed=0), np.zeros(20000, dtype=np.bool_))
+    probabilities, order = sampler.probabilities(logits), np.argsort(-logits, kind="stable")
+    draws = np.random.default_rng(0)
+    for _ in range(30):
+        place = int(np.searchsorted(np.cumsum(probabilities[order]), draws.random(), side="right"))
+        assert sampler.choose(logits) == order[place]
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    logits = np.zeros(VOCAB, dtype=np.float32)
+    logits[3] = np.nan
+    sampler = Sampler(Sampling(temperature=1.0, seed=0), np.zeros(VOCAB, dtype=np.bool_))
+    with pytest.raises(InputError, match="not finite"):
+        sampler.choose(logits)
