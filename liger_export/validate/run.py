@@ -13,7 +13,7 @@ import numpy as np
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
-from liger_export.package import FUSED, MANIFEST_FILE, REPORT_FILE, STOCK, read_manifest
+from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE, REPORT_FILE, STOCK, read_manifest
 from liger_export.quality import read_tokens
 from liger_export.runtime import Sampling, Session, load
 from liger_export.runtime.buffers import CPU
@@ -133,8 +133,9 @@ def _certify_memory(package: Path, session: Session, tokens: int) -> Growth:
 
     With one thread: each further one of a pool takes memory for its stack when it first gets work, early or late.
     """
+    lowering = FUSED if session.lowering == FUSED_CUDA else session.lowering
     command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve())]
-    command += ["--tokens", str(tokens), "--threads", "1", "--lowering", session.lowering]
+    command += ["--tokens", str(tokens), "--threads", "1", "--lowering", lowering]
     if session.manifest.activations == "bfloat16":
         command += ["--device", session.device]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

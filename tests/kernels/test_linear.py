@@ -158,7 +158,7 @@ def test_dequantized_rows_are_the_numbers_that_integers_stand_for(bits: int, sym
 def test_plans_of_different_layers_have_different_names() -> None:
     small = LinearShape(rows=64, columns=2048, bits=4, block_size=32)
     shapes = [small, replace(small, bits=8), replace(small, is_gated=True), replace(small, to_float=True)]
-    shapes += [replace(small, block_size=64), replace(small, rows=8192), replace(small, bits=16, block_size=0)]
+    shapes += [replace(small, block_size=64), replace(small, rows=8193), replace(small, bits=16, block_size=0)]
     assert len({linear_plan(shape).name for shape in shapes}) == len(shapes)
 
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,7 +16,9 @@ from liger_export.quantize import Precision
 from liger_export.validate import Check, ParityReport, validate
 from liger_export.validate.compare import add_block, relative_l2
 from liger_export.validate.report import LogitParity
+from liger_export.validate.run import _certify_memory
 from liger_export.validate.tolerances import tolerances_of
+from tests.plugins.sessions import needs_library
 from tests.tiny import edit_json, write_liger
 
 
@@ -74,6 +77,15 @@ def test_package_of_another_shape_is_refused(package: Path, tmp_path: Path) -> N
     other = write_liger(tmp_path / "other", num_hidden_layers=1)
     with pytest.raises(InputError, match="not converted from this checkpoint"):
         validate(package, other)
+
+
+@needs_library
+def test_memory_of_a_graph_for_a_gpu_is_watched_on_the_cpu(liger_checkpoint: Path, tmp_path: Path) -> None:
+    convert(liger_checkpoint, tmp_path / "package", lowering="fused")
+    on_gpu = SimpleNamespace(lowering="cuda", device="cuda", manifest=read_manifest(tmp_path / "package"))
+    growth = _certify_memory(tmp_path / "package", on_gpu, 128)  # type: ignore[arg-type]
+    assert (growth.from_token, growth.to_token) == (64, 128)
+    assert read_manifest(tmp_path / "package").memory is not None
 
 
 def test_short_text_is_refused(package: Path, liger_checkpoint: Path, tmp_path: Path) -> None:
