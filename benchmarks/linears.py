@@ -36,7 +36,6 @@ CUTS = {
     INTEGER: list(itertools.product((4, 8, 16), (512, 1024, 2048, 4096), (2, 4, 8))),
 }
 GROUP = 32
-PDL = (True,)  # always the faster one
 BYTES = 400 << 20  # of weights in turn
 
 
@@ -62,32 +61,23 @@ def arguments(layer: str, kind: str) -> list[tuple[Any, ...]]:
     return calls
 
 
-def launch(kind: str, cut: tuple[int, int, int], gated: bool, pdl: bool, values: tuple[Any, ...], warm: bool) -> Any:
+def launch(kind: str, cut: tuple[int, int, int], gated: bool, values: tuple[Any, ...], *, warm: bool = False) -> Any:
+    """Start one call, or only compile it."""
     block_n, block_k, warps = cut
     kernel = linear_kernel if kind == DENSE else integer_linear_kernel
-    columns, rows = (values[6], values[7]) if kind == DENSE else (values[8], values[9])
+    rows = values[7 if kind == DENSE else 9]
     constants = {} if kind == DENSE else {"BITS": 4, "GROUP": GROUP, "NATIVE": True}
-    del columns
-    call = kernel.warmup if warm else kernel[(-(-rows // block_n), 1)]
-    options = {"grid": (1,)} if warm else {}
-    return call(
-        *values,
-        **constants,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        GATED=gated,
-        PDL=pdl,
-        num_warps=warps,
-        num_stages=1,
-        launch_pdl=pdl,
-        **options,
-    )
+    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k, "GATED": gated, "PDL": True}
+    options = {"num_warps": warps, "num_stages": 1, "launch_pdl": True}
+    grid = (-(-rows // block_n), 1)
+    if warm:
+        return kernel.warmup(*values, **constants, **options, grid=grid)
+    return kernel[grid](*values, **constants, **options)
 
 
-def compile_one(what: tuple[str, tuple[int, int, int], bool, bool]) -> None:
-    kind, cut, gated, pdl = what
-    layer = "1b gate_up" if gated else "1b qkv"
-    launch(kind, cut, gated, pdl, arguments(layer, kind)[0], True)
+def compile_one(what: tuple[str, tuple[int, int, int], bool]) -> None:
+    kind, cut, gated = what
+    launch(kind, cut, gated, arguments("1b gate_up" if gated else "1b qkv", kind)[0], warm=True)
 
 
 def microseconds(calls: list[Any]) -> float:
@@ -116,9 +106,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=CUTS, default=list(CUTS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    jobs = [
-        (kind, cut, gated, pdl) for kind in args.kinds for cut in CUTS[kind] for gated in (False, True) for pdl in PDL
-    ]
+    jobs = [(kind, cut, gated) for kind in args.kinds for cut in CUTS[kind] for gated in (False, True)]
     with ProcessPoolExecutor(15) as pool:
         list(pool.map(compile_one, jobs, chunksize=4))
     print("compiled", flush=True)
@@ -128,9 +116,8 @@ def main() -> None:
             values = arguments(layer, kind)
             found = {}
             for cut in CUTS[kind]:
-                for pdl in PDL:
-                    calls = [lambda v=v, c=cut, p=pdl: launch(kind, c, gated, p, v, False) for v in values]  # noqa: B023
-                    found[f"{cut} {'pdl' if pdl else ''}"] = microseconds(calls)
+                calls = [lambda v=v, c=cut: launch(kind, c, gated, v) for v in values]  # noqa: B023
+                found[str(cut)] = microseconds(calls)
             if kind == DENSE:
                 found["cublas"] = microseconds([lambda v=v: F.linear(v[0], v[2]) for v in values])
             best = sorted(found.items(), key=lambda item: item[1])
