@@ -62,16 +62,18 @@ def test_an_installed_wheel_converts_with_the_kernels_it_carries(distributions: 
     zipfile.ZipFile(next(distributions.glob("*.whl"))).extractall(tmp_path / "site")
     folder = tmp_path / "site" / "liger_export" / "kernels" / "prebuilt"
     manifest = json.loads((folder / "manifest.json").read_text())
-    hashes = {kernel["sha256"]["cubin"] for kernels in manifest["builds"].values() for kernel in kernels.values()}
+    hashes = {kernel["sha256"]["cubin"] for kernel in manifest["kernels"].values()}
     assert {path.stem for path in folder.glob("*.cubin")} == hashes
     checkpoint = write_liger(tmp_path / "liger", Shape(2, 1, head_dim=32, window=16))
     command = [sys.executable, "-c", CONVERT, *map(str, (tmp_path / "site", checkpoint, tmp_path / "package"))]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    graph = (tmp_path / "package" / "model.fused.onnx").read_bytes()
+    graph = (tmp_path / "package" / "model.cuda.onnx").read_bytes()
     assert b"kernel 90 step_kernel" in graph
-    assert all(cubin.read_bytes() in graph for cubin in folder.glob("*.cubin"))
+    steps = {kernel["sha256"]["cubin"] for kernel in manifest["kernels"].values() if kernel["name"] == "step_kernel"}
+    assert steps
+    assert all((folder / f"{step}.cubin").read_bytes() in graph for step in steps)
 
 
 def test_sdist_holds_the_source_as_it_lies_in_the_repository(distributions: Path) -> None:

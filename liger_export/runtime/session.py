@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from liger_export.errors import InputError
 from liger_export.ort import ort
-from liger_export.package import STOCK, Manifest
+from liger_export.package import FUSED, FUSED_CUDA, Manifest
 from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, SavedState, bind, new_buffer
 from liger_export.runtime.candidates import Candidates
 from liger_export.runtime.sampling import Sampler, Sampling
@@ -21,6 +21,7 @@ __all__ = ["Session"]
 
 # Tokens a call: on a CPU as fast as any longer one, and activations stay small; a GPU wants more work at a time.
 PREFILL_CHUNK = {CPU: 128, CUDA: 1024}
+FINDS_MOST_LIKELY = (FUSED, FUSED_CUDA)  # lowerings whose graphs give it as an output
 NO_CAPTURE = -1
 _captures = count(1)  # forks share a model, and a captured graph holds the addresses of one session's buffers
 
@@ -288,7 +289,7 @@ class Session:
 
         Logits leave a GPU only where those do not decide.
         """
-        if sampler.is_greedy and self.lowering != STOCK:
+        if sampler.is_greedy and self.lowering in FINDS_MOST_LIKELY:
             return int(self._most_likely.read()[0, 0])
         temperature = sampler.candidates_temperature
         if self._candidates is None or temperature == 0 or temperature != self._asked:
@@ -344,7 +345,7 @@ class Session:
         kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, dtype=np.int64))
         inputs = {"input_ids": tokens.value, "position_ids": positions.value, "logits_to_keep": kept}
         outputs = {"logits": logits.value}
-        if self.lowering != STOCK:
+        if self.lowering in FINDS_MOST_LIKELY:
             shape = tuple(logits.value.shape()[:2])
             chosen = self._most_likely if shape == (1, 1) else new_buffer(self.device, shape, "int64")
             outputs["most_likely"] = chosen.value

@@ -133,7 +133,7 @@ def test_a_layer_is_five_nodes(weights: str, linear: str, head: str, tmp_path: P
     layers = [at for at, name in enumerate(names) if name == "Attention"]
     assert [after - before for before, after in pairwise(layers)] == [5, 5]
     assert names[layers[0] + 1 : layers[1]] == [linear] * 4
-    assert names[-3:] == ["LastPositions", head, "MostLikely"]
+    assert names[-4:] == ["LastPositions", head, "MostLikely", "Candidates"]
 
 
 def test_every_operator_for_a_gpu_reads_the_kernels(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_every_operator_for_a_gpu_reads_the_kernels(tmp_path: Path) -> None:
     attach_kernels(model.graph, b"some kernels")
     assert bytes(model.graph.initializers[KERNELS].const_value.numpy()) == b"some kernels"
     ours = [node for node in model.graph if node.domain == DOMAIN and node.op_type != "LastPositions"]
-    assert len(ours) == 3 * 5 + 3
+    assert len(ours) == 3 * 5 + 4
     assert all(node.inputs[-1].name == KERNELS for node in ours)
 
 

@@ -85,7 +85,7 @@ def test_candidates_are_listed_merged_and_put_in_order(program: Path, folders: l
         ("merge_kernel", "1,3,1"),
         ("order_kernel", "1,3,1"),
     ]
-    arguments = [[int(value, 16) for value in line[6:]] for line in started]
+    arguments = [[int(value, 16) for value in line[7:]] for line in started]
     assert arguments[0][:4] == [0x100, 0x200, 0x400, 0x500]
     assert arguments[1][:5] == [0x400, 0x500, 0x200, 0x600, 0x700]
     assert arguments[2][:5] == [0x600, 0x700, 0x200, 0x400, 0x500]

@@ -65,15 +65,17 @@ def test_a_bfloat16_package_is_converted_and_says_that_it_needs_a_gpu(
             load(tmp_path / "package", **options)
     monkeypatch.setattr(opening.ort, "get_available_providers", lambda: list(opening.PROVIDERS.values()))
     monkeypatch.setattr("liger_export.runtime.cuda.LIBRARY", "libcuda-absent.so")
-    graphs = json.loads((tmp_path / "package" / "manifest.json").read_text())["graphs"]
-    graphs["fused"]["targets"] = ["sm_90"]
-    edit_json(tmp_path / "package" / "manifest.json", graphs=graphs)
+    values = json.loads((tmp_path / "package" / "manifest.json").read_text())
+    graphs, files = values["graphs"], values["files"]
+    graphs["cuda"] = {**graphs["fused"], "targets": ["sm_90"]}  # as if converted with --targets
+    files["model.cuda.onnx"] = files["model.fused.onnx"]
+    edit_json(tmp_path / "package" / "manifest.json", graphs=graphs, files=files)
     for options in ({}, {"device": "cuda"}):
         with pytest.raises(EnvironmentMismatchError, match=needs_gpu):
             load(tmp_path / "package", **options)
     manifest = read_manifest(tmp_path / "package")
     monkeypatch.setattr(opening, "has_gpu", lambda: True)
-    assert opening._choose(manifest, None, None) == opening.Choice("fused", "cuda")
+    assert opening._choose(manifest, None, None) == opening.Choice("cuda", "cuda")
 
 
 def test_sessions_on_one_model_capture_graphs_of_their_own(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
