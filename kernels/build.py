@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,13 @@ def plans_of(
 
 def plan_key(plan: Plan, shape: AttentionShape, target: str) -> str:
     """A hash of everything that decides what one kernel computes, but Triton's version; needs no Triton."""
+    return _digest([FORMAT, target, asdict(shape), asdict(plan), _source_hashes(MODULES)])
+
+
+@cache
+def _source_hashes(modules: tuple[str, ...]) -> dict[str, str]:
     here = Path(__file__).parent
-    sources = {name: _sha256((here / f"{name}.py").read_bytes()) for name in MODULES}
-    return _digest([FORMAT, target, asdict(shape), asdict(plan), sources])
+    return {name: _sha256((here / f"{name}.py").read_bytes()) for name in modules}
 
 
 def load_build(directory: Path) -> Build:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from liger_export.config import LigerConfig
 from liger_export.errors import KernelError
 
 __all__ = ["ACTIVATIONS", "MIXERS", "AttentionShape", "LinearShape"]
@@ -36,6 +37,13 @@ class AttentionShape:
     head_dim: int
     window: int
     activation: str
+
+    @classmethod
+    def of_model(cls, config: LigerConfig, activation: str) -> "AttentionShape":
+        """Of every layer of a model. Raises KernelError if no kernel computes it."""
+        groups = config.num_key_value_heads
+        repeats = config.num_attention_heads // groups
+        return cls(config.mixer, groups, repeats, config.head_dim, config.window_size, activation)
 
     def __post_init__(self) -> None:
         for what, is_sound, allowed in (

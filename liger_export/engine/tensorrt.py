@@ -71,10 +71,8 @@ class TensorRT:
         """As ``Backend``: gla's or hgrn2's, of sizes that a kernel takes and the GPU has shared memory for."""
         if config.mixer not in MIXERS:
             return []
-        groups = config.num_key_value_heads
-        repeats = config.num_attention_heads // groups
         try:
-            shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activations)
+            shape = AttentionShape.of_model(config, activations)
         except KernelError:
             return []
         return [FORMS[config.mixer].onnx_name] if fitting_tactics(shape, _kernel_target(targets[0])) else []

@@ -61,9 +61,7 @@ def compiled_kernels(
 
     They came with this installation, for the default shapes; others are compiled here.
     """
-    groups = config.num_key_value_heads
-    repeats = config.num_attention_heads // groups
-    shape = AttentionShape(config.mixer, groups, repeats, config.head_dim, config.window_size, activation)
+    shape = AttentionShape.of_model(config, activation)
     return pack([find_or_build(shape, target, tuple(linears)) for target in targets])
 
 

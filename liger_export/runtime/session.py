@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from liger_export.errors import InputError
 from liger_export.ort import ort
-from liger_export.package import FUSED, FUSED_CUDA, Manifest
+from liger_export.package import Manifest
 from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, SavedState, bind, new_buffer
 from liger_export.runtime.candidates import Candidates
 from liger_export.runtime.sampling import Sampler, Sampling
@@ -21,7 +21,6 @@ __all__ = ["Session"]
 
 # Tokens a call: on a CPU as fast as any longer one, and activations stay small; a GPU wants more work at a time.
 PREFILL_CHUNK = {CPU: 128, CUDA: 1024}
-FINDS_MOST_LIKELY = (FUSED, FUSED_CUDA)  # lowerings whose graphs give it as an output
 NO_CAPTURE = -1
 _captures = count(1)  # forks share a model, and a captured graph holds the addresses of one session's buffers
 
@@ -63,7 +62,8 @@ class Session:
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
         self._turn = 0
-        # The graph gives candidates at a temperature, none at 0; some graphs have no such output.
+        # What fused graphs alone find: the most likely token, and candidates at a temperature, none at 0.
+        self._most_likely: Buffer | None = None
         self._candidates: Buffer | None = None
         self._asked = 0.0  # the temperature in the buffer
         self._set_up()
@@ -72,8 +72,11 @@ class Session:
         """Allocate the buffers of a call of one token and bind them."""
         device = self.device
         self._logits = new_buffer(device, (1, 1, self._vocab_size), "float32")
-        self._most_likely = new_buffer(device, (1, 1), "int64")
-        self._candidates = _candidates_buffer(self._model, device)
+        outputs = {output.name: output.shape for output in self._model.get_outputs()}
+        if "most_likely" in outputs:
+            self._most_likely = new_buffer(device, (1, 1), "int64")
+        if "candidates" in outputs:
+            self._candidates = new_buffer(device, (1, outputs["candidates"][1]), "float32")
         self._temperature, self._no_candidates = (new_buffer(device, (), "float32") for _ in range(2))
         self._token, self._token_position = (new_buffer(device, (1, 1), "int64") for _ in range(2))
         first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in self._table]
@@ -289,7 +292,7 @@ class Session:
 
         Logits leave a GPU only where those do not decide.
         """
-        if sampler.is_greedy and self.lowering in FINDS_MOST_LIKELY:
+        if sampler.is_greedy and self._most_likely is not None:
             return int(self._most_likely.read()[0, 0])
         temperature = sampler.candidates_temperature
         if self._candidates is None or temperature == 0 or temperature != self._asked:
@@ -345,7 +348,7 @@ class Session:
         kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, dtype=np.int64))
         inputs = {"input_ids": tokens.value, "position_ids": positions.value, "logits_to_keep": kept}
         outputs = {"logits": logits.value}
-        if self.lowering in FINDS_MOST_LIKELY:
+        if self._most_likely is not None:
             shape = tuple(logits.value.shape()[:2])
             chosen = self._most_likely if shape == (1, 1) else new_buffer(self.device, shape, "int64")
             outputs["most_likely"] = chosen.value
@@ -363,11 +366,6 @@ class Session:
         owners = [buffer.value for buffer in (*self._buffers[turn], *self._buffers[1 - turn])]
         owners += [*inputs.values(), *outputs.values()]
         return _Call(binding, owners, _run_options(self.device, capture))
-
-
-def _candidates_buffer(model: Any, device: str) -> Buffer | None:
-    shapes = {output.name: output.shape for output in model.get_outputs()}
-    return new_buffer(device, (1, shapes["candidates"][1]), "float32") if "candidates" in shapes else None
 
 
 def _run_options(device: str, capture: int) -> ort.RunOptions | None:

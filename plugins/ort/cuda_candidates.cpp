@@ -14,9 +14,7 @@ int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
 class CudaCandidates : public CandidatesForm {
  public:
-  explicit CudaCandidates(const ort::Info& info) : compiled_(info, KERNELS) {
-    ort::check(info.api(), ort::GetAllocator::call(info.api(), info.raw(), ORT_MEM_DEFAULT, &allocator_));
-  }
+  explicit CudaCandidates(const ort::Info& info) : compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {}
 
   void run(const ort::Context& context) const {
     const Call call = CandidatesForm::call(context);
@@ -30,7 +28,7 @@ class CudaCandidates : public CandidatesForm {
 
  private:
   Compiled compiled_;
-  OrtAllocator* allocator_ = nullptr;  // lives as long as the session does
+  OrtAllocator* allocator_;
 };
 
 }  // namespace
