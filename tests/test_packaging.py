@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -65,8 +66,9 @@ def test_an_installed_wheel_converts_with_the_kernels_it_carries(distributions: 
     hashes = {kernel["sha256"]["cubin"] for kernel in manifest["kernels"].values()}
     assert {path.stem for path in folder.glob("*.cubin")} == hashes
     checkpoint = write_liger(tmp_path / "liger", Shape(2, 1, head_dim=32, window=16))
-    command = [sys.executable, "-c", CONVERT, *map(str, (tmp_path / "site", checkpoint, tmp_path / "package"))]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    # Without the site module: an editable install's import hook would find the repository before PYTHONPATH.
+    command = [sys.executable, "-S", "-c", CONVERT, *map(str, (tmp_path / "site", checkpoint, tmp_path / "package"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), sysconfig.get_path("purelib")])}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     graph = (tmp_path / "package" / "model.cuda.onnx").read_bytes()
