@@ -5,6 +5,7 @@ python benchmarks/random_package.py 8b int4 OUT --activations fp16 --targets sm_
 
 import argparse
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,33 +20,41 @@ from liger_export.linearize import LinearizeSettings, liger_config_values
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Graph, Manifest
 from liger_export.package.manifest import MANIFEST_FILE
 from liger_export.quantize import Precision, Scheme
-from liger_export.quantize.blocks import Blocks, encode
+from liger_export.quantize.blocks import Blocks, pack
 
-TILE = 1 << 20
+DEVIATION = 0.02  # of the weights, as checkpoints are initialized
 
 
 class RandomWeights:
-    """A source of rows that repeats one tile of noise, and the same tile rounded."""
+    """A source of rows of noise, rounded ones drawn as integers; the same name and rows give the same noise."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = shapes
-        self._tile = (np.random.default_rng(0).standard_normal(TILE) * 0.02).astype(np.float32)
-        self._rounded: dict[int, Blocks] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         shape = (stop - start, *self._shapes[name][1:])
-        return np.ones(shape, np.float32) if name.endswith("norm.weight") else np.resize(self._tile, shape)
+        if name.endswith("norm.weight"):
+            return np.ones(shape, np.float32)
+        noise: npt.NDArray[np.float32] = _random(name, start).random(shape, np.float32) - np.float32(0.5)
+        return noise * np.float32(DEVIATION * 12**0.5)
 
     def blocks(self, name: str, start: int, stop: int, scheme: Scheme) -> Blocks:
-        columns = self._shapes[name][1]
-        if columns not in self._rounded:
-            self._rounded[columns] = encode(np.resize(self._tile, (64, columns)), scheme, "rtn")
-        tile, count = self._rounded[columns], stop - start
-        parts = (tile.packed, tile.scales, tile.zero_points)
-        return Blocks(*(None if part is None else np.resize(part, (count, part.shape[1])) for part in parts))
+        random, count, columns = _random(name, start), stop - start, self._shapes[name][1]
+        middle, shape = scheme.fixed_zero_point, (count, scheme.blocks(columns))
+        scale = DEVIATION * 12**0.5 / (2 * middle)  # integers are uniform
+        zero_points = None if scheme.symmetric else random.integers(middle - 1, middle + 1, shape, np.uint8)
+        return Blocks(
+            packed=random.integers(0, 256, (count, scheme.row_bytes(columns)), np.uint8),
+            scales=random.uniform(0.8 * scale, 1.2 * scale, shape).astype(np.float32),
+            zero_points=None if zero_points is None else pack(zero_points, scheme.bits),
+        )
+
+
+def _random(name: str, start: int) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(name.encode()), start])
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from packaging.version import Version
 
 from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
@@ -19,8 +20,8 @@ from liger_export.runtime.cuda import Cuda
 
 __all__ = ["TensorRT"]
 
-FIRST = (10, 13)  # ahead-of-time plugins came with 10.9, engines written as a stream with 10.13
-FIRST_WITH_NUMPY_2_4 = (11, 2)
+FIRST = Version("10.13")  # ahead-of-time plugins came with 10.9, engines written as a stream with 10.13
+FIRST_WITH_NUMPY_2_4 = Version("11.2")
 INSTALL = "Run: pip install --extra-index-url https://pypi.nvidia.com 'liger-export[tensorrt]'"
 ALIASED = "ALIASED_PLUGIN_IO_10_03"  # the preview feature that lets a plugin's output be its input's memory
 
@@ -85,18 +86,13 @@ class TensorRT:
 
 
 def _check_version(installed: str) -> None:
-    if _release(installed) < FIRST:
-        needed = ".".join(map(str, FIRST))
-        raise EnvironmentMismatchError(f"TensorRT {installed} is installed; building needs {needed} or newer.", INSTALL)
-    if _release(installed) < FIRST_WITH_NUMPY_2_4 and _release(np.__version__) >= (2, 4):
+    if Version(installed) < FIRST:
+        raise EnvironmentMismatchError(f"TensorRT {installed} is installed; building needs {FIRST} or newer.", INSTALL)
+    if Version(installed) < FIRST_WITH_NUMPY_2_4 and Version(np.__version__) >= Version("2.4"):
         raise EnvironmentMismatchError(
             f"TensorRT {installed} cannot read a plugin's attributes with numpy {np.__version__}.",
             "Run: pip install 'numpy<2.4', or update TensorRT to 11.2.",
         )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _kernel_target(name: str) -> str:

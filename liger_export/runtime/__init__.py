@@ -1,4 +1,4 @@
-"""Run packages with numpy, onnxruntime and tokenizers alone."""
+"""Run packages with numpy, onnxruntime, tokenizers and packaging alone."""
 
 from liger_export.runtime.buffers import SavedState
 from liger_export.runtime.opening import load, read_tokenizer

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import Version
 from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
@@ -149,12 +150,8 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 def _check_onnxruntime(needed: str) -> None:
     installed = ort.__version__
-    if _release(installed) < _release(needed):
+    if Version(installed) < Version(needed):
         raise EnvironmentMismatchError(
             f"The package needs ONNX Runtime {needed} or newer; {installed} is installed.",
             f"Run: pip install 'onnxruntime>={needed}'",
         )
-
-
-def _release(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
