@@ -25,7 +25,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 # A wheel with compiled kernels for the default shapes (kernels/prebuilt.py); without the second line, one without any.
 wheel: .venv/.installed

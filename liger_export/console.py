@@ -97,5 +97,5 @@ def print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> 
 
 
 def print_error(cause: str, fix: str) -> None:
-    """The two lines that every refusal is."""
-    err.print(f"[red]error:[/red] {escape(cause)}\n[dim]fix:[/dim]   {escape(fix)}", highlight=False)
+    """The two lines that every refusal is, unbroken: a path in them can be copied."""
+    err.print(f"[red]error:[/red] {escape(cause)}\n[dim]fix:[/dim]   {escape(fix)}", highlight=False, soft_wrap=True)

@@ -1,11 +1,17 @@
 """Shared fixtures: a tiny Liger checkpoint, an adapter for it, and its package, each made once."""
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
+from unittest.mock import patch
 
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -15,6 +21,8 @@ if not torch.cuda.is_available():
 from peft import LoraConfig, get_peft_model
 
 from liger_export.checkpoint import Checkpoint, write_base_record
+from liger_export.config import LigerConfig
+from liger_export.export import trace
 from liger_export.package.build import convert
 from tests.tiny import load_model, write_liger
 
@@ -44,9 +52,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{'failed' if 'failed' in results else 'passed'} {code}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """PyTorch's exporter takes seconds: a model that several tests convert is traced for the first of them."""
+    traced: dict[str, ir.Model] = {}
+
+    def copied(config: LigerConfig, values: dict[str, Any], activations: str = "float32") -> ir.Model:
+        key = json.dumps([values, activations], sort_keys=True)
+        if key not in traced:
+            traced[key] = trace(config, values, activations)
+        return traced[key].clone()
+
+    with patch("liger_export.package.build.trace", copied), patch("liger_export.engine.graphs.trace", copied):
+        yield
+
+
 @pytest.fixture(scope="session")
 def liger_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_liger(tmp_path_factory.mktemp("tiny") / "liger")
+
+
+@pytest.fixture(scope="session")
+def random_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As much as ``validate`` reads at least, for the tiny models' tokenizer of bytes."""
+    path = tmp_path_factory.mktemp("text") / "random.txt"
+    path.write_text("".join(Random(0).choices(string.printable, k=4200)))
+    return path
 
 
 @pytest.fixture(scope="session")

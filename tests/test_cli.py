@@ -1,25 +1,59 @@
 """The commands as a user runs them: exit codes, messages, outputs."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from liger_export.cli import app, main
 from tests.tiny import edit_json, write_base, write_liger
 
 SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "bench", "build-engine", "inspect", "run"]
 
 
-def liger_export(*arguments: object, columns: int = 160) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def liger_export(*arguments: object, columns: int = 160) -> Result:
+    """A command in this process, which has imported what a new one would need seconds for."""
+    handlers = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM)}
+    environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main(lambda: app([str(each) for each in arguments], prog_name="liger-export"))
+    for ending, handler in handlers.items():
+        signal.signal(ending, handler)
+    assert isinstance(ended.value.code, int)
+    return Result(ended.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+def in_a_process(*arguments: object) -> Result:
+    """A command as a terminal starts it."""
     command = [sys.executable, "-m", "liger_export", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_refused(result: Result, *words: str) -> None:
     """Exit code 2, the cause and the fix on standard error, no traceback."""
     assert result.returncode == 2, result.stderr
     assert "error:" in result.stderr
@@ -29,11 +63,11 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> Non
         assert word in result.stderr
 
 
-def test_main_path_from_base_to_text(tmp_path: Path) -> None:
+def test_main_path_from_base_to_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_base(tmp_path / "base")
     text = tmp_path / "text.txt"
     text.write_text("def add(a, b):\n    return a + b\n\n" * 150)
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     steps = [
         ("linearize", base, "-o", "liger", "--window", 8),
         ("finetune", "liger", "--data", text, "-o", "adapter", "--sequence-length", 32, "--max-steps", 3, "--lr", 0.01),
@@ -43,7 +77,7 @@ def test_main_path_from_base_to_text(tmp_path: Path) -> None:
         ("inspect", "package"),
         ("run", "package", "def add", "-n", 8, "--temperature", 0.7, "--top-k", 20, "--seed", 1),
     ]  # fmt: skip
-    results = [liger_export(*step) for step in steps]
+    results = [in_a_process(*step) for step in steps]
     assert [result.returncode for result in results] == [0] * len(steps), [result.stderr for result in results]
     assert json.loads((tmp_path / "out.json").read_text())["passed"] is True
     assert (tmp_path / "package" / "parity.json").read_text() == (tmp_path / "out.json").read_text()

@@ -46,20 +46,24 @@ def test_converted_package_meets_every_bound_and_carries_its_report(package_copy
     assert len(written["checks"]) == len(report.checks)
 
 
-def test_package_of_other_weights_fails(package_copy: Path, tmp_path: Path) -> None:
+def test_package_of_other_weights_fails(package_copy: Path, tmp_path: Path, random_text: Path) -> None:
     other = write_liger(tmp_path / "other", seed=3)
-    report = validate(package_copy, other, max_tokens=4096)
+    report = validate(package_copy, other, text=random_text, max_tokens=4096, memory_tokens=128)
     assert not report.passed
     assert "logits: relative L2" in failed(report)
     assert "any split, logits: relative L2" not in failed(report)
 
 
-def test_forgotten_adapter_fails(liger_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
-    convert(liger_checkpoint, tmp_path / "package", adapters=(adapter,))
-    assert "logits: relative L2" in failed(validate(tmp_path / "package", liger_checkpoint, max_tokens=4096))
+def test_forgotten_adapter_fails(liger_checkpoint: Path, adapter: Path, tmp_path: Path, random_text: Path) -> None:
+    package = tmp_path / "package"
+    convert(liger_checkpoint, package, adapters=(adapter,))
+    report = validate(package, liger_checkpoint, text=random_text, max_tokens=4096, memory_tokens=128)
+    assert "logits: relative L2" in failed(report)
 
 
-def test_graph_that_forgets_its_state_fails_the_split_law(package_copy: Path, liger_checkpoint: Path) -> None:
+def test_graph_that_forgets_its_state_fails_the_split_law(
+    package_copy: Path, liger_checkpoint: Path, random_text: Path
+) -> None:
     """The present recurrent state is scaled: one call is right, several are not."""
     model = onnx.load(package_copy / "model.onnx", load_external_data=False)
     body = next(function for function in model.functions if function.name == "GLAAttention")
@@ -68,7 +72,7 @@ def test_graph_that_forgets_its_state_fails_the_split_law(package_copy: Path, li
     body.node.append(onnx.helper.make_node("Mul", ["exact_state", "typed_window_weight"], ["next_recurrent_state"]))
     onnx.save(model, package_copy / "model.onnx")
     reseal(package_copy)
-    names = failed(validate(package_copy, liger_checkpoint, max_tokens=4096))
+    names = failed(validate(package_copy, liger_checkpoint, text=random_text, max_tokens=4096, memory_tokens=128))
     assert "logits: relative L2" not in names
     assert {"any split, logits: relative L2", "single steps: relative L2"} <= set(names)
 
@@ -157,8 +161,8 @@ def test_weights_rounded_too_far_miss_the_perplexity_bound() -> None:
     assert [check.name for check in checks if not check.passed] == ["perplexity: lost"]
 
 
-def test_growth_measured_lands_in_the_manifest(package_copy: Path, liger_checkpoint: Path) -> None:
-    validate(package_copy, liger_checkpoint, max_tokens=4096, memory_tokens=200)
+def test_growth_measured_lands_in_the_manifest(package_copy: Path, liger_checkpoint: Path, random_text: Path) -> None:
+    validate(package_copy, liger_checkpoint, text=random_text, max_tokens=4096, memory_tokens=200)
     memory = read_manifest(package_copy).memory
     assert memory is not None
     assert (memory["from_token"], memory["to_token"], memory["bytes_grown"]) == (64, 200, 0)
