@@ -18,7 +18,7 @@ from liger_export.config import LigerConfig
 from liger_export.export import attach_weights, in_place_states, lower, lower_to_cuda, lower_to_fused, trace
 from liger_export.linearize import LinearizeSettings, liger_config_values
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Graph, Manifest
-from liger_export.package.manifest import MANIFEST_FILE
+from liger_export.package.manifest import MANIFEST_FILE, describe_files
 from liger_export.quantize import Precision, Scheme
 from liger_export.quantize.blocks import Blocks, pack
 
@@ -88,14 +88,13 @@ def main() -> None:
         ir.save(model, args.out / MODEL_FILES[FUSED_CUDA])
         graphs[FUSED_CUDA] = Graph(opsets={}, onnxruntime="1.31.0", in_place=[], targets=targets)
     shutil.copyfile(TOKENIZER / "tokenizer.json", args.out / "tokenizer.json")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": "0" * 64} for path in args.out.iterdir()}
     manifest = Manifest(
         source={"name": f"random {args.shape}", "files": {}},
         adapters=[],
         config=values,
         precision=precision,
         graphs=graphs,
-        files=files,
+        files=describe_files(args.out),
     )
     (args.out / MANIFEST_FILE).write_text(manifest.to_json())
 
