@@ -185,8 +185,9 @@ def convert(
         str, typer.Option(help="stock (any ONNX Runtime), or fused: a second graph, for liger-export's own operators.")
     ] = "stock",
     targets: Annotated[
-        str, typer.Option(help="GPUs to compile the fused graph's kernels for, with commas, such as sm_86,sm_90.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="GPUs to compile the fused graph's kernels for, with commas, such as sm_86,sm_90."),
+    ] = None,
     precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = "fp32",
     activations: Annotated[
         str | None,
@@ -243,7 +244,7 @@ def convert(
             output,
             adapters=tuple(adapter or ()),
             lowering=lowering,
-            targets=tuple(target.strip() for target in targets.split(",") if target.strip()),
+            targets=_names(targets),
             precision=stored,
             calibration=text,
             overwrite=overwrite,
@@ -256,6 +257,11 @@ def convert(
         err.print("note: only a GPU computes in bfloat16, and without --lowering fused --targets no kernels are there")
     size = sum(entry["bytes"] for entry in manifest.files.values())
     typer.echo(f"{output}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")
+
+
+def _names(given: list[str] | None) -> tuple[str, ...]:
+    """What an option names, with commas or repeated."""
+    return tuple(name.strip() for text in given or () for name in text.split(",") if name.strip())
 
 
 def _override(text: str) -> tuple[str, str]:
@@ -413,15 +419,19 @@ def build_engine(
         str, typer.Option(help=f"{', '.join(BACKENDS)}: the first are portable graphs for any engine.")
     ] = TENSORRT_RTX,
     sm: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="GPU architectures in one engine, with commas, such as 86,89,120; tensorrt builds for the GPU here."
         ),
-    ] = "",
+    ] = None,
     activations: Annotated[str, typer.Option(help=f"{', '.join(FLOATS)}; state is float32.")] = "fp16",
     chunk: Annotated[int, typer.Option(min=0, help="Tokens of a prefill call, a multiple of 16; 0 for none.")] = CHUNK,
     check_tokens: Annotated[
-        int, typer.Option(min=0, help="Compare with the package on so many tokens; 0 leaves it out.")
+        int,
+        typer.Option(
+            min=0,
+            help="Compare with the package on so many tokens; 0 does not. Needs memory for two float32 models.",
+        ),
     ] = CHECK_TOKENS,
     overwrite: Overwrite = False,
 ) -> None:
@@ -431,7 +441,7 @@ def build_engine(
         from liger_export.engine.build import build_engine as run
     settings = EngineSettings(
         backend=backend,
-        targets=tuple(filter(None, sm.split(","))),
+        targets=_names(sm),
         activations=activations,
         chunk=chunk,
         check_tokens=check_tokens,
@@ -452,7 +462,7 @@ def inspect(package: Annotated[Path, typer.Argument(help="Package or engine dire
     with exporter():
         from liger_export.package.inspection import inspect as run
     summary = run(package)
-    out.print(summary_table(str(package), summary.rows))
+    out.print(summary_table(str(package), [*summary.rows, *engine_rows(summary.manifest)]))
     if summary.damage is not None:
         raise summary.damage
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from rich.console import Console
 
 from liger_export.cli import app, main
 from tests.tiny import edit_json, write_base, write_liger
@@ -31,10 +31,9 @@ class Result:
 def liger_export(*arguments: object, columns: int = 160) -> Result:
     """A command in this process, which has imported what a new one would need seconds for."""
     handlers = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM)}
-    environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
-        patch.dict(os.environ, environment),
+        patch("liger_export.cli.out", Console(width=columns)),
         redirect_stdout(stdout),
         redirect_stderr(stderr),
         pytest.raises(SystemExit) as ended,
@@ -202,12 +201,14 @@ def test_bench_refuses_before_it_measures(package: Path, arguments: tuple[str, .
 
 def test_build_engine_says_what_it_built_and_run_what_is_missing(package: Path, tmp_path: Path) -> None:
     refused = liger_export("build-engine", package, "--sm", "90", "-o", tmp_path / "engine")
-    assert_refused(refused, "sm90", "It knows: 75, 80, 86, 89, 120, 121")
-    command = ("build-engine", package, "--sm", "86,89", "--chunk", 32, "--check-tokens", 24, "-o", tmp_path / "engine")
-    result = liger_export(*command)
+    assert_refused(refused, "sm90", "It builds for: 80, 86, 89, 120, 121")
+    command = ("build-engine", package, "--sm", "86, 89", "--sm", "120", "--chunk", 32, "--check-tokens", 24)
+    result = liger_export(*command, "-o", tmp_path / "engine")
     assert result.returncode == 0, result.stderr
-    for words in ("sm86, sm89", "one token, and 32", "float32, no TF32", "step", "prefill: mean KL", "MB, built in"):
-        assert words in result.stdout
+    words = ("sm86, sm89, sm120", "one token, and 32", "float32, no TF32", "step", "prefill: mean KL", "MB, built in")
+    for each in words:
+        assert each in result.stdout
     shown = liger_export("inspect", tmp_path / "engine")
-    assert "a GPU of sm86, sm89" in " ".join(shown.stdout.split())
+    assert "a GPU of sm86, sm89, sm120" in " ".join(shown.stdout.split())
+    assert "prefill: mean KL" in shown.stdout
     assert_refused(liger_export("run", tmp_path / "engine", "def"), "GPU")

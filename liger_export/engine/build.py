@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from liger_export.engine.backend import Backend, open_backend
@@ -112,18 +113,20 @@ def build_engine(
         plugins=plugins,
         precisions=_precisions(manifest, activations, with_plugins=bool(plugins)),
     )
-    with new_directory(output, overwrite, inputs=(package,)) as partial:
-        portable = partial / "portable"
+    with new_directory(output, overwrite, inputs=(package,)) as folder:
+        portable = folder / "portable"
         stage("lowering")
-        record = replace(record, check=_checked(package, manifest, record, portable, settings, stage))
+        check, opsets = _checked(package, manifest, record, portable, settings, stage)
+        record = replace(record, check=check)
         if backend is None:
             for path in portable.iterdir():
-                path.rename(partial / path.name)
+                path.rename(folder / path.name)
         else:
-            record = _build(backend, portable, partial, manifest, record, stage)
+            record = _build(backend, portable, folder, manifest, record, stage)
         shutil.rmtree(portable)
         stage("hashing")
-        return _seal(partial, package, manifest, record, in_place=bool(backend and backend.library.in_place))
+        in_place = bool(backend and backend.library.in_place)
+        return _seal(folder, package, manifest, record, opsets, in_place=in_place)
 
 
 def _plugins(backend: Backend | None, manifest: Manifest, activations: str, targets: list[str]) -> list[str]:
@@ -137,30 +140,30 @@ def _checked(
     portable: Path,
     settings: EngineSettings,
     stage: Callable[[str], None],
-) -> dict[str, object] | None:
-    """Write the graphs to build from, and compare them with the package.
+) -> tuple[dict[str, object] | None, dict[str, int]]:
+    """Write the graphs to build from, and compare them with the package; returns the comparison, and operator sets.
 
     ONNX Runtime computes no bfloat16 on a CPU: what is compared then is the same lowering in float32.
     """
-    twin = portable.with_name("twin") if record.activations == "bfloat16" else portable
-    result = None
-    for folder in [portable, twin] if settings.check_tokens else [portable]:
-        if folder.exists():
-            continue
-        folder.mkdir()
-        activations = "float32" if folder is not portable else record.activations
-        write_graphs(package, manifest, folder, activations=activations, chunk=record.chunk, plugins=record.plugins)
-    if settings.check_tokens:
-        stage("comparing with the package")
-        activations = "float32" if twin is not portable else record.activations
-        checked = replace(record, backend=ONNX, activations=activations)
-        _seal(twin, package, manifest, checked)
-        result = check_against_package(package, twin, settings.check_tokens)
-        for name in (MANIFEST_FILE, *TOKENIZER_FILES):
-            (twin / name).unlink(missing_ok=True)
-        if twin is not portable:
-            shutil.rmtree(twin)
-    return result
+    portable.mkdir()
+    write = partial(write_graphs, package, manifest, chunk=record.chunk, plugins=record.plugins)
+    engines = 0 if record.backend == ONNX else len(graph_names(record.chunk))
+    opsets = write(portable, activations=record.activations, engines=engines)
+    if not settings.check_tokens:
+        return None, opsets
+    twin, activations = portable, record.activations
+    if activations == "bfloat16":
+        twin, activations = portable.with_name("twin"), "float32"
+        twin.mkdir()
+        write(twin, activations=activations)
+    stage("comparing with the package")
+    _seal(twin, package, manifest, replace(record, backend=ONNX, activations=activations), opsets)
+    result = check_against_package(package, twin, settings.check_tokens)
+    for name in (MANIFEST_FILE, *TOKENIZER_FILES):
+        (twin / name).unlink(missing_ok=True)
+    if twin is not portable:
+        shutil.rmtree(twin)
+    return result, opsets
 
 
 def _build(
@@ -192,11 +195,20 @@ def _build(
     return replace(record, graphs=graphs)
 
 
-def _seal(folder: Path, package: Path, manifest: Manifest, record: EngineRecord, *, in_place: bool = False) -> Manifest:
+def _seal(
+    folder: Path,
+    package: Path,
+    manifest: Manifest,
+    record: EngineRecord,
+    opsets: dict[str, int],
+    *,
+    in_place: bool = False,
+) -> Manifest:
     """Add tokenizer and manifest to a folder of graphs, whose plugins may update recurrent states in place."""
     copy_files(TOKENIZER_FILES, package, folder)
     recurrent = [entry.past_name for entry in manifest.state if entry.name not in WINDOW_STATES]
-    graphs = {PORTABLE: replace(manifest.graphs[STOCK], in_place=recurrent if in_place and record.plugins else [])}
+    in_place_states = recurrent if in_place and record.plugins else []
+    graphs = {PORTABLE: replace(manifest.graphs[STOCK], opsets=opsets, in_place=in_place_states)}
     sealed = replace(manifest, graphs=graphs, engine=record, memory=None, files=describe_files(folder))
     (folder / MANIFEST_FILE).write_text(sealed.to_json(), encoding="utf-8")
     return sealed

@@ -28,6 +28,7 @@ def write_graphs(
     activations: str,
     chunk: int,
     plugins: Sequence[str] = (),
+    engines: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, int]:
     """Write a package's graphs in the portable lowering, or the plugin lowering, into a folder.
@@ -39,6 +40,7 @@ def write_graphs(
         activations: dtype of activations and window.
         chunk: tokens of a prefill call, or 0 for none.
         plugins: operators that stay nodes in the graph of one token, with their bodies as functions.
+        engines: how many files with all weights will be built from the graphs; the disk must have room for them too.
         progress: called with the bytes written since the last call.
 
     Returns:
@@ -61,7 +63,7 @@ def write_graphs(
         is_fused = plugins and length == 1  # a plugin takes one token
         weights = lower_to_plugins(model, schemes, plugins) if is_fused else lower_portable(model, length, schemes)
         if not written:
-            require_space(folder, weight_bytes(weights))
+            require_space(folder, weight_bytes(weights) * (1 + engines))
             attach_weights(weights, source, folder / DATA_FILE, progress)
             values = (value for weight in weights for views in weight.values() for value in views)
             written = {str(value.name): value.const_value for value in values if value.const_value is not None}

@@ -16,7 +16,7 @@ from liger_export.runtime.cuda import has_gpu
 
 __all__ = ["DTYPES", "BuiltGraph", "Library", "target_names"]
 
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}  # names of DataType
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}  # others: in small letters
 
 
 @dataclass(slots=True)
@@ -153,7 +153,8 @@ def _logger(module: Any, lines: list[str], folder: Path) -> Any:
 def _writer(module: Any, file: Path) -> Any:
     """Takes the engine piece by piece, so that no second copy of it is in memory.
 
-    The library swallows what its callbacks raise, so ``close`` raises it again: an engine that was cut is none.
+    The library prints what its callbacks raise and goes on. So ``write`` says that it wrote nothing, and ``close``
+    raises: an engine that was cut is none.
     """
 
     class Writer(module.IStreamWriter):  # type: ignore[misc]
@@ -166,8 +167,8 @@ def _writer(module: Any, file: Path) -> Any:
             try:
                 return self._stream.write(data)
             except BaseException as error:
-                self._failure = error
-                raise
+                self._failure = self._failure or error
+                return 0
 
         def close(self) -> int:
             size = self._stream.tell()
@@ -198,4 +199,4 @@ def _described(layer: Any) -> dict[str, Any]:
 
 def _dtype(tensor: Any) -> str:
     name: str = tensor.dtype.name
-    return DTYPES.get(name, name)
+    return DTYPES.get(name, name.lower())

@@ -6,10 +6,12 @@ from typing import Any
 from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
 from liger_export.errors import EngineError, EnvironmentMismatchError
+from liger_export.runtime.cuda import has_gpu
 
 __all__ = ["TensorRTRTX"]
 
 NO_TARGETS = ("NONE", "CURRENT")
+ON_A_GPU = ("sm75",)  # the library starts CUDA to build for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class TensorRTRTX:
         """Load the library. Raises EnvironmentMismatchError if it is not installed."""
         try:
             import tensorrt_rtx
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             raise EnvironmentMismatchError(
                 f"TensorRT-RTX cannot be loaded ({error}).", "Run: pip install 'liger-export[tensorrt-rtx]'"
             ) from error
@@ -32,22 +34,25 @@ class TensorRTRTX:
             config.num_compute_capabilities = len(targets)
             for index, target in enumerate(targets):
                 config.set_compute_capability(tensorrt_rtx.ComputeCapability.__members__[target.upper()], index)
-            # A device that is too small may keep weights on the host.
+            # Whoever runs the engine may give the weights a budget; the rest is then streamed from the host.
             config.set_flag(tensorrt_rtx.BuilderFlag.WEIGHT_STREAMING)
 
         flags = (tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED,)
         return cls(Library(tensorrt_rtx, "TensorRT-RTX", flags, configure))
 
     def require_targets(self, asked: list[str]) -> list[str]:
-        """As ``Backend``: any that the library knows, one or more."""
+        """As ``Backend``: any that the library knows and builds for here, one or more."""
         members = self.library.module.ComputeCapability.__members__
         known = {name.lower() for name in members if name not in NO_TARGETS}
+        known -= set() if has_gpu() else set(ON_A_GPU)
         names = target_names(asked)
         listed = ", ".join(sorted((name.removeprefix("sm") for name in known), key=int))
         for name in names:
             if name not in known:
+                where = " on a machine without a GPU" if name in ON_A_GPU else ""
                 raise EngineError(
-                    f"TensorRT-RTX {self.library.version} builds nothing for {name}.", f"It knows: {listed}."
+                    f"TensorRT-RTX {self.library.version} builds nothing for {name}{where}.",
+                    f"It builds for: {listed}.",
                 )
         if not names:
             raise EngineError("No GPU architecture was named.", f"Pass --sm with one or more of: {listed}.")

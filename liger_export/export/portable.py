@@ -157,7 +157,8 @@ class _Products:
         """Read a weight through DequantizeLinear, and add what its zero points are worth.
 
         Engines take signed integers whose zero point is 0. With u - z = (u - 8) + (8 - z) in a block of 4-bit integers,
-        x W^T is a product with s (u - 8), and one of each block's sum of x with s (8 - z): exact, and small.
+        x W^T is a product with s (u - 8), and one of each block's sum of x with s (8 - z): exact, and small. Symmetric
+        8-bit integers take the second too: engines refuse their scales below 0 (``SignedWeight``).
         """
         assert weight.shape is not None
         rows, columns = weight.shape.numpy()
@@ -170,7 +171,7 @@ class _Products:
         self.graph.insert_before(transpose, dequantized)
         transpose.replace_input_with(0, dequantized.outputs[0])
         offsets = None
-        if not scheme.symmetric:
+        if not scheme.symmetric or scheme.bits == 8:
             offsets = declare_weight(self.graph, f"{name}.offsets", [rows, blocks], weight.dtype)
             self._add_offsets(product, offsets, scheme)
         self.stored.append(SignedWeight((name,), scheme, integers, scales, offsets))

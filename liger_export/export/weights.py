@@ -108,14 +108,15 @@ class IntegerWeight:
 
 @dataclass(frozen=True, slots=True)
 class SignedWeight:
-    """A matrix as ONNX's DequantizeLinear reads it: signed integers, whose zero point is 0.
+    """A matrix as engines read DequantizeLinear: signed integers, whose zero point is 0, and scales above 0.
 
     Attributes:
         tensors: the checkpoint name.
         scheme: how it is rounded.
         integers: the initializer of the integers, [out, in].
         scales: that of the scales, [out, blocks].
-        offsets: that of what lies between a block's own zero point and 0, [out, blocks], if the scheme has any.
+        offsets: that of what a block's values lie above scale * integer, [out, blocks]. None with symmetric 4-bit
+            integers, whose scales may be below 0.
     """
 
     tensors: tuple[str, ...]
@@ -134,10 +135,13 @@ class SignedWeight:
         """As ``DenseWeight.write``."""
         blocks = source.blocks(name, start, stop, self.scheme)
         sign_bits = np.uint8(0x88 if self.scheme.bits == 4 else 0x80)  # u - 8 is u with its highest bit turned
-        dtype = _numpy_dtype(self.scales)
-        parts = [blocks.packed ^ sign_bits, blocks.scales.astype(dtype)]
+        integers, scales, dtype = blocks.packed ^ sign_bits, blocks.scales, _numpy_dtype(self.scales)
+        parts = [integers, scales.astype(dtype)]
         if self.offsets is not None:
-            parts.append(block_offsets(blocks, self.scheme).astype(dtype))
+            is_below = scales < 0  # s i = |s| (-i - 1) + |s|, and -i - 1 is i with every bit turned
+            turned = np.repeat(is_below, self.scheme.row_bytes(self.scheme.block_size), axis=1)
+            above = block_offsets(blocks, self.scheme) + np.where(is_below, -scales, 0)
+            parts = [np.where(turned, ~integers, integers), abs(scales).astype(dtype), above.astype(dtype)]
         return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
 
 

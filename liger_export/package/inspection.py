@@ -22,10 +22,12 @@ class Summary:
     """What ``inspect`` shows.
 
     Attributes:
+        manifest: the package's.
         rows: name and value.
         damage: what is wrong with the files, if anything is.
     """
 
+    manifest: Manifest
     rows: list[tuple[str, str]]
     damage: PackageError | None
 
@@ -49,7 +51,7 @@ def inspect(directory: Path) -> Summary:
         ("layers", f"{config.num_hidden_layers}, with {config.num_attention_heads} query and "
                    f"{config.num_key_value_heads} key/value heads of size {config.head_dim}"),
         ("attention", _attention(config)),
-        ("precision", f"{manifest.precision.storage}, activations {manifest.activations}"),
+        *_precision_row(manifest),
         ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
         ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
@@ -61,7 +63,7 @@ def inspect(directory: Path) -> Summary:
     ]  # fmt: skip
     if damage is None and manifest.engine is None:
         rows += [(f"operators, {name}", _histogram(directory / MODEL_FILES[name])) for name in manifest.graphs]
-    return Summary(rows, damage)
+    return Summary(manifest, rows, damage)
 
 
 def _graphs(manifest: Manifest) -> str:
@@ -80,6 +82,13 @@ def _attention(config: LigerConfig) -> str:
     kept = ", ".join(map(str, config.softmax_layers))
     softmax = f"; softmax in layers {kept} (from 0), window {config.softmax_window}" if kept else ""
     return f"{config.mixer}, window {config.window_size}{softmax}"
+
+
+def _precision_row(manifest: Manifest) -> list[tuple[str, str]]:
+    """A package's; of an engine ``EngineRecord.precisions`` says more."""
+    if manifest.engine is not None:
+        return []
+    return [("precision", f"{manifest.precision.storage}, activations {manifest.activations}")]
 
 
 def _state_rows(manifest: Manifest) -> list[tuple[str, str]]:

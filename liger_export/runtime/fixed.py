@@ -18,7 +18,7 @@ from liger_export.runtime.dtypes import numpy_dtype
 from liger_export.runtime.session import Session
 from liger_export.state import StateTensor
 
-__all__ = ["FixedGraphs", "FixedSession", "OnnxGraphs", "open_engine"]
+__all__ = ["FixedGraphs", "FixedSession", "OnnxGraphs", "engine_device", "open_engine"]
 
 Array = npt.NDArray[Any]
 
@@ -197,8 +197,12 @@ def open_engine(
         from liger_export.runtime.tensorrt import TensorRTGraphs  # its library may not be installed
 
         graphs = TensorRTGraphs.open(directory, record)
-    device = CPU if record.backend == ONNX else CUDA
-    return FixedSession(manifest, tokenizer, graphs, lowering=PORTABLE, device=device)
+    return FixedSession(manifest, tokenizer, graphs, lowering=PORTABLE, device=engine_device(record))
+
+
+def engine_device(record: EngineRecord) -> str:
+    """Where an engine runs."""
+    return CPU if record.backend == ONNX else CUDA
 
 
 def _record(manifest: Manifest) -> EngineRecord:

@@ -9,11 +9,11 @@ from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.ort import ort, session_options
-from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Manifest, read_manifest
+from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.plugins.ort import library_path
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.cuda import has_gpu
-from liger_export.runtime.fixed import open_engine
+from liger_export.runtime.fixed import engine_device, open_engine
 from liger_export.runtime.session import Session
 
 __all__ = ["has_bfloat16", "load", "read_tokenizer"]
@@ -53,23 +53,25 @@ def load(
     """Open a package, or an engine directory, and start a session.
 
     Args:
-        directory: what ``convert`` or ``build-engine`` wrote. An engine directory has one graph, for one device: it
-            makes nothing of ``device`` and ``lowering``.
+        directory: what ``convert`` or ``build-engine`` wrote.
         device: ``cpu`` or ``cuda``; None for a GPU where the package holds kernels for it and ONNX Runtime is one with
-            CUDA, and the CPU otherwise.
+            CUDA, and the CPU otherwise. An engine directory is for one of them.
         lowering: ``stock`` or ``fused``; None for fused where the package has it and its operators are installed. The
-            session's ``lowering`` and ``device`` say what was chosen; the fused graph for a GPU is ``cuda``.
+            session's ``lowering`` and ``device`` say what was chosen; the fused graph for a GPU is ``cuda``. An engine
+            directory has neither.
         threads: ONNX Runtime's threads within an operator; None lets it choose.
         verify: compare every file's SHA-256 with the manifest, which takes about as long again as opening it;
             otherwise sizes only.
 
     Raises:
+        InputError: there is no such device or lowering, or not in an engine directory.
         PackageError: the package is incomplete, changed, or of a newer format, or lacks the lowering asked for.
         EnvironmentMismatchError: the installation lacks what was asked for, its ONNX Runtime is too old, nothing here
             runs the engine, or the package computes in bfloat16 and no GPU is here.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    _check_names(manifest, lowering, device)
     if manifest.engine is not None:
         return open_engine(directory, manifest, read_tokenizer(directory), threads=threads, verify=verify)
     choice = _choose(manifest, lowering, device)
@@ -92,11 +94,17 @@ def has_bfloat16() -> bool:
     return PROVIDERS[CUDA] in ort.get_available_providers() and has_gpu()
 
 
+def _check_names(manifest: Manifest, lowering: str | None, device: str | None) -> None:
+    lowerings, devices, where = [STOCK, FUSED], list(PROVIDERS), ""
+    if manifest.engine is not None:
+        lowerings, devices, where = [PORTABLE], [engine_device(manifest.engine)], " in this engine directory"
+    if device not in (None, *devices):
+        raise InputError(f"There is no device {device!r}{where}.", f"Name none, or one of: {', '.join(devices)}.")
+    if lowering not in (None, *lowerings):
+        raise InputError(f"There is no lowering {lowering!r}{where}.", f"Name none, or one of: {', '.join(lowerings)}.")
+
+
 def _choose(manifest: Manifest, lowering: str | None, device: str | None) -> Choice:
-    if device not in (None, *PROVIDERS):
-        raise InputError(f"There is no device {device!r}.", f"Choose one of {', '.join(PROVIDERS)}.")
-    if lowering not in (None, STOCK, FUSED):
-        raise InputError(f"There is no lowering {lowering!r}.", f"Choose one of {STOCK}, {FUSED}.")
     has_operators, has_cuda = library_path() is not None, PROVIDERS[CUDA] in ort.get_available_providers()
     if lowering == FUSED and FUSED not in manifest.graphs:
         raise PackageError("The package has no fused graph.", "Convert it with --lowering fused.")

@@ -136,7 +136,7 @@ def _certify_memory(package: Path, session: Session, tokens: int) -> Growth:
     lowering = FUSED if session.lowering == FUSED_CUDA else session.lowering
     command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve())]
     command += ["--tokens", str(tokens), "--threads", "1", "--lowering", lowering]
-    if session.manifest.activations == "bfloat16":
+    if session.manifest.engine is not None or session.manifest.activations == "bfloat16":
         command += ["--device", session.device]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     growth = Growth(**json.loads(output))

@@ -1,13 +1,19 @@
 """Engines built on a machine without a GPU: what is built, what is proved, what is refused."""
 
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from liger_export.config import MIXERS
 from liger_export.engine.build import EngineSettings, build_engine
+from liger_export.engine.check import expected_signature
 from liger_export.engine.network import DTYPES
+from liger_export.engine.tensorrt_rtx import TensorRTRTX
 from liger_export.errors import BoundError, EngineError, InputError, LigerExportError, OutputError
+from liger_export.export import ONNX_OPSET
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import Manifest, read_manifest
@@ -34,6 +40,7 @@ def package_of(folder: Path, mixer: str, precision: Precision | None = None) -> 
 def assert_built(engine: Path, package: Path, settings: EngineSettings) -> Manifest:
     manifest = read_manifest(engine)
     manifest.check_files(engine)
+    assert manifest.graphs["portable"].opsets == {"ai.onnx": ONNX_OPSET}
     record = manifest.engine
     assert record is not None
     assert record.package_sha256 == sha256_file(package / "manifest.json")
@@ -52,9 +59,7 @@ def assert_built(engine: Path, package: Path, settings: EngineSettings) -> Manif
     return manifest
 
 
-@pytest.mark.parametrize(
-    ("mixer", "weights"), [("gla", "int4"), ("gsa", "fp32"), ("hgrn2", "fp32"), ("lolcats", "int8")]
-)
+@pytest.mark.parametrize(("mixer", "weights"), [*product(MIXERS, ("fp32", "int4")), ("lolcats", "int8")])
 def test_every_mixer_builds_for_three_architectures(mixer: str, weights: str, tmp_path: Path) -> None:
     package = package_of(tmp_path, mixer, Precision(weights=weights))
     build_engine(package, tmp_path / "engine", RTX)
@@ -63,6 +68,26 @@ def test_every_mixer_builds_for_three_architectures(mixer: str, weights: str, tm
     layers = json.loads((tmp_path / "engine" / "step.layers.json").read_text())["network"]
     rounded = sum(layer["type"] == "DEQUANTIZE" for layer in layers)
     assert rounded == (15 if weights.startswith("int") else 0)
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_symmetric_integers_build(weights: str, tmp_path: Path) -> None:
+    """Their scales may be below 0, which the parser refuses of 8-bit integers."""
+    package = package_of(tmp_path, "gla", Precision(weights=weights, symmetric=True))
+    settings = replace(RTX, targets=("86",))
+    build_engine(package, tmp_path / "engine", settings)
+    assert_built(tmp_path / "engine", package, settings)
+
+
+def test_a_full_disk_is_one_error_and_no_trace(
+    package: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graphs = tmp_path / "graphs"
+    build_engine(package, graphs, EngineSettings(backend="onnx", chunk=0, check_tokens=0))
+    signature = expected_signature(read_manifest(graphs), 1)
+    with pytest.raises(OSError, match="No space left"):
+        TensorRTRTX.open().library.build_graph(graphs / "step.onnx", Path("/dev/full"), ["sm86"], signature, [])
+    assert "Exception" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int4"])
@@ -99,19 +124,21 @@ def test_a_bfloat16_package_is_built_from_on_a_cpu(precision: Precision, tmp_pat
 
 
 def test_prefill_may_be_left_out(package: Path, tmp_path: Path) -> None:
-    settings = EngineSettings(targets=("86",), chunk=0, check_tokens=0)
+    settings = EngineSettings(targets=("80", "121"), chunk=0, check_tokens=24)
     record = build_engine(package, tmp_path / "engine", settings).engine
     assert record is not None
     assert list(record.graphs) == ["step"]
-    assert record.check is None
+    assert record.check is not None
+    assert [check["name"].split(":")[0] for check in record.check["checks"]] == ["single steps", "final state"]
     assert not (tmp_path / "engine" / "prefill.engine").exists()
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (EngineSettings(targets=("86", "90")), ["sm90", "75, 80, 86, 89, 120, 121"]),
-        (EngineSettings(), ["--sm", "75, 80, 86, 89, 120, 121"]),
+        (EngineSettings(targets=("86", "90")), ["sm90", ": 80, 86, 89, 120, 121"]),
+        (EngineSettings(targets=("86", "75")), ["sm75 on a machine without a GPU", ": 80, 86, 89, 120, 121"]),
+        (EngineSettings(), ["--sm", ": 80, 86, 89, 120, 121"]),
         (EngineSettings(backend="tvm", targets=("86",)), ["tvm", "tensorrt-rtx"]),
         (EngineSettings(activations="fp8", targets=("86",)), ["fp8", "bf16"]),
         (EngineSettings(chunk=40, targets=("86",)), ["40", "multiple of 16"]),

@@ -36,19 +36,26 @@ def session(engine: Path) -> Session:
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_portable_graphs_validate_within_the_float32_tolerances(mixer: str, tmp_path: Path) -> None:
+def test_portable_graphs_validate_within_the_float32_tolerances(mixer: str, tmp_path: Path, random_text: Path) -> None:
     settings = LinearizeSettings(
         mixer=mixer, num_slots=4 if mixer == "gsa" else None, keep_softmax_every=2, softmax_window=40
     )
     checkpoint = write_liger(tmp_path / "liger", SHAPES[mixer], settings=settings, initializer_range=SCALE[mixer])
     convert(checkpoint, tmp_path / "package")
     build_engine(tmp_path / "package", tmp_path / "engine", PORTABLE)
-    report = validate(tmp_path / "engine", checkpoint, max_tokens=4096, memory_tokens=512)
+    report = validate(tmp_path / "engine", checkpoint, text=random_text, max_tokens=4096, memory_tokens=128)
     assert [f"{check.name} {check.value:.2g} {check.detail}" for check in report.checks if not check.passed] == []
 
 
 def test_it_is_a_session_of_fixed_graphs(session: Session) -> None:
     assert isinstance(session, FixedSession)
+
+
+def test_it_has_one_device_and_one_lowering(engine: Path) -> None:
+    with pytest.raises(InputError, match=r"no device 'cuda' in this engine directory.*cpu"):
+        load(engine, device="cuda")
+    with pytest.raises(InputError, match=r"no lowering 'fused' in this engine directory.*portable"):
+        load(engine, lowering="fused")
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 75])
