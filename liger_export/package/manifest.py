@@ -131,7 +131,7 @@ class Manifest:
         Raises:
             PackageError: naming the first file that is not as it was written.
         """
-        fix = "Copy or convert the package again."
+        fix = "Copy or build the engines again." if self.engine else "Copy or convert the package again."
         for name, recorded in self.files.items():
             path = directory / name
             if not path.is_file():
@@ -140,7 +140,7 @@ class Manifest:
             if size != recorded["bytes"]:
                 raise PackageError(f"{path} has {size:,} bytes instead of {recorded['bytes']:,}: it was cut.", fix)
             if hashes and sha256_file(path) != recorded["sha256"]:
-                raise PackageError(f"{path} has changed since the package was written (its SHA-256 differs).", fix)
+                raise PackageError(f"{path} has changed since it was written (its SHA-256 differs).", fix)
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
