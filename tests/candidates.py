@@ -18,7 +18,7 @@ def naive_candidates(logits: Logits, count: int, temperature: float) -> Logits:
     return row.astype(np.float32)
 
 
-def require_candidates(found: Logits, logits: Logits, temperature: float) -> None:
+def assert_candidates(found: Logits, logits: Logits, temperature: float) -> None:
     """Hold rows [B, 1 + 2 K] against the last of logits [B, T, V]: to the bit, and the sum within 1e-5."""
     for row, values in zip(found, logits[:, -1], strict=True):
         expected = naive_candidates(values, len(row) // 2, temperature)

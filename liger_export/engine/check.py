@@ -14,9 +14,8 @@ from liger_export.ops.onnx_forms import DOMAIN
 from liger_export.package import MODEL_FILES, STOCK, Manifest, read_manifest
 from liger_export.quantize import Precision
 from liger_export.runtime import Sampling, SavedState, Session, load
-from liger_export.runtime.dtypes import widened
 from liger_export.validate import Check
-from liger_export.validate.compare import relative_l2
+from liger_export.validate.compare import state_distance
 from liger_export.validate.rounded import multiply_in_float32, open_edited, open_rounded
 from liger_export.validate.tolerances import tolerances_of
 
@@ -52,7 +51,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
     engine = graphs.manifest.engine
     has_prefill = engine is not None and engine.chunk > 0
     checks = [tolerances.check("prefill", found, expected, f"{tokens} tokens")] if has_prefill else []
-    state = _state_distance(graphs.state(), after)
+    state = state_distance(graphs.state(), after)
     graphs.reset()
     stepped = np.stack([graphs.step(token) for token in text])
     checks.append(tolerances.check("single steps", stepped, expected, f"{tokens} tokens"))
@@ -69,11 +68,6 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
         "against": package.resolve().name,
         "checks": [{"name": each.name, "value": each.value, "bound": each.bound} for each in checks],
     }
-
-
-def _state_distance(measured: SavedState, expected: SavedState) -> float:
-    found = measured.tensors
-    return max(relative_l2(widened(found[name]), widened(tensor)) for name, tensor in expected.tensors.items())
 
 
 def _read_by_package(package: Path, count: int) -> tuple[list[int], npt.NDArray[np.float32], SavedState]:

@@ -11,7 +11,7 @@ from liger_export.runtime.cuda import has_gpu
 __all__ = ["TensorRTRTX"]
 
 NO_TARGETS = ("NONE", "CURRENT")
-ON_A_GPU = ("sm75",)  # the library starts CUDA to build for it
+ON_A_GPU = {"sm75"}  # the library starts CUDA to build for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class TensorRTRTX:
         """As ``Backend``: any that the library knows and builds for here, one or more."""
         members = self.library.module.ComputeCapability.__members__
         known = {name.lower() for name in members if name not in NO_TARGETS}
-        known -= set() if has_gpu() else set(ON_A_GPU)
+        if not has_gpu():
+            known -= ON_A_GPU
         names = target_names(asked)
         listed = ", ".join(sorted((name.removeprefix("sm") for name in known), key=int))
         for name in names:

@@ -135,13 +135,14 @@ class SignedWeight:
         """As ``DenseWeight.write``."""
         blocks = source.blocks(name, start, stop, self.scheme)
         sign_bits = np.uint8(0x88 if self.scheme.bits == 4 else 0x80)  # u - 8 is u with its highest bit turned
-        integers, scales, dtype = blocks.packed ^ sign_bits, blocks.scales, _numpy_dtype(self.scales)
-        parts = [integers, scales.astype(dtype)]
+        integers, floats = blocks.packed ^ sign_bits, [blocks.scales]
         if self.offsets is not None:
-            is_below = scales < 0  # s i = |s| (-i - 1) + |s|, and -i - 1 is i with every bit turned
+            is_below = blocks.scales < 0  # s i = |s| (-i - 1) + |s|, and -i - 1 is i with every bit turned
             turned = np.repeat(is_below, self.scheme.row_bytes(self.scheme.block_size), axis=1)
-            above = block_offsets(blocks, self.scheme) + np.where(is_below, -scales, 0)
-            parts = [np.where(turned, ~integers, integers), abs(scales).astype(dtype), above.astype(dtype)]
+            integers = np.where(turned, ~integers, integers)
+            size = abs(blocks.scales)
+            floats = [size, block_offsets(blocks, self.scheme) + np.where(is_below, size, 0)]
+        parts = [integers, *(each.astype(_numpy_dtype(self.scales)) for each in floats)]
         return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
 
 

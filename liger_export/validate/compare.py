@@ -3,9 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
+from liger_export.runtime import SavedState
+from liger_export.runtime.dtypes import widened
 from liger_export.validate.report import LogitParity
 
-__all__ = ["add_block", "mean_kl", "relative_l2"]
+__all__ = ["add_block", "mean_kl", "relative_l2", "state_distance"]
 
 Array = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -17,6 +19,12 @@ def relative_l2(measured: Array, reference: Array) -> float:
     norm = float(np.linalg.norm(wide))
     error = float(np.linalg.norm(measured.astype(np.float64) - wide))
     return error / norm if norm else error
+
+
+def state_distance(measured: SavedState, reference: SavedState) -> float:
+    """The largest ``relative_l2`` of a state's tensors."""
+    found = measured.tensors
+    return max(relative_l2(widened(found[name]), widened(tensor)) for name, tensor in reference.tensors.items())
 
 
 def mean_kl(measured: Array, reference: Array) -> float:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from liger_export.runtime import SavedState, Session
-from liger_export.runtime.dtypes import narrowed, numpy_dtype, widened
+from liger_export.runtime import Session
+from liger_export.runtime.dtypes import narrowed, numpy_dtype
 from liger_export.runtime.growth import Growth
 from liger_export.state import bytes_per_session
-from liger_export.validate.compare import add_block, relative_l2
+from liger_export.validate.compare import add_block, relative_l2, state_distance
 from liger_export.validate.reference import TorchReference
 from liger_export.validate.report import Check, LogitParity
 from liger_export.validate.tolerances import Tolerances
@@ -80,7 +80,7 @@ def check_splits(subjects: Subjects, tokens: Tokens, windows: list[int], seed: i
         session.reset()
         parts = [session.all_logits(part.tolist()) for part in np.split(tokens, cut)]
         checks.append(tolerances.check("any split, logits", np.concatenate(parts), whole, detail))
-        worst_state = float(np.maximum(worst_state, _state_distance(session.state(), final)))
+        worst_state = float(np.maximum(worst_state, state_distance(session.state(), final)))
     yield max(checks, key=lambda check: np.nan_to_num(check.value, nan=np.inf))
     bound = tolerances.bound if tolerances.exact else None  # with fewer bits the logits after it are what counts
     yield Check("any split, final state: relative L2", worst_state, bound, detail=detail)
@@ -160,8 +160,3 @@ def check_memory(session: Session, growth: Growth | None, steps: int = 1024) -> 
     detail = f"token {growth.from_token} to {growth.to_token:,}{text}, a process of its own"
     yield Check("memory: bytes grown", growth.bytes_grown, 0, detail=detail)
     yield Check("memory: bytes grown a token, slope", growth.bytes_per_token, detail=detail)
-
-
-def _state_distance(measured: SavedState, reference: SavedState) -> float:
-    found = measured.tensors
-    return max(relative_l2(widened(found[name]), widened(tensor)) for name, tensor in reference.tensors.items())

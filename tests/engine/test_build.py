@@ -54,7 +54,9 @@ def assert_built(engine: Path, package: Path, settings: EngineSettings) -> Manif
         }  # fmt: skip
     assert {entry.dtype for entry in manifest.state if entry.name in ("key", "value")} == {manifest.activations}
     assert {entry.dtype for entry in manifest.state if entry.name not in ("key", "value")} == {"float32"}
-    assert str(engine.parent) not in (engine / "build.log").read_text()
+    log = (engine / "build.log").read_text()
+    assert str(engine.parent) not in log
+    assert "liger" not in log.replace("liger-export", "")
     return manifest
 
 
@@ -73,11 +75,14 @@ def test_hybrids_build_for_three_architectures(mixer: str, weights: str, tmp_pat
 
 @pytest.mark.parametrize("weights", ["int4", "int8"])
 def test_symmetric_integers_build(weights: str, tmp_path: Path) -> None:
-    """Their scales may be below 0, which the parser refuses of 8-bit integers."""
+    """Their scales may be below 0, which the parser refuses of 8-bit integers; in float32 no digit is lost to it."""
     package = package_of(tmp_path, "gla", Precision(weights=weights, symmetric=True))
-    settings = replace(RTX, targets=("86",))
+    settings = replace(RTX, targets=("86",), activations="fp32")
     build_engine(package, tmp_path / "engine", settings)
-    assert_built(tmp_path / "engine", package, settings)
+    record = assert_built(tmp_path / "engine", package, settings).engine
+    assert record is not None
+    assert record.check is not None
+    assert {check["bound"] for check in record.check["checks"]} == {1e-5}
 
 
 def test_a_full_disk_is_one_error_and_no_trace(
@@ -185,7 +190,9 @@ def test_graphs_of_other_weights_miss_the_bound(package: Path, tmp_path: Path, m
 def test_inputs_and_existing_outputs_are_kept(package: Path, tmp_path: Path) -> None:
     settings = EngineSettings(backend="onnx", chunk=16, check_tokens=0)
     engine = tmp_path / "engine"
-    build_engine(package, engine, settings)
+    record = build_engine(package, engine, settings).engine
+    assert record is not None
+    assert record.check is None
     with pytest.raises(OutputError, match="exists"):
         build_engine(package, engine, settings)
     with pytest.raises(LigerExportError, match="engine directory"):

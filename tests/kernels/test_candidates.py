@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from liger_export.kernels.plans import CANDIDATES, pointwise_plans
-from tests.candidates import Logits, require_candidates, tied_logits
+from tests.candidates import Logits, assert_candidates, tied_logits
 from tests.kernels.cases import DEVICE
 
 triton = pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
@@ -48,13 +48,13 @@ def candidates_of(values: Logits, temperature: float) -> Logits:
 @pytest.mark.parametrize("temperature", [1e-3, 0.7, 1e4])
 def test_the_largest_logits_and_the_sum_of_all(width: int, temperature: float) -> None:
     logits = np.random.default_rng(width).normal(0, 6, (2, 3, width)).astype(np.float32)
-    require_candidates(candidates_of(logits, temperature), logits, temperature)
+    assert_candidates(candidates_of(logits, temperature), logits, temperature)
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 40])
 def test_of_equal_logits_those_of_lower_tokens_stand_first(distinct: int) -> None:
     logits = tied_logits(distinct, (2, 1, 30000), distinct)
-    require_candidates(candidates_of(logits, 1.0), logits, 1.0)
+    assert_candidates(candidates_of(logits, 1.0), logits, 1.0)
 
 
 def test_infinite_logits_and_more_lists_than_a_program_merges() -> None:
@@ -62,7 +62,7 @@ def test_infinite_logits_and_more_lists_than_a_program_merges() -> None:
     logits[..., 7:] = -np.inf
     logits[..., -100:] = np.arange(100, dtype=np.float32) / 64 - 3e38
     with np.errstate(invalid="ignore"):
-        require_candidates(candidates_of(logits, 1.0), logits, 1.0)
+        assert_candidates(candidates_of(logits, 1.0), logits, 1.0)
 
 
 def test_a_logit_that_is_no_number_stands_first() -> None:

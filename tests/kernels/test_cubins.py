@@ -17,7 +17,7 @@ from liger_export.kernels.plans import BLOCK, CANDIDATES, CHUNK, Axis
 from liger_export.kernels.prebuilt import DEFAULT_SHAPES, find_or_build
 from liger_export.kernels.shapes import AttentionShape
 from tests import driver
-from tests.candidates import require_candidates
+from tests.candidates import assert_candidates
 from tests.kernels.cases import BOUNDS, inputs_and_reference, run
 from tests.ops.cases import Case, assert_equal
 
@@ -122,4 +122,4 @@ def test_the_kernels_beside_attention_equal_their_definitions(kernels: Kernels) 
     kernels.launch("merge_kernel", 2, 16, lists=lists, sums=sums, next_lists=merged, next_sums=totals, **shared)
     found = torch.full((2, 1 + 2 * CANDIDATES), float("nan"), device="cuda")
     kernels.launch("order_kernel", 2, 1, lists=merged, sums=totals, candidates=found, **shared)
-    require_candidates(found.cpu().numpy(), logits.cpu().numpy(), 0.7)
+    assert_candidates(found.cpu().numpy(), logits.cpu().numpy(), 0.7)
