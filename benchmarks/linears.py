@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from liger_export.kernels.linear import integer_linear_kernel, linear_kernel
+from liger_export.kernels.plans import MULTIPROCESSORS, linear_plan
+from liger_export.kernels.shapes import LinearShape, block_of
 
 LAYERS = {  # rows of the result, columns, whether it is gated, normalised, added to the residual
     "1b qkv": (3072, 2048, False, True, False),
@@ -31,15 +33,20 @@ LAYERS = {  # rows of the result, columns, whether it is gated, normalised, adde
     "8b head": (128256, 4096, False, True, False),
 }
 DENSE, INTEGER = "fp16", "int4"
-CUTS = {
-    DENSE: list(itertools.product((1, 2, 4), (512, 1024, 2048), (2, 4))),
-    INTEGER: list(itertools.product((4, 8, 16), (512, 1024, 2048, 4096), (2, 4, 8))),
+CUTS = {  # rows at a time, warps, registers of a thread if they are bounded
+    DENSE: list(itertools.product((1, 2, 4), (4, 8), (0,))),
+    INTEGER: list(itertools.product((4, 8, 16), (2, 4, 8, 16), (0, 128))),
 }
-GROUP = 32
+PROGRAMS = (1, 2, 3, 4, 6, 8)  # of a multiprocessor
+MOST_ROWS = 128
+MOST_WORDS = 96  # of a thread's block of rows: more need more registers than there are
 BYTES = 400 << 20  # of weights in turn
 
 
-def arguments(layer: str, kind: str) -> list[tuple[Any, ...]]:
+Cut = tuple[int, int, int]
+
+
+def arguments(layer: str, kind: str, group: int) -> list[tuple[Any, ...]]:
     """Arguments of calls in turn."""
     rows, columns, gated, normed, added = LAYERS[layer]
     height = rows * (2 if gated else 1)
@@ -54,30 +61,51 @@ def arguments(layer: str, kind: str) -> list[tuple[Any, ...]]:
             flags: tuple[int, ...] = (int(normed), 0, int(added))
         else:
             words = torch.randint(-(2**31), 2**31 - 1, (height, columns // 8), device="cuda", dtype=torch.int32)
-            scales = torch.rand(height, columns // GROUP, device="cuda").half()
-            zeros = torch.zeros(height, (columns // GROUP + 1) // 2, device="cuda", dtype=torch.uint8)
+            scales = torch.rand(height, columns // group, device="cuda").half()
+            zeros = torch.zeros(height, (columns // group + 1) // 2, device="cuda", dtype=torch.uint8)
             weight, flags = (words, scales, zeros), (int(normed), 1, 0, int(added))
         calls.append((hidden, norm, *weight, bias, residual, output, columns, rows, 1e-5, *flags))
     return calls
 
 
-def launch(kind: str, cut: tuple[int, int, int], gated: bool, values: tuple[Any, ...], *, warm: bool = False) -> Any:
+def cuts_of(layer: str, kind: str) -> list[Cut]:
+    """Cuts whose threads have something to read, and room for it."""
+    _, columns, gated, _, _ = LAYERS[layer]
+    words = block_of(columns) * (4 if kind == INTEGER else 16) // 32
+
+    def fits(cut: Cut) -> bool:
+        block_n, warps, _ = cut
+        return 4 <= block_n * words * (1 + gated) / (32 * warps) <= MOST_WORDS and words >= 4 * warps
+
+    return [cut for cut in CUTS[kind] if fits(cut)]
+
+
+def grids_of(layer: str, block_n: int) -> set[int]:
+    """Numbers of programs to try."""
+    rows = LAYERS[layer][0]
+    each = {min(-(-rows // (MULTIPROCESSORS * count * block_n)) * block_n, MOST_ROWS) for count in PROGRAMS}
+    return {-(-rows // size) for size in each}
+
+
+def launch(
+    kind: str, layer: str, cut: Cut, programs: int, group: int, values: tuple[Any, ...], *, warm: bool = False
+) -> Any:
     """Start one call, or only compile it."""
-    block_n, block_k, warps = cut
+    block_n, warps, registers = cut
+    _, columns, gated, _, _ = LAYERS[layer]
     kernel = linear_kernel if kind == DENSE else integer_linear_kernel
-    rows = values[7 if kind == DENSE else 9]
-    constants = {} if kind == DENSE else {"BITS": 4, "GROUP": GROUP, "NATIVE": True}
-    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k, "GATED": gated, "PDL": True}
-    options = {"num_warps": warps, "num_stages": 1, "launch_pdl": True}
-    grid = (-(-rows // block_n), 1)
+    constants = {} if kind == DENSE else {"BITS": 4, "GROUP": group, "NATIVE": True}
+    block_k = block_of(columns)
+    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k, "EVEN": block_k == columns, "GATED": gated, "PDL": True}
+    options = {"num_warps": warps, "num_stages": 1, "launch_pdl": True} | ({"maxnreg": registers} if registers else {})
     if warm:
-        return kernel.warmup(*values, **constants, **options, grid=grid)
-    return kernel[grid](*values, **constants, **options)
+        return kernel.warmup(*values, **constants, **options, grid=(1, 1))
+    return kernel[(programs, 1)](*values, **constants, **options)
 
 
-def compile_one(what: tuple[str, tuple[int, int, int], bool]) -> None:
-    kind, cut, gated = what
-    launch(kind, cut, gated, arguments("1b gate_up" if gated else "1b qkv", kind)[0], warm=True)
+def compile_one(job: tuple[str, str, Cut, int]) -> None:
+    kind, layer, cut, group = job
+    launch(kind, layer, cut, 1, group, arguments(layer, kind, group)[0], warm=True)
 
 
 def microseconds(calls: list[Any]) -> float:
@@ -101,31 +129,40 @@ def microseconds(calls: list[Any]) -> float:
     return statistics.median(times[2:])
 
 
+def measure(layer: str, kind: str, group: int) -> dict[str, float]:
+    """Microseconds of a layer by "rows of a program, rows at a time, warps, registers", and of cuBLAS."""
+    values, found = arguments(layer, kind, group), {}
+    for cut in cuts_of(layer, kind):
+        for programs in grids_of(layer, cut[0]):
+            calls = [lambda v=v, c=cut, p=programs: launch(kind, layer, c, p, group, v) for v in values]
+            found[str((-(-LAYERS[layer][0] // programs), *cut))] = microseconds(calls)
+    if kind == DENSE:
+        found["cublas"] = microseconds([lambda v=v: F.linear(v[0], v[2]) for v in values])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=CUTS, default=list(CUTS))
+    parser.add_argument("--block-size", type=int, default=32, help="columns that share a scale")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    jobs = [(kind, cut, gated) for kind in args.kinds for cut in CUTS[kind] for gated in (False, True)]
+    group = args.block_size
+    jobs = [(kind, layer, cut, group) for kind in args.kinds for layer in LAYERS for cut in cuts_of(layer, kind)]
     with ProcessPoolExecutor(15) as pool:
-        list(pool.map(compile_one, jobs, chunksize=4))
-    print("compiled", flush=True)
-    report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "layers": {}}
+        list(pool.map(compile_one, jobs, chunksize=2))
+    report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "block size": group, "layers": {}}
     for layer, (rows, columns, gated, _, _) in LAYERS.items():
         for kind in args.kinds:
-            values = arguments(layer, kind)
-            found = {}
-            for cut in CUTS[kind]:
-                calls = [lambda v=v, c=cut: launch(kind, c, gated, v) for v in values]  # noqa: B023
-                found[str(cut)] = microseconds(calls)
-            if kind == DENSE:
-                found["cublas"] = microseconds([lambda v=v: F.linear(v[0], v[2]) for v in values])
-            best = sorted(found.items(), key=lambda item: item[1])
-            nbytes = rows * columns * (2 if gated else 1) * (2 if kind == DENSE else 0.5 + 2.5 / GROUP)
-            shares = [f"{name} {time:.2f}" for name, time in best[:6]]
-            print(layer, kind, f"{nbytes / best[0][1] / 1e6:.2f} TB/s", shares, found.get("cublas"), flush=True)
+            found = measure(layer, kind, group)
+            best = sorted((time, cut) for cut, time in found.items() if cut != "cublas")
+            bits = 16 if kind == DENSE else 4
+            chosen = linear_plan(LinearShape(rows, columns, bits, 0 if kind == DENSE else group, gated)).name
+            nbytes = rows * columns * (2 if gated else 1) * (2 if kind == DENSE else 0.5 + 2.5 / group)
+            shares = ", ".join(f"{cut} {time:.2f}" for time, cut in best[:6])
+            peer = f"; cuBLAS {found['cublas']:.2f}" if kind == DENSE else ""
+            print(f"{layer} {kind}: {nbytes / best[0][0] / 1e6:.2f} TB/s; {shares}{peer}; taken: {chosen}", flush=True)
             report["layers"][f"{layer} {kind}"] = found
-            del values
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
 

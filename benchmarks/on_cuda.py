@@ -7,8 +7,8 @@ python benchmarks/on_cuda.py speed PACKAGE... --json speed.json
 ``check`` compares a package's CUDA session with its stock graph on the CPU, or with that of another package of the same
 model: a text in one call, cut into calls, and step by step; then 4,096 steps replayed from captured graphs with as many
 launched one by one. A CPU computes no bfloat16: of a package in it, each operator of the stock graph is computed in
-float32 and rounded, as ``validate`` does it. ``speed`` decodes after a prompt, at position 1,024 and at 131,072, and
-divides the weights' bytes by the time and by what a plain copy moves.
+float32 and rounded, as ``validate`` does it. ``speed`` decodes after a prompt, at positions 1,024, 32,768 and 131,072,
+and divides the weights' bytes by the time and by what a plain copy moves.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def greedy(session: Session) -> runtime.Sampler:
 def replay_distance(package: Path) -> dict[str, float]:
     """Largest distance of a step's logits, replayed and launched one by one, over 4,096 steps; time of each."""
     replayed, eager = load(package, device="cuda"), load(package, device="cuda")
-    eager._steps = [eager._bind(eager._token, eager._token_position, turn, eager._logits, keep=1) for turn in (0, 1)]
+    eager._steps = [eager._bind(eager._text, turn, eager._logits, keep=1) for turn in (0, 1)]
     random, worst, seconds = np.random.default_rng(1), 0.0, {"replayed": 0.0, "eager": 0.0}
     for token in random.integers(1, replayed.manifest.model_config.vocab_size, REPLAYS):
         logits = []
@@ -134,7 +134,7 @@ def speed(package: Path, bandwidth: float) -> dict[str, object]:
     session.reset()
     result["prefill tokens/s"] = 1024 / min(timed(lambda: session.prefill(tokens), 2))
     saved = session.state()
-    for position in (1024, 131072):
+    for position in (1024, 32768, 131072):
         session.load_state(replace(saved, position=position))
         seconds = np.array(timed(lambda: session._read(np.array([5])), 200)) * 1e3
         low, median, high = np.percentile(seconds, (10, 50, 90))

@@ -24,6 +24,7 @@ __all__ = [
     "Compiled",
     "build_kernels",
     "compile_plan",
+    "grid_of",
     "load_build",
     "plan_key",
     "plans_of",
@@ -32,7 +33,7 @@ __all__ = [
 
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
-FORMAT = 3
+FORMAT = 4
 DEPENDENT_LAUNCH = 90  # the first architecture whose kernels may begin before the one before has ended
 KERNEL_MODULES = ("step", "chunk", "pointwise", "linear", "candidates")
 MODULES = ("features", "overlap", "plans", "shapes", *KERNEL_MODULES, "build")
@@ -160,7 +161,8 @@ def build_kernels(
     require_target(target)
     plans = plans_of(shape, batch=batch, ring=ring, linears=linears)
     keys = [plan_key(plan, shape, target) for plan in plans]
-    directory = cache / f"{target}-{_digest([batch, keys, _triton().__version__])}"
+    made = [batch, keys, [asdict(plan) for plan in plans], _triton().__version__]
+    directory = cache / f"{target}-{_digest(made)}"
     if not directory.exists():
         with new_directory(directory) as folder:
             for order, plan in enumerate(plans):
@@ -186,8 +188,17 @@ def plans_of(
 
 
 def plan_key(plan: Plan, shape: AttentionShape, target: str) -> str:
-    """A hash of everything that decides what one kernel computes, but Triton's version; needs no Triton."""
-    return _digest([FORMAT, target, asdict(shape), asdict(plan), _source_hashes(MODULES)])
+    """A hash of everything that decides a kernel's code, but Triton's version; needs no Triton.
+
+    Plans that differ in name and grid only have the same code.
+    """
+    code = {name: value for name, value in asdict(plan).items() if name not in ("grid", "variant")}
+    return _digest([FORMAT, target, asdict(shape), code, _source_hashes(MODULES)])
+
+
+def grid_of(plan: Plan) -> list[dict[str, Any]]:
+    """A plan's grid as a build describes it."""
+    return [asdict(axis) for axis in plan.grid]
 
 
 @cache
@@ -285,7 +296,7 @@ def _write(folder: Path, plan: Plan, order: int, shape: AttentionShape, target: 
         "arguments": compiled.arguments,
         "divisible_by_16": compiled.divisible,
         "constants": plan.constants,
-        "grid": [asdict(axis) for axis in plan.grid],
+        "grid": grid_of(plan),
         "threads": compiled.threads,
         "shared_bytes": compiled.shared_bytes,
         "dependent": compiled.is_dependent,

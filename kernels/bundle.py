@@ -32,14 +32,16 @@ def pack(builds: list[Build]) -> bytes:
     if len(shapes) != 1:
         raise KernelError(f"A bundle holds kernels of one shape, not of {len(shapes)}.", "Pack each shape by itself.")
     lines = [f"liger-kernels {VERSION}", " ".join(map(str, ("shape", *astuple(shapes.pop()))))]
-    cubins, offset = [], 0
+    offsets: dict[bytes, int] = {}  # layers of different sizes may share code
+    size = 0
     for build in builds:
         for name, description in build.kernels.items():
             cubin = build.cubins[name]
-            lines.append(_line(TARGETS[build.target], name, description, offset, len(cubin)))
-            cubins.append(cubin)
-            offset += len(cubin)
-    return "\n".join([*lines, "end\n"]).encode() + b"".join(cubins)
+            if cubin not in offsets:
+                offsets[cubin] = size
+                size += len(cubin)
+            lines.append(_line(TARGETS[build.target], name, description, offsets[cubin], len(cubin)))
+    return "\n".join([*lines, "end\n"]).encode() + b"".join(offsets)
 
 
 def _line(capability: int, name: str, description: dict[str, Any], offset: int, size: int) -> str:

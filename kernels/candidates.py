@@ -8,6 +8,7 @@ vocabulary, lists are merged, many by a program, until there is one, and that is
 import triton
 import triton.language as tl
 
+from liger_export.kernels.overlap import wait_for_activations
 from liger_export.kernels.plans import CANDIDATES
 
 __all__ = ["list_kernel", "merge_kernel", "order_kernel"]
@@ -54,7 +55,7 @@ def _store_largest(keys, to):
 
 
 @triton.jit
-def list_kernel(logits, temperature, lists, sums, width, length, BLOCK: tl.constexpr):
+def list_kernel(logits, temperature, lists, sums, width, length, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Lists of BLOCK tokens each, after the last position of each sequence. Grid (ceil(width / BLOCK), B).
 
     Args:
@@ -64,8 +65,9 @@ def list_kernel(logits, temperature, lists, sums, width, length, BLOCK: tl.const
         sums: float32 [B, ceil(width / BLOCK), 2], the largest logits and the sums.
         width: tokens of the vocabulary, at most 2^24.
         length: positions that have logits.
-        BLOCK: tokens of a list, a power of two, at least K.
+        BLOCK: tokens of a list, a power of two, at least K. PDL: as in ``linear``.
     """
+    wait_for_activations(PDL)
     heat = tl.load(temperature)
     if heat > 0:
         sequence = tl.program_id(1).to(tl.int64)
@@ -82,7 +84,7 @@ def list_kernel(logits, temperature, lists, sums, width, length, BLOCK: tl.const
 
 
 @triton.jit
-def merge_kernel(lists, sums, temperature, next_lists, next_sums, count, LISTS: tl.constexpr):
+def merge_kernel(lists, sums, temperature, next_lists, next_sums, count, LISTS: tl.constexpr, PDL: tl.constexpr):
     """One list of LISTS. Grid (ceil(count / LISTS), B).
 
     Args:
@@ -92,8 +94,9 @@ def merge_kernel(lists, sums, temperature, next_lists, next_sums, count, LISTS: 
         next_lists: int64 [B, ceil(count / LISTS), K].
         next_sums: float32 [B, ceil(count / LISTS), 2].
         count: lists of a sequence.
-        LISTS: a power of two.
+        LISTS: a power of two. PDL: as in ``linear``.
     """
+    wait_for_activations(PDL)
     heat = tl.load(temperature)
     if heat > 0:
         sequence = tl.program_id(1).to(tl.int64)
@@ -113,7 +116,7 @@ def merge_kernel(lists, sums, temperature, next_lists, next_sums, count, LISTS: 
 
 
 @triton.jit
-def order_kernel(lists, sums, temperature, candidates, BLOCK: tl.constexpr):
+def order_kernel(lists, sums, temperature, candidates, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """A list in order, in the operator's form. Grid (1, B).
 
     Args:
@@ -121,8 +124,9 @@ def order_kernel(lists, sums, temperature, candidates, BLOCK: tl.constexpr):
         sums: float32 [B, 2].
         temperature: float32 []; at 0 only the sum is written, as 0.
         candidates: float32 [B, 1 + 2 K]: the sum, the logits, the tokens; -inf and -1 past the vocabulary's end.
-        BLOCK: K.
+        BLOCK: K. PDL: as in ``linear``.
     """
+    wait_for_activations(PDL)
     heat = tl.load(temperature)
     sequence = tl.program_id(1).to(tl.int64)
     row = candidates + sequence * (1 + 2 * BLOCK)

@@ -22,6 +22,7 @@ CHUNK = 64  # tokens
 CANDIDATES = 256  # largest logits that leave the GPU, a power of two
 MIXER_NUMBERS = {"gla": 0, "hgrn2": 1}
 PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
+MULTIPROCESSORS = 132  # of an H100 or H200
 
 # As measured on an H200: docs/performance.md.
 STEP = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
@@ -167,18 +168,28 @@ def pointwise_plans() -> dict[str, Plan]:
         ),
         Plan(
             "best_of_parts_kernel",
-            {"BLOCK": PART},
+            {"BLOCK": PART, "PDL": False},
             {"num_warps": 4, "num_stages": 1},
             (Axis(1, "length", PART), rows, one),
         ),
-        Plan("most_likely_kernel", {"BLOCK": 128}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
+        Plan("most_likely_kernel", {"BLOCK": 128, "PDL": False}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
         Plan("count_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (rows, one, one)),
-        Plan("angles_kernel", {"BLOCK": 128}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
+        Plan("angles_kernel", {"BLOCK": 128, "PDL": False}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
         Plan("rms_norm_kernel", {"BLOCK": 2048}, {"num_warps": 8, "num_stages": 1}, (rows, one, one)),
         Plan("begin_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (Axis(1, "length", 1024), rows, one)),
-        Plan("list_kernel", {"BLOCK": 8192}, {"num_warps": 16, "num_stages": 1}, (Axis(1, "length", 8192), rows, one)),
-        Plan("merge_kernel", {"LISTS": 32}, {"num_warps": 16, "num_stages": 1}, (Axis(1, "length", 32), rows, one)),
-        Plan("order_kernel", {"BLOCK": CANDIDATES}, {"num_warps": 8, "num_stages": 1}, (one, rows, one)),
+        Plan(
+            "list_kernel",
+            {"BLOCK": 8192, "PDL": False},
+            {"num_warps": 16, "num_stages": 1},
+            (Axis(1, "length", 8192), rows, one),
+        ),
+        Plan(
+            "merge_kernel",
+            {"LISTS": 32, "PDL": False},
+            {"num_warps": 16, "num_stages": 1},
+            (Axis(1, "length", 32), rows, one),
+        ),
+        Plan("order_kernel", {"BLOCK": CANDIDATES, "PDL": False}, {"num_warps": 8, "num_stages": 1}, (one, rows, one)),
     )
     return {plan.name: plan for plan in plans}
 
@@ -193,21 +204,33 @@ def linear_plan(shape: LinearShape) -> Plan:
     if shape.bits < 16:
         kernel, variant = "integer_linear_kernel", f"_{shape.bits}_{shape.block_size}"
         constants |= {"BITS": shape.bits, "GROUP": shape.block_size, "NATIVE": True}
-    block_n, block_k, warps = _cut(shape)
-    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k}
-    variant += f"_{block_n}_{block_k}_{warps}" + "_gated" * shape.is_gated + "_float" * shape.to_float
+    rows, block_n, warps, registers = _cut(shape)
+    block_k = block_of(shape.columns)
+    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k, "EVEN": block_k == shape.columns}
+    variant += f"_{rows}_{block_n}_{block_k}_{warps}" + "_uneven" * (block_k != shape.columns)
+    variant += "_gated" * shape.is_gated + "_float" * shape.to_float
     types = {"output": "*fp32"} if shape.to_float else {}
-    grid = (Axis(1, "length", block_n), Axis(of="batch"), Axis())
-    return Plan(kernel, constants, {"num_warps": warps, "num_stages": 1}, grid, variant, types)
+    options = {"num_warps": warps, "num_stages": 1} | ({"maxnreg": registers} if registers else {})
+    return Plan(kernel, constants, options, (Axis(1, "length", rows), Axis(of="batch"), Axis()), variant, types)
 
 
-def _cut(shape: LinearShape) -> tuple[int, int, int]:
-    """As measured on an H100 for layers of 1 and 8 billion weights: benchmarks/linears.py."""
+def _cut(shape: LinearShape) -> tuple[int, int, int, int]:
+    """Rows of a program, rows at a time, warps, and registers if bounded; as measured: benchmarks/linears.py.
+
+    There are about as many programs as a large GPU holds at once, or several times as many.
+    """
+    block_k = block_of(shape.columns)
     if shape.bits == 16:
-        return 2, 1024, 2
-    if shape.is_gated or shape.rows > 8192:
-        return 8, 512, 2
-    return 8, 2048, 8 if shape.rows <= 2048 and shape.columns > 4096 else 4  # few programs, and long
+        block_n, warps = 4 if block_k <= 2048 else 2, 4 if block_k <= 4096 else 8
+        held = 4 if block_k <= 4096 else max(16384 // block_k, 1)
+        least, most = 8, 20 if warps == 4 else 32
+        registers = 128 if block_k <= 2048 else 0
+    else:
+        words, registers = block_k * shape.bits // 32, 128
+        block_n, warps = (8 if shape.is_gated else 16) if words <= 256 else 4, min(max(words // 128, 4), 16)
+        held, least, most = 16 // warps, block_n, 128
+    rows = -(-shape.rows // (MULTIPROCESSORS * held * block_n)) * block_n
+    return min(max(rows, least), most), block_n, warps, registers
 
 
 def dequantize_plan(bits: int, block_size: int) -> Plan:

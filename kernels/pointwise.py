@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from liger_export.kernels.overlap import wait_for_activations
+
 __all__ = [
     "angles_kernel",
     "begin_kernel",
@@ -35,7 +37,7 @@ def gated_silu_kernel(rows, gated, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr):
+def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """The first largest logit of each part of each row. Grid (ceil(width / BLOCK), N).
 
     Args:
@@ -43,8 +45,9 @@ def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr):
         values: float32 [N, parts], parts being ceil(width / BLOCK).
         indices: int32 [N, parts], where in the row each stands; NaN is smaller than all numbers.
         width: tokens of the vocabulary.
-        BLOCK: logits of a part.
+        BLOCK: logits of a part. PDL: as in ``linear``.
     """
+    wait_for_activations(PDL)
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lanes = part * BLOCK + tl.arange(0, BLOCK)
     found = tl.load(logits + row * width + lanes, mask=lanes < width, other=float("-inf"))
@@ -56,7 +59,7 @@ def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def most_likely_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr):
+def most_likely_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Index of the first largest logit of each row, from what ``best_of_parts_kernel`` found. Grid (N,).
 
     Args:
@@ -64,8 +67,9 @@ def most_likely_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr):
         indices: int32 [N, parts].
         chosen: int64 [N].
         parts: of a row.
-        BLOCK: parts compared at a time.
+        BLOCK: parts compared at a time. PDL: as in ``linear``.
     """
+    wait_for_activations(PDL)
     row = tl.program_id(0).to(tl.int64) * parts
     lanes = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -102,15 +106,16 @@ def count_kernel(position_ids, counts, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def angles_kernel(position_ids, frequencies, cos, sin, width, BLOCK: tl.constexpr):
+def angles_kernel(position_ids, frequencies, cos, sin, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Cosine and sine of rotary angles (arXiv 2104.09864). Grid (tokens,).
 
     Args:
         position_ids: int64 [tokens], -1 at padding.
         frequencies: float32 [width].
         cos: float32 [tokens, width]; sin: likewise.
-        width: half a head's size. BLOCK: at least as much.
+        width: half a head's size. BLOCK: at least as much. PDL: as in ``linear``.
     """
+    wait_for_activations(PDL)
     token = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
     position = tl.maximum(tl.load(position_ids + token), 0).to(tl.float32)

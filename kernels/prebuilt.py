@@ -21,36 +21,43 @@ from typing import Any
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
 from liger_export.files import new_directory
-from liger_export.kernels.build import TARGETS, Build, build_kernels, plan_key, plans_of, require_target
+from liger_export.kernels.build import TARGETS, Build, build_kernels, grid_of, plan_key, plans_of, require_target
 from liger_export.kernels.plans import Plan
 from liger_export.kernels.shapes import AttentionShape, LinearShape
 
-__all__ = ["DEFAULT_LINEARS", "DEFAULT_SHAPES", "FOLDER", "find_build", "find_or_build", "prebuild"]
+__all__ = ["DEFAULTS", "FOLDER", "find_build", "find_or_build", "prebuild"]
 
 FOLDER = Path(__file__).parent / "prebuilt"
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-# Key/value heads, query heads for each, head size; activations.
-_HEADS = {
-    (2, 4, 32): ("float32", "float16"),  # examples/pycode-7m
-    (8, 4, 64): ("float32", "float16", "bfloat16"),  # Llama-3.2-1B
-    (8, 4, 128): ("float16", "bfloat16"),  # Llama-3-8B, Mistral-7B, Qwen3-8B
-    (4, 7, 128): ("float16", "bfloat16"),  # Qwen2.5-7B
-}
-DEFAULT_SHAPES = tuple(
-    AttentionShape("gla", groups, repeats, head_dim, 64, activation)
-    for (groups, repeats, head_dim), activations in _HEADS.items()
-    for activation in activations
-)
-# One of each kind of layer that has a cut of its own (``plans.linear_plan``); bits and block size of its weights.
-_WEIGHTS = ((16, 0), (4, 32), (4, 128), (8, 32))
-_LAYERS = ((4096, 4096, False), (2048, 8192, False), (8192, 2048, True), (128256, 2048, False))
-DEFAULT_LINEARS = tuple(
-    LinearShape(rows, columns, bits, block_size, is_gated, to_float)
-    for bits, block_size in _WEIGHTS
-    for rows, columns, is_gated in _LAYERS
-    for to_float in ((False, True) if rows == 128256 else (False,))
+_WEIGHTS = ((16, 0), (4, 32), (4, 128), (8, 32))  # bits and block size
+
+
+def _model(
+    groups: int, repeats: int, head_dim: int, hidden: int, intermediate: int, activations: Sequence[str]
+) -> list[tuple[AttentionShape, tuple[LinearShape, ...]]]:
+    """A layer's attention and linear layers, in each dtype of activations. Rows decide a kernel's grid alone."""
+    linears = [
+        layer
+        for bits, block_size in _WEIGHTS
+        for layer in (
+            LinearShape(hidden, hidden, bits, block_size),
+            LinearShape(intermediate, hidden, bits, block_size, is_gated=True),
+            LinearShape(hidden, intermediate, bits, block_size),
+            LinearShape(128256, hidden, bits, block_size, to_float=True),
+        )
+    ]
+    shapes = (AttentionShape("gla", groups, repeats, head_dim, 64, activation) for activation in activations)
+    return [(shape, tuple(linears)) for shape in shapes]
+
+
+HALVES = ("float16", "bfloat16")
+DEFAULTS = (
+    *_model(2, 4, 32, 256, 768, ("float32", "float16")),  # examples/pycode-7m
+    *_model(8, 4, 64, 2048, 8192, ("float32", *HALVES)),  # Llama-3.2-1B
+    *_model(8, 4, 128, 4096, 14336, HALVES),  # Llama-3-8B, Mistral-7B, Qwen3-8B
+    *_model(4, 7, 128, 3584, 18944, HALVES),  # Qwen2.5-7B
 )
 
 
@@ -87,7 +94,8 @@ def find_build(
     require_target(target)
     if not (folder / MANIFEST).is_file():
         return None
-    keys = {plan.name: _key(plan, shape, target) for plan in plans_of(shape, ring=False, linears=linears)}
+    plans = plans_of(shape, ring=False, linears=linears)
+    keys = {plan.name: _key(plan, shape, target) for plan in plans}
     fix = "Reinstall liger-export."
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -95,7 +103,9 @@ def find_build(
             raise KernelError(f"{folder} is of format {manifest['format']}.", "Update liger-export.")
         if not set(keys.values()) <= manifest["kernels"].keys():
             return None
-        kernels: dict[str, dict[str, Any]] = {name: manifest["kernels"][key] for name, key in keys.items()}
+        kernels: dict[str, dict[str, Any]] = {
+            plan.name: manifest["kernels"][keys[plan.name]] | {"grid": grid_of(plan)} for plan in plans
+        }
         files = {name: folder / f"{kernel['sha256']['cubin']}.cubin" for name, kernel in kernels.items()}
         cubins = {name: path.read_bytes() for name, path in files.items()}
         batch = next(iter(kernels.values()))["batch"]
@@ -109,26 +119,25 @@ def find_build(
 
 def prebuild(
     folder: Path,
-    shapes: Sequence[AttentionShape] = DEFAULT_SHAPES,
+    models: Sequence[tuple[AttentionShape, tuple[LinearShape, ...]]] = DEFAULTS,
     targets: Sequence[str] = tuple(TARGETS),
-    linears: tuple[LinearShape, ...] = DEFAULT_LINEARS,
 ) -> None:
-    """Compile kernels for every shape and target, on all cores, into a folder that replaces any of an earlier call.
+    """Compile the kernels of models for targets, on all cores, into a folder that replaces any of an earlier call.
 
     Raises as ``build_kernels``.
     """
-    pairs = [(shape, target) for target in targets for shape in shapes]
+    wanted = [(shape, target, linears) for target in targets for shape, linears in models]
     listed: dict[str, dict[str, Any]] = {}
     with new_directory(folder, overwrite=folder.exists()) as partial_folder, TemporaryDirectory() as cache:
         with ProcessPoolExecutor() as processes:
-            make = partial(_graph_kernels, linears=linears, cache=Path(cache))
-            made = list(processes.map(make, *zip(*pairs, strict=True)))
-        for (shape, target), build in zip(pairs, made, strict=True):
+            make = partial(_graph_kernels, cache=Path(cache))
+            made = list(processes.map(make, *zip(*wanted, strict=True)))
+        for (shape, target, linears), build in zip(wanted, made, strict=True):
             for cubin in build.cubins.values():
                 (partial_folder / f"{hashlib.sha256(cubin).hexdigest()}.cubin").write_bytes(cubin)
             for plan in plans_of(shape, ring=False, linears=linears):
                 listed[_key(plan, shape, target)] = _without_ptx(build.kernels[plan.name])
-        manifest = {"format": FORMAT, "shapes": [asdict(shape) for shape in shapes], "kernels": listed}
+        manifest = {"format": FORMAT, "shapes": [asdict(shape) for shape, _ in models], "kernels": listed}
         (partial_folder / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")) + "\n")
 
 

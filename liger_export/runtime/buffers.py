@@ -13,7 +13,7 @@ from liger_export.errors import InputError
 from liger_export.ort import ort
 from liger_export.runtime.dtypes import element_type, numpy_dtype
 
-__all__ = ["CPU", "CUDA", "Buffer", "HostBuffer", "SavedState", "bind", "new_buffer"]
+__all__ = ["CPU", "CUDA", "Buffer", "HostBuffer", "SavedState", "bind", "new_buffer", "row_of"]
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -90,7 +90,20 @@ def new_buffer(device: str, shape: tuple[int, ...], dtype: str) -> Buffer:
     return HostBuffer(np.zeros(shape, dtype=numpy_dtype(dtype))) if device == CPU else _DeviceBuffer(shape, dtype)
 
 
-def bind(to: Callable[..., None], name: str, buffer: Buffer, device: str) -> None:
+@dataclass(slots=True)
+class _Row:
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def row_of(buffer: Buffer, index: int) -> _Row:
+    """Row ``index`` of a buffer [N, T], as a tensor [1, T] that can be bound."""
+    width = buffer.shape[1]
+    return _Row(buffer.address + index * width * buffer.dtype.itemsize, (1, width), buffer.dtype)
+
+
+def bind(to: Callable[..., None], name: str, buffer: Buffer | _Row, device: str) -> None:
     """Bind a buffer, whose owner must outlive the binding.
 
     By its address, because no ``OrtValue`` made from numpy's memory on a GPU can be of bfloat16.

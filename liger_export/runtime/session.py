@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from liger_export.errors import InputError
 from liger_export.ort import ort
 from liger_export.package import Manifest
-from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, SavedState, bind, new_buffer
+from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, SavedState, bind, new_buffer, row_of
 from liger_export.runtime.candidates import Candidates
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
@@ -78,13 +78,10 @@ class Session:
         if "candidates" in outputs:
             self._candidates = new_buffer(device, (1, outputs["candidates"][1]), "float32")
         self._temperature, self._no_candidates = (new_buffer(device, (), "float32") for _ in range(2))
-        self._token, self._token_position = (new_buffer(device, (1, 1), "int64") for _ in range(2))
+        self._text = new_buffer(device, (2, 1), "int64")
         first = [new_buffer(device, (1, *entry.shape), entry.dtype) for entry in self._table]
         self._buffers = [first, self._beside(first)]  # [past, present]
-        self._steps = [
-            self._bind(self._token, self._token_position, turn, self._logits, keep=1, capture=next(_captures))
-            for turn in (0, 1)
-        ]
+        self._steps = [self._bind(self._text, turn, self._logits, keep=1, capture=next(_captures)) for turn in (0, 1)]
 
     def _beside(self, first: list[Buffer]) -> list[Buffer]:
         """A second set of state buffers, which shares those that the graph updates in place."""
@@ -315,14 +312,11 @@ class Session:
         if every_position:
             logits = new_buffer(self.device, (1, len(tokens), self._vocab_size), "float32")
         if len(tokens) == 1 and not every_position:
-            self._token.write(tokens[None])
-            self._token_position.write(np.array([[self.position]]))
-            call = self._steps[self._turn]
+            text, call = self._text, self._steps[self._turn]
         else:
-            inputs = [new_buffer(self.device, (1, len(tokens)), "int64") for _ in range(2)]
-            inputs[0].write(tokens[None])
-            inputs[1].write(np.arange(self.position, self.position + len(tokens))[None])
-            call = self._bind(inputs[0], inputs[1], self._turn, logits, keep=0 if every_position else 1)
+            text = new_buffer(self.device, (2, len(tokens)), "int64")
+            call = self._bind(text, self._turn, logits, keep=0 if every_position else 1)
+        text.write(np.stack([tokens, np.arange(self.position, self.position + len(tokens))]))
         self._model.run_with_iobinding(call.binding, call.options)
         self._turn = 1 - self._turn
         self.position += len(tokens)
@@ -332,8 +326,7 @@ class Session:
 
     def _bind(
         self,
-        tokens: Buffer,
-        positions: Buffer,
+        text: Buffer,
         turn: int,
         logits: Buffer,
         *,
@@ -342,11 +335,12 @@ class Session:
     ) -> _Call:
         """Bind one call that reads the states of set ``turn`` and writes the other's.
 
+        ``text`` has tokens in its first row and their positions in its second, int64 [2, T]: one copy to a GPU.
         ``keep`` is how many of the last positions get logits, 0 for all. Calls that share a number ``capture`` are
         captured as one CUDA graph and replayed.
         """
         kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, dtype=np.int64))
-        inputs = {"input_ids": tokens.value, "position_ids": positions.value, "logits_to_keep": kept}
+        inputs = {"logits_to_keep": kept}
         outputs = {"logits": logits.value}
         if self._most_likely is not None:
             shape = tuple(logits.value.shape()[:2])
@@ -356,6 +350,8 @@ class Session:
             inputs["temperature"] = (self._temperature if keep == 1 else self._no_candidates).value
             outputs["candidates"] = self._candidates.value
         binding = self._model.io_binding()
+        for row, name in enumerate(("input_ids", "position_ids")):
+            bind(binding.bind_input, name, row_of(text, row), self.device)
         for entry, past, present in zip(self._table, self._buffers[turn], self._buffers[1 - turn], strict=True):
             bind(binding.bind_input, entry.past_name, past, self.device)
             bind(binding.bind_output, entry.present_name, present, self.device)
@@ -363,7 +359,7 @@ class Session:
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        owners = [buffer.value for buffer in (*self._buffers[turn], *self._buffers[1 - turn])]
+        owners = [buffer.value for buffer in (text, *self._buffers[turn], *self._buffers[1 - turn])]
         owners += [*inputs.values(), *outputs.values()]
         return _Call(binding, owners, _run_options(self.device, capture))
 

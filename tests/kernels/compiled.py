@@ -18,7 +18,7 @@ from liger_export.kernels.shapes import AttentionShape, LinearShape
 if __name__ == "__main__":
     folder, shapes, targets = json.loads(sys.argv[1])
     linears = (LinearShape(64, 64), LinearShape(64, 64, is_gated=True))
-    prebuild(Path(folder), [AttentionShape(**shape) for shape in shapes], targets, linears)
+    prebuild(Path(folder), [(AttentionShape(**shape), linears) for shape in shapes], targets)
 """
 
 

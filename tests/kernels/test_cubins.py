@@ -14,7 +14,7 @@ from torch import Tensor
 
 from liger_export.kernels.build import Build
 from liger_export.kernels.plans import BLOCK, CANDIDATES, CHUNK, Axis
-from liger_export.kernels.prebuilt import DEFAULT_SHAPES, find_or_build
+from liger_export.kernels.prebuilt import DEFAULTS, find_or_build
 from liger_export.kernels.shapes import AttentionShape
 from tests import driver
 from tests.candidates import assert_candidates
@@ -82,7 +82,7 @@ class Kernels:
         return results
 
 
-@pytest.fixture(params=DEFAULT_SHAPES, ids=str)
+@pytest.fixture(params=[shape for shape, _ in DEFAULTS], ids=str)
 def kernels(request: pytest.FixtureRequest, ran_code: RanCode) -> Kernels:
     return Kernels(build_of(request.param), ran_code)
 

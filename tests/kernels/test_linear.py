@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from liger_export.errors import KernelError
+from liger_export.kernels.build import plan_key
 from liger_export.kernels.plans import dequantize_plan, linear_plan
-from liger_export.kernels.shapes import LinearShape
+from liger_export.kernels.shapes import AttentionShape, LinearShape
 from tests.kernels.cases import BOUNDS, DEVICE, every_dtype
 
 triton = pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
 
 TOKENS, COLUMNS, EPSILON = 2, 352, 1e-5  # no multiple of what a program reads at a time
-SUM = 32  # activations that share a scale
+SUM = {4: 32, 8: 16}  # activations that share a scale, by the bits of the weights beside them
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +23,9 @@ def seeded() -> None:
     torch.manual_seed(0)  # a value halfway between two integers may fall on either side
 
 
-def rounded(values: Tensor) -> Tensor:
-    """Activations as the kernel of integer weights reads them: 8 bits, a scale for each 32."""
-    blocks = values.unflatten(-1, (-1, SUM))
+def rounded(values: Tensor, share: int) -> Tensor:
+    """Activations as the kernel of integer weights reads them: 8 bits, a scale for as many as ``share``."""
+    blocks = values.unflatten(-1, (-1, share))
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     return ((blocks * (1 / scale)).round() * scale).nan_to_num().flatten(-2)
 
@@ -37,13 +38,13 @@ def reference(
     residual: Tensor | None,
     gated: bool,
     *,
-    rounds: bool = False,
+    share: int = 0,
 ) -> Tensor:
     """The layer in float64."""
     hidden = hidden.double()
     root = (hidden.square().mean(-1, keepdim=True) + EPSILON).rsqrt() if norm is not None else 1.0
     values = hidden * norm.double() if norm is not None else hidden
-    values = rounded(values.float()).double() if rounds else values
+    values = rounded(values.float(), share).double() if share else values
     result = root * (values @ weight.double().mT)
     result = result + bias.double() if bias is not None else result
     if gated:
@@ -70,7 +71,13 @@ def packed(values: Tensor, bits: int) -> Tensor:
     return (values[:, ::2] | values[:, 1::2] << 4).to(torch.uint8).contiguous()
 
 
-def launch(shape: LinearShape, weight: tuple[Tensor, ...], hidden: Tensor, *optional: Tensor | None) -> Tensor:
+def launch(
+    shape: LinearShape,
+    weight: tuple[Tensor, ...],
+    hidden: Tensor,
+    *optional: Tensor | None,
+    programs: int = 0,
+) -> Tensor:
     from liger_export.kernels import linear
 
     norm, bias, residual = optional
@@ -86,7 +93,8 @@ def launch(shape: LinearShape, weight: tuple[Tensor, ...], hidden: Tensor, *opti
     constants = plan.constants | ({"NATIVE": DEVICE == "cuda"} if shape.bits < 16 else {})
     kernel = getattr(linear, plan.kernel)
     sizes = (COLUMNS, shape.rows, EPSILON)
-    kernel[plan.programs(TOKENS, shape.rows)](hidden, *pointers, output, *sizes, *has, **constants, **plan.options)
+    grid = (programs, TOKENS, 1) if programs else plan.programs(TOKENS, shape.rows)
+    kernel[grid](hidden, *pointers, output, *sizes, *has, **constants, **plan.options)
     return output
 
 
@@ -123,7 +131,7 @@ def test_integer_layers_equal_their_definition(bits: int, block_size: int, gated
     bias, residual = torch.randn(height), torch.randn(TOKENS, shape.rows)
     given = stored if not symmetric else (*stored[:2], None)
     found = launch(shape, given, *(t.to(DEVICE) for t in (hidden, norm, bias, residual)))
-    assert relative(found, reference(hidden, weight, norm, bias, residual, gated, rounds=True)) < 1e-5
+    assert relative(found, reference(hidden, weight, norm, bias, residual, gated, share=SUM[bits])) < 1e-5
     assert relative(found, reference(hidden, weight, norm, bias, residual, gated)) < 3e-2  # what 8 bits cost
 
 
@@ -133,6 +141,18 @@ def test_logits_are_float32_whatever_the_activations_are() -> None:
     found = launch(shape, (weight.to(DEVICE),), hidden.to(DEVICE), None, None, None)
     assert found.dtype == torch.float32
     assert relative(found, hidden.double() @ weight.double().mT) < 1e-6
+
+
+@pytest.mark.parametrize("programs", [1, 2, 3, 4, 7, 9])
+@pytest.mark.parametrize("bits", [4, 16])
+def test_any_number_of_programs_computes_every_row(programs: int, bits: int) -> None:
+    shape = LinearShape(rows=21, columns=COLUMNS, bits=bits, block_size=32 if bits == 4 else 0)
+    stored, weight = integers(shape.rows, 4, 32, symmetric=False)
+    hidden = torch.randn(TOKENS, COLUMNS)
+    given = stored if bits == 4 else (weight.to(DEVICE),)
+    found = launch(shape, given, hidden.to(DEVICE), None, None, None, programs=programs)
+    share = SUM[bits] if bits == 4 else 0
+    assert relative(found, reference(hidden, weight, None, None, None, False, share=share)) < 1e-5
 
 
 def test_a_row_of_zeros_gives_zeros() -> None:
@@ -158,8 +178,16 @@ def test_dequantized_rows_are_the_numbers_that_integers_stand_for(bits: int, sym
 def test_plans_of_different_layers_have_different_names() -> None:
     small = LinearShape(rows=64, columns=2048, bits=4, block_size=32)
     shapes = [small, replace(small, bits=8), replace(small, is_gated=True), replace(small, to_float=True)]
-    shapes += [replace(small, block_size=64), replace(small, rows=8193), replace(small, bits=16, block_size=0)]
+    shapes += [replace(small, block_size=64), replace(small, rows=20000), replace(small, bits=16, block_size=0)]
+    shapes += [replace(small, columns=2016), replace(small, columns=4096)]
     assert len({linear_plan(shape).name for shape in shapes}) == len(shapes)
+
+
+def test_layers_that_differ_in_rows_alone_run_the_same_code() -> None:
+    attention = AttentionShape("gla", groups=8, repeats=4, head_dim=64, window=64, activation="float16")
+    few, many = (linear_plan(LinearShape(rows, columns=2048)) for rows in (64, 20000))
+    assert few.grid != many.grid
+    assert plan_key(few, attention, "sm_90") == plan_key(many, attention, "sm_90")
 
 
 @pytest.mark.parametrize("wrong", [{"columns": 24}, {"bits": 3, "block_size": 32}, {"bits": 4, "block_size": 16}])

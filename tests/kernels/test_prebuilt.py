@@ -11,7 +11,7 @@ import pytest
 from liger_export.errors import KernelError
 from liger_export.kernels.build import TARGETS
 from liger_export.kernels.bundle import pack
-from liger_export.kernels.prebuilt import DEFAULT_SHAPES, find_build
+from liger_export.kernels.prebuilt import DEFAULTS, find_build
 from tests.kernels.compiled import SHAPE, prebuilt, python
 
 pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
@@ -86,10 +86,10 @@ def test_damaged_and_missing_files_are_refused(folder: Path, tmp_path: Path) -> 
 
 
 def test_the_default_shapes_are_those_of_the_models_named() -> None:
-    heads = {(shape.groups, shape.repeats, shape.head_dim) for shape in DEFAULT_SHAPES}
+    heads = {(shape.groups, shape.repeats, shape.head_dim) for shape, _ in DEFAULTS}
     assert {(8, 4, 64), (8, 4, 128), (4, 7, 128)} < heads
     config = json.loads((Path(__file__).parents[2] / "examples" / "pycode-7m" / "base" / "config.json").read_text())
     groups = config["num_key_value_heads"]
     assert (groups, config["num_attention_heads"] // groups, config["head_dim"]) in heads
-    assert len(set(DEFAULT_SHAPES)) == len(DEFAULT_SHAPES)
+    assert len({shape for shape, _ in DEFAULTS}) == len(DEFAULTS)
     assert len(TARGETS) == 7
