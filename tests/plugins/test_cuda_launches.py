@@ -116,3 +116,14 @@ def test_a_bundle_holds_one_shape(folders: list[Path]) -> None:
     first = load_build(folders[0])
     with pytest.raises(KernelError, match="one shape, not of 2"):
         pack([first, replace(first, shape=replace(SHAPE, groups=4))])
+
+
+def test_code_that_kernels_share_is_packed_once(folders: list[Path], program: Path) -> None:
+    found = load_build(folders[-1])
+    twice = {
+        "kernels": {**found.kernels, "same_kernel": found.kernels["step_kernel"]},
+        "cubins": {**found.cubins, "same_kernel": found.cubins["step_kernel"]},
+    }
+    alone, shared = pack([found]), pack([replace(found, **twice)])
+    assert len(shared) - len(alone) < len(found.cubins["step_kernel"])
+    assert launches(program, shared, 90) == launches(program, alone, 90)
