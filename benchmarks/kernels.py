@@ -1,11 +1,14 @@
 """The kernels' accuracy and speed on one GPU, beside flash-linear-attention, flex attention and a plain copy.
 
 One layer of Llama-3-8B's shape: 32 query heads, 8 key/value heads, head size 128, window 64, bfloat16. Times are of
-replayed CUDA graphs; steps take turns on so many states that none is left in the cache.
+replayed CUDA graphs; steps take turns on so many states that none is left in the cache. flash-linear-attention chooses
+among many configurations before its first figure, which takes minutes.
 
     python benchmarks/kernels.py
+    python benchmarks/kernels.py --parts chunk peers
 """
 
+import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -144,11 +147,28 @@ def peers() -> None:
     print(f"windowed flex attention, T {T}: {time:.0f} us", flush=True)
 
 
-if __name__ == "__main__":
+PARTS: dict[str, tuple[Callable[[], None], ...]] = {
+    "errors": (errors,),
+    "step": (lambda: steps(1), lambda: steps(64)),
+    "chunk": (prefill,),
+    "peers": (peers,),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    args = parser.parse_args()
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}")
     torch.manual_seed(0)
-    for part in (errors, copy_bandwidth, lambda: steps(1), lambda: steps(64), prefill, peers):
+    copy_bandwidth()
+    for name in args.parts:
         try:
-            part()
+            for measure in PARTS[name]:
+                measure()
         except ImportError as missing:
             print(f"left out: {missing}")
+
+
+if __name__ == "__main__":
+    main()

@@ -217,14 +217,14 @@ def linear_plan(shape: LinearShape) -> Plan:
 def _cut(shape: LinearShape) -> tuple[int, int, int, int]:
     """Rows of a program, rows at a time, warps, and registers if bounded; as measured: benchmarks/linears.py.
 
-    There are about as many programs as a large GPU holds at once, or several times as many.
+    A layer has about as many programs as a large GPU's multiprocessors hold at once, or several times as many.
     """
     block_k = block_of(shape.columns)
     if shape.bits == 16:
         block_n, warps = 4 if block_k <= 2048 else 2, 4 if block_k <= 4096 else 8
         held = 4 if block_k <= 4096 else max(16384 // block_k, 1)
         least, most = 8, 20 if warps == 4 else 32
-        registers = 128 if block_k <= 2048 else 0
+        registers = 128 if block_k <= 2048 else 0  # unbounded, fewer programs are held
     else:
         words, registers = block_k * shape.bits // 32, 128
         block_n, warps = (8 if shape.is_gated else 16) if words <= 256 else 4, min(max(words // 128, 4), 16)
