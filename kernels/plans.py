@@ -217,17 +217,20 @@ def linear_plan(shape: LinearShape) -> Plan:
 def _cut(shape: LinearShape) -> tuple[int, int, int, int]:
     """Rows of a program, rows at a time, warps, and registers if bounded; as measured: benchmarks/linears.py.
 
-    A layer has about as many programs as a large GPU's multiprocessors hold at once, or several times as many.
+    A layer has about as many programs as a large GPU's multiprocessors hold at once, or several times as many. Of
+    layers of more than 16,384 columns, which were not timed, the cut is the one that spills least.
     """
     block_k = block_of(shape.columns)
     if shape.bits == 16:
-        block_n, warps = 4 if block_k <= 2048 else 2, 4 if block_k <= 4096 else 8
+        block_n = 4 if block_k <= 2048 else 2 if block_k <= 16384 else 1
+        warps = 4 if block_k <= 4096 else 8 if block_k <= 16384 else 16
         held = 4 if block_k <= 4096 else max(16384 // block_k, 1)
         least, most = 8, 20 if warps == 4 else 32
-        registers = 128 if block_k <= 2048 else 0  # unbounded, fewer programs are held
+        registers = 0 if 2048 < block_k <= 16384 else 128  # unbounded, fewer programs are held
     else:
         words, registers = block_k * shape.bits // 32, 128
-        block_n, warps = (8 if shape.is_gated else 16) if words <= 256 else 4, min(max(words // 128, 4), 16)
+        block_n = (8 if shape.is_gated else 16) if words <= 256 else 4 if words <= 2048 else 2
+        warps = min(max(words // 128, 4), 16)
         held, least, most = 16 // warps, block_n, 128
     rows = -(-shape.rows // (MULTIPROCESSORS * held * block_n)) * block_n
     return min(max(rows, least), most), block_n, warps, registers

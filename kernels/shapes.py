@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from liger_export.config import LigerConfig
 from liger_export.errors import KernelError
 
-__all__ = ["ACTIVATIONS", "MIXERS", "AttentionShape", "LinearShape"]
+__all__ = ["ACTIVATIONS", "MAX_COLUMNS", "MIXERS", "AttentionShape", "LinearShape"]
 
 MIXERS = ("gla", "hgrn2")
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # as torch and as Triton calls them
@@ -13,6 +13,7 @@ ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # as t
 MIN_HEAD_DIM, MAX_HEAD_DIM = 32, 256
 MAX_WINDOW = 256
 MAX_REPEATS = 64
+MAX_COLUMNS = 32768  # of a linear layer: its activations are kept in one program's registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class LinearShape:
 
     Attributes:
         rows: of the result.
-        columns: of the weight.
+        columns: of the weight, a multiple of 16, at most ``MAX_COLUMNS``.
         bits: 4 or 8 of integers in MatMulNBits' layout, or 16 for a weight in the activations' dtype.
         block_size: columns of a scale; 0 where there is none.
         is_gated: the weight has gate and up, and silu(gate) * up is the result.
@@ -99,7 +100,7 @@ class LinearShape:
 
     def __post_init__(self) -> None:
         is_sound = self.bits == 16 or (self.bits in (4, 8) and self.block_size and self.block_size % 32 == 0)
-        if not is_sound or self.columns % 16:
+        if not is_sound or self.columns % 16 or self.columns > MAX_COLUMNS:
             raise KernelError(
                 f"No kernel multiplies by weights of {self.columns} columns in {self.bits} bits, blocks of "
                 f"{self.block_size}.",

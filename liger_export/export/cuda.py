@@ -15,7 +15,7 @@ from liger_export.export.fused import remove_unused
 from liger_export.kernels.bundle import pack
 from liger_export.kernels.plans import linear_plan
 from liger_export.kernels.prebuilt import find_or_build
-from liger_export.kernels.shapes import AttentionShape, LinearShape
+from liger_export.kernels.shapes import MAX_COLUMNS, AttentionShape, LinearShape
 from liger_export.ops.onnx_forms import DOMAIN
 
 __all__ = ["KERNELS", "attach_kernels", "compiled_kernels", "fuse_for_cuda", "lower_to_cuda"]
@@ -165,11 +165,11 @@ class _Layer:
 def _layers(graph: ir.Graph) -> Iterator[_Layer]:
     for linear in linear_layers(graph):
         rows, columns = _sizes(linear.weight)
-        if columns % TILE == 0:
+        if columns % TILE == 0 and columns <= MAX_COLUMNS:
             shape = LinearShape(rows, columns)
             yield _Layer(linear.product, (linear.weight,), shape, linear.bias, nodes=linear.nodes)
     for node in list(graph):
-        if node.op_type == "MatMulNBits":
+        if node.op_type == "MatMulNBits" and node.attributes.get_int("K", 0) <= MAX_COLUMNS:
             inputs = [*node.inputs, None, None, None][:6]
             sizes = {name: node.attributes.get_int(name, 0) for name in ("N", "K", "bits", "block_size")}
             shape = LinearShape(sizes["N"], sizes["K"], sizes["bits"], sizes["block_size"])

@@ -136,6 +136,17 @@ def test_a_layer_is_five_nodes(weights: str, linear: str, head: str, tmp_path: P
     assert names[-4:] == ["LastPositions", head, "MostLikely", "Candidates"]
 
 
+@needs_library
+@pytest.mark.parametrize(("weights", "product"), [("fp32", "FusedMatMul"), ("int4", "MatMulNBits")])
+def test_a_layer_wider_than_kernels_take_is_left_to_onnx_runtime(
+    weights: str, product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liger_export.export.cuda.MAX_COLUMNS", SIZES["hidden_size"])
+    package, model = cuda_graph(tmp_path, weights=weights)
+    assert [node.op_type for node in model.graph].count(product) == 3  # from the intermediate size, one a layer
+    assert distance(package, model) < 5e-3
+
+
 def test_every_operator_for_a_gpu_reads_the_kernels(tmp_path: Path) -> None:
     _, model = cuda_graph(tmp_path)
     attach_kernels(model.graph, b"some kernels")

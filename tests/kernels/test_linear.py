@@ -190,7 +190,9 @@ def test_layers_that_differ_in_rows_alone_run_the_same_code() -> None:
     assert plan_key(few, attention, "sm_90") == plan_key(many, attention, "sm_90")
 
 
-@pytest.mark.parametrize("wrong", [{"columns": 24}, {"bits": 3, "block_size": 32}, {"bits": 4, "block_size": 16}])
+@pytest.mark.parametrize(
+    "wrong", [{"columns": 24}, {"columns": 32784}, {"bits": 3, "block_size": 32}, {"bits": 4, "block_size": 16}]
+)
 def test_a_layer_that_no_kernel_computes_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(KernelError, match="No kernel multiplies by weights of"):
         LinearShape(**{"rows": 64, "columns": 64, **wrong})
