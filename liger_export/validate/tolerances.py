@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float32]
 FP32_RELATIVE_L2 = 1e-5
 HALF_KL = {"fp16": 1e-3, "bf16": 5e-3}
 HALF_TOP1 = {"fp16": 0.99, "bf16": 0.98}
-ROUNDING = {"fp16": 2**-11, "bf16": 2**-8}
+ROUNDING = {"fp16": 2**-11, **dict.fromkeys(("bf16", "int8", "int4"), 2**-8)}  # integers meet 8-bit activations
 PERPLEXITY = {"int8": 0.005, "int4": 0.04}
 DISTANCE_RATIO = 2.0
 
@@ -97,4 +97,4 @@ def tolerances_of(precision: Precision, matrices: list[str], activations: str = 
     if coarsest == "fp32":
         return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding=2**-24)
     half = "bf16" if "bf16" in used else "fp16"
-    return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, HALF_KL[half], rounding=ROUNDING[half])
+    return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, HALF_KL[half], rounding=ROUNDING[coarsest])

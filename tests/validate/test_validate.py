@@ -15,6 +15,7 @@ from liger_export.package.build import convert
 from liger_export.quantize import Precision
 from liger_export.validate import Check, ParityReport, validate
 from liger_export.validate.compare import add_block, relative_l2
+from liger_export.validate.laws import Subjects, check_drift
 from liger_export.validate.report import LogitParity
 from liger_export.validate.run import _certify_memory
 from liger_export.validate.tolerances import tolerances_of
@@ -159,6 +160,23 @@ def test_weights_rounded_too_far_miss_the_perplexity_bound() -> None:
     parity = LogitParity(measured_nll=1.041, reference_nll=1.0, scored=1, squared_reference=1.0, positions=1)
     checks = tolerances_of(Precision(weights="int4"), ["model.embed_tokens.weight"]).logit_checks(parity, "")
     assert [check.name for check in checks if not check.passed] == ["perplexity: lost"]
+
+
+def late_drift(weights: str, distance: float) -> Check:
+    """Of a package whose steps are exact for 128 tokens, and ``distance`` away from its one call in the last 128."""
+    logits = np.random.default_rng(0).standard_normal((512, 16)).astype(np.float32)
+    stepped = logits.copy()
+    stepped[-128:] *= 1 + distance
+    session = SimpleNamespace(reset=lambda: None, all_logits=lambda tokens: logits, step=lambda token: stepped[token])
+    tolerances = tolerances_of(Precision(weights=weights), ["model.layers.0.mlp.up_proj.weight"])
+    *_, drift = check_drift(Subjects(session, None, tolerances), np.arange(512), [8], 512)  # type: ignore[arg-type]
+    return drift
+
+
+@pytest.mark.parametrize(("weights", "bits"), [("fp16", 11), ("bf16", 8), ("int8", 8), ("int4", 8)])
+def test_drift_is_counted_from_one_rounding_on(weights: str, bits: int) -> None:
+    assert late_drift(weights, 1.9 * 2**-bits).passed
+    assert not late_drift(weights, 2.1 * 2**-bits).passed
 
 
 def test_growth_measured_lands_in_the_manifest(package_copy: Path, liger_checkpoint: Path, random_text: Path) -> None:
