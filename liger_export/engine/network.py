@@ -134,8 +134,8 @@ class Library:
 
 
 def target_names(asked: list[str]) -> list[str]:
-    """GPU architectures as this project writes them (``sm86``), from numbers or names, each once."""
-    names = ("sm" + target.lower().removeprefix("sm").lstrip("_") for target in asked)
+    """GPU architectures as this project writes them (``sm86``), from numbers (86, 8.6) or names, each once."""
+    names = ("sm" + target.lower().removeprefix("sm").lstrip("_").replace(".", "") for target in asked)
     return list(dict.fromkeys(names))
 
 

@@ -56,4 +56,4 @@ def test_signatures_are_compared_name_by_name_shape_by_shape_type_by_type(packag
 
 
 def test_targets_are_named_as_people_name_them() -> None:
-    assert TensorRTRTX.open().require_targets(["86", "sm_89", "SM120", "86"]) == ["sm86", "sm89", "sm120"]
+    assert TensorRTRTX.open().require_targets(["8.6", "sm_89", "SM120", "86"]) == ["sm86", "sm89", "sm120"]
