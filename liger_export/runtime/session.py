@@ -316,7 +316,7 @@ class Session:
         else:
             text = new_buffer(self.device, (2, len(tokens)), "int64")
             call = self._bind(text, self._turn, logits, keep=0 if every_position else 1)
-        text.write(np.stack([tokens, np.arange(self.position, self.position + len(tokens))]))
+        text.write(np.array([tokens, np.arange(self.position, self.position + len(tokens))]))
         self._model.run_with_iobinding(call.binding, call.options)
         self._turn = 1 - self._turn
         self.position += len(tokens)
