@@ -15,7 +15,15 @@ from typing import Any
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
 from liger_export.files import new_directory
-from liger_export.kernels.plans import Plan, chunk_plans, dequantize_plan, linear_plan, pointwise_plans, step_plan
+from liger_export.kernels.plans import (
+    Plan,
+    chunk_plans,
+    dequantize_plan,
+    linear_plan,
+    many_step_plan,
+    pointwise_plans,
+    step_plan,
+)
 from liger_export.kernels.shapes import ACTIVATIONS, AttentionShape, LinearShape
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "Compiled",
     "build_kernels",
     "compile_plan",
+    "compiles_many_steps",
     "grid_of",
     "load_build",
     "plan_key",
@@ -34,8 +43,9 @@ __all__ = [
 TARGETS = {f"sm_{capability}": capability for capability in (80, 86, 87, 89, 90, 100, 120)}
 SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # CUDA C++ guide, per block
 FORMAT = 4
+MANY_STEP_KERNEL = "many_step_kernel"
 DEPENDENT_LAUNCH = 90  # the first architecture whose kernels may begin before the one before has ended
-KERNEL_MODULES = ("step", "chunk", "pointwise", "linear", "candidates")
+KERNEL_MODULES = ("step", "many", "chunk", "pointwise", "linear", "candidates")
 MODULES = ("features", "overlap", "plans", "shapes", *KERNEL_MODULES, "build")
 
 FLOAT32 = (
@@ -54,6 +64,7 @@ FLOAT32 = (
     "candidates",
     "values",
     "frequencies",
+    "vectors",
 )
 INTEGERS = {
     "position_ids": "*i64",
@@ -160,6 +171,8 @@ def build_kernels(
     """
     require_target(target)
     plans = plans_of(shape, batch=batch, ring=ring, linears=linears)
+    if not compiles_many_steps():
+        plans = [plan for plan in plans if plan.kernel != MANY_STEP_KERNEL]
     keys = [plan_key(plan, shape, target) for plan in plans]
     made = [batch, keys, [asdict(plan) for plan in plans], _triton().__version__]
     directory = cache / f"{target}-{_digest(made)}"
@@ -168,6 +181,18 @@ def build_kernels(
             for order, plan in enumerate(plans):
                 _write(folder, plan, order, shape, target, batch)
     return load_build(directory)
+
+
+def compiles_many_steps() -> bool:
+    """Whether the Triton that is installed keeps the tiles of ``kernels/many.py`` in registers.
+
+    3.6 moves them through shared memory, which makes that kernel slower than the other; 3.9 does not. Without it a
+    build launches the other for any batch.
+
+    Raises:
+        EnvironmentMismatchError: Triton is not installed.
+    """
+    return tuple(int(part) for part in _triton().__version__.split(".")[:2]) >= (3, 9)
 
 
 def require_target(target: str) -> None:
@@ -180,7 +205,8 @@ def plans_of(
     shape: AttentionShape, *, batch: int = 1, ring: bool = True, linears: Iterable[LinearShape] = ()
 ) -> list[Plan]:
     """What ``build_kernels`` compiles for a layer, those of attention first and in the order in which they run."""
-    plans = {"step_kernel": step_plan(shape, batch, ring=ring), **chunk_plans(shape), **pointwise_plans()}
+    steps = (step_plan(shape, batch, ring=ring), many_step_plan(shape, ring=ring))
+    plans = {plan.name: plan for plan in steps if plan is not None} | chunk_plans(shape) | pointwise_plans()
     for linear in linears:
         needed = [linear_plan(linear), *([dequantize_plan(linear.bits, linear.block_size)] if linear.bits < 16 else [])]
         plans |= {plan.name: plan for plan in needed}

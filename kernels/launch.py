@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
-from liger_export.kernels.plans import BLOCK, CHUNK, chunk_plans, step_plan
+from liger_export.kernels.build import compiles_many_steps
+from liger_export.kernels.plans import BLOCK, CHUNK, MANY_COLUMNS, chunk_plans, many_step_plan, step_plan
 from liger_export.kernels.shapes import AttentionShape
 
 __all__ = ["chunk", "oldest_first", "step", "step_in_place"]
@@ -180,17 +181,21 @@ def _step(
     if length != 1:
         raise KernelError(f"The step kernel was given {length} tokens.", "Use the chunk kernel for more than one.")
     try:
+        from liger_export.kernels.many import many_step_kernel
         from liger_export.kernels.step import step_kernel
     except ImportError as error:
         raise no_triton() from error
-    output = projections[0].new_empty(batch, 1, width)
-    plan = step_plan(shape, batch, ring=next_state is state)
-    step_kernel[plan.programs(batch)](
-        *projections,
-        *(tensor.contiguous() for tensor in positions),
-        *state,
-        output,
-        *next_state,
+    query, in_place = projections[0], next_state is state
+    output, tensors = query.new_empty(batch, 1, width), [tensor.contiguous() for tensor in positions]
+    kernel, plan = step_kernel, step_plan(shape, batch, ring=in_place)
+    memory: Tensors = ()
+    is_many = batch * shape.groups * shape.head_dim >= MANY_COLUMNS
+    if is_many and compiles_many_steps() and (many := many_step_plan(shape, ring=in_place)):
+        kernel, plan, heads = many_step_kernel, many, (batch, shape.groups)
+        vectors = query.new_empty(*heads, shape.repeats + 2, shape.head_dim, dtype=torch.float32)
+        memory = (vectors, query.new_empty(*heads, shape.repeats, shape.head_dim))
+    kernel[plan.programs(batch)](
+        *(*projections, *tensors, *state, output, *next_state, *memory),
         *(part.stride(0) for part in projections),
         *options,
         **plan.constants,

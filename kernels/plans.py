@@ -8,11 +8,13 @@ __all__ = [
     "BLOCK",
     "CANDIDATES",
     "CHUNK",
+    "MANY_COLUMNS",
     "Axis",
     "Plan",
     "chunk_plans",
     "dequantize_plan",
     "linear_plan",
+    "many_step_plan",
     "pointwise_plans",
     "step_plan",
 ]
@@ -21,12 +23,14 @@ BLOCK = 16  # tokens
 CHUNK = 64  # tokens
 CANDIDATES = 256  # largest logits that leave the GPU, a power of two
 MIXER_NUMBERS = {"gla": 0, "hgrn2": 1}
+MANY_COLUMNS = 16384  # of all states of a batch: from here on a program takes a whole head. Also in plugins/ort
 PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 # As measured on an H200: docs/performance.md.
 STEP = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
 NARROW_STEP = {**STEP, "num_warps": 4}  # of heads of at most 64
+MANY_STEP = {"num_stages": 1, "maxnreg": 128}
 PREPARE = {"num_warps": 4, "num_stages": 1}
 PASS = {"num_warps": 2, "num_stages": 3}
 WINDOW = {"num_warps": 4, "num_stages": 2}
@@ -107,6 +111,24 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
     grid = (Axis(-(-shape.head_dim // width)), Axis(shape.groups), Axis(of="batch"))
     options = STEP if shape.head_dim > 64 or shape.activation == "float32" else NARROW_STEP
     return Plan("step_kernel", constants, _registers_for(shape, options), grid)
+
+
+def many_step_plan(shape: AttentionShape, *, ring: bool) -> Plan | None:
+    """The step kernel of a batch of at least ``MANY_COLUMNS``; None where it does not take the shape."""
+    if shape.activation == "float32" or shape.head_dim not in (64, 128) or shape.repeats > 8 or shape.window > 64:
+        return None
+    constants: dict[str, int | bool | str | float] = {
+        "MIXER": MIXER_NUMBERS[shape.mixer],
+        **_sizes(shape),
+        "W": shape.window,
+        "BLOCK_R": block_of(shape.repeats, 1),
+        "BLOCK_W": block_of(shape.window, shape.head_dim // 2),
+        "ROWS": 16,
+        "RING": ring,
+        "PDL": False,
+    }
+    options = {**MANY_STEP, "num_warps": shape.head_dim // 32}
+    return Plan("many_step_kernel", constants, options, (Axis(shape.groups), Axis(of="batch"), Axis()))
 
 
 def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:

@@ -21,7 +21,16 @@ from typing import Any
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
 from liger_export.files import new_directory
-from liger_export.kernels.build import TARGETS, Build, build_kernels, grid_of, plan_key, plans_of, require_target
+from liger_export.kernels.build import (
+    TARGETS,
+    Build,
+    build_kernels,
+    compiles_many_steps,
+    grid_of,
+    plan_key,
+    plans_of,
+    require_target,
+)
 from liger_export.kernels.plans import Plan
 from liger_export.kernels.shapes import AttentionShape, LinearShape
 
@@ -124,8 +133,10 @@ def prebuild(
 ) -> None:
     """Compile the kernels of models for targets, on all cores, into a folder that replaces any of an earlier call.
 
-    Raises as ``build_kernels``.
+    Raises as ``build_kernels``, and EnvironmentMismatchError if this Triton does not compile all of them.
     """
+    if not compiles_many_steps():
+        raise EnvironmentMismatchError("The wheel's kernels need Triton 3.9.", "Update it: pip install -U triton.")
     wanted = [(shape, target, linears) for target in targets for shape, linears in models]
     listed: dict[str, dict[str, Any]] = {}
     with new_directory(folder, overwrite=folder.exists()) as partial_folder, TemporaryDirectory() as cache:

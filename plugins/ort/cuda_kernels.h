@@ -38,6 +38,8 @@ class CudaKernels {
   // The line "MIXER GROUPS REPEATS HEAD_DIM WINDOW ACTIVATION" of the attention that they compute.
   const std::string& shape() const { return shape_; }
 
+  bool has(const std::string& name) const { return kernels_.count(name) != 0; }
+
   // Starts a kernel for `batch` sequences of `length` tokens on a stream.
   void launch(const std::string& name, const Arguments& arguments, int64_t batch, int64_t length, void* stream) const;
 

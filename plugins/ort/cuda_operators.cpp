@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t BLOCK = 16, CHUNK = 64;  // tokens: kernels/plans.py
 constexpr int64_t PART = 2048;             // logits: kernels/plans.py
+constexpr int64_t MANY_COLUMNS = 16384;    // of all states of a batch: kernels/plans.py
 
 template <class Element>
 class CudaAttention : public AttentionForm {
@@ -35,7 +36,7 @@ class CudaAttention : public AttentionForm {
     if (call.length == 0) throw ort::Error("liger::Attention needs at least one token");
     Arguments arguments = shared(call);
     if (call.length == 1) {
-      kernels.launch("step_kernel", arguments, call.batch, 1, context.stream());
+      run_step(kernels, call, arguments, context.stream());
     } else {
       run_chunks(kernels, call, arguments, context.stream());
     }
@@ -63,6 +64,19 @@ class CudaAttention : public AttentionForm {
     arguments.number("gate_normalizer", sizes.gate_normalizer);
     arguments.number("recurrent_weight", sizes.recurrent_weight);
     return arguments;
+  }
+
+  void run_step(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {
+    const int64_t columns = call.batch * sizes.groups * sizes.head_dim;
+    if (columns < MANY_COLUMNS || !kernels.has("many_step_kernel")) {
+      kernels.launch("step_kernel", arguments, call.batch, 1, stream);
+      return;
+    }
+    const size_t vectors = columns * (sizes.repeats + 2) * sizeof(float), queries = columns * sizes.repeats * sizeof(Element);
+    Workspace workspace(allocator_, Workspace::aligned(vectors) + Workspace::aligned(queries));
+    arguments.pointer("vectors", workspace.take(vectors));
+    arguments.pointer("rotated_queries", workspace.take(queries));
+    kernels.launch("many_step_kernel", arguments, call.batch, 1, stream);
   }
 
   void run_chunks(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from liger_export.kernels.build import Build
-from liger_export.kernels.plans import BLOCK, CANDIDATES, CHUNK, Axis
+from liger_export.kernels.plans import BLOCK, CANDIDATES, CHUNK, Axis, many_step_plan
 from liger_export.kernels.prebuilt import DEFAULTS, find_or_build
 from liger_export.kernels.shapes import AttentionShape
 from tests import driver
@@ -62,6 +62,19 @@ class Kernels:
         self.launch("step_kernel", len(projections[0]), 1, **arguments, **strides, **options)
         return results
 
+    def many_step(
+        self, mixer: str, projections: Any, positions: Any, state: Any, **options: float
+    ) -> tuple[Tensor, ...]:
+        """As ``launch.step`` for many sequences."""
+        results, arguments = self.call(projections, positions, state)
+        arguments |= {f"{name}_stride": arguments[name].stride(0) for name in ("query", "key", "value")}
+        query, shape = projections[0], self.build.shape
+        heads = (len(query), shape.groups)
+        arguments["vectors"] = query.new_empty(*heads, shape.repeats + 2, shape.head_dim, dtype=torch.float32)
+        arguments["rotated_queries"] = query.new_empty(*heads, shape.repeats, shape.head_dim)
+        self.launch("many_step_kernel", len(query), 1, **arguments, **options)
+        return results
+
     def chunk(self, mixer: str, projections: Any, positions: Any, state: Any, **options: float) -> tuple[Tensor, ...]:
         """As ``launch.chunk``."""
         results, arguments = self.call(projections, positions, state)
@@ -93,6 +106,16 @@ def test_attention_equals_the_naive_reference(kernels: Kernels) -> None:
     case = Case(shape.mixer, shape.groups, shape.repeats, shape.head_dim, shape.window)
     inputs, expected = inputs_and_reference(case, 203, dtype)
     found = run(case, inputs, dtype, (100, 101, 102, 200), forms=(kernels.step, kernels.chunk))
+    assert_equal(found, expected, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("shape", [shape for shape, _ in DEFAULTS if many_step_plan(shape, ring=False)], ids=str)
+def test_steps_of_many_sequences_equal_the_naive_reference(shape: AttentionShape, ran_code: RanCode) -> None:
+    dtype: torch.dtype = getattr(torch, shape.activation)
+    case = Case(shape.mixer, shape.groups, shape.repeats, shape.head_dim, shape.window)
+    inputs, expected = inputs_and_reference(case, 203, dtype)
+    many = Kernels(build_of(shape), ran_code)
+    found = run(case, inputs, dtype, (50, *range(51, 70), 200, 201, 202), forms=(many.many_step, many.chunk))
     assert_equal(found, expected, BOUNDS[dtype])
 
 

@@ -40,7 +40,8 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
   const unsigned *grid = config->grid, early = config->attribute_count && config->attributes[0] == 6 && config->attributes[2];
   std::printf("launch %s %u,%u,%u %u %u %zu %u:", functions[function].c_str(), grid[0], grid[1], grid[2], config->block[0],
               config->shared, (size_t)config->stream, early);
-  const int count = functions[function] == "step_kernel" ? 20 : 5;  // what the kernels launched here take
+  const std::string& name = functions[function];
+  const int count = name == "step_kernel" ? 20 : name == "many_step_kernel" ? 22 : 5;  // what the kernels launched here take
   for (int at = 0; at < count; ++at) std::printf(" %llx", *(unsigned long long*)parameters[at]);
   std::printf("\n");
   return 0;

@@ -1,4 +1,4 @@
-// Loads a bundle and starts its step kernel, its gated SiLU and its candidates for 3 sequences: launches BUNDLE
+// Loads a bundle and starts its step kernels, its gated SiLU and its candidates for 3 sequences: launches BUNDLE
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -14,12 +14,15 @@ int main(int, char** arguments) {
     std::printf("shape %s\n", kernels->shape().c_str());
     liger::Arguments values;
     const char* pointers[] = {"query", "key", "value", "cos", "sin", "position_ids", "state", "window_key", "window_value",
-                              "output", "next_state", "next_window_key", "next_window_value", "rows", "gated"};
+                              "output", "next_state", "next_window_key", "next_window_value", "rows", "gated",
+                              "vectors", "rotated_queries"};
     for (size_t at = 0; at < std::size(pointers); ++at) values.pointer(pointers[at], (const void*)(0x1000 * (at + 1)));
     for (const char* name : {"query_stride", "key_stride", "value_stride", "width"}) values.integer(name, 7);
     values.number("gate_normalizer", 16.0f);
     values.number("recurrent_weight", 0.5f);
     kernels->launch("step_kernel", values, 3, 1, (void*)5);
+    if (kernels->has("many_step_kernel")) kernels->launch("many_step_kernel", values, 3, 1, (void*)5);
+    if (kernels->has("missing_kernel")) std::printf("has a missing kernel\n");
     kernels->launch("gated_silu_kernel", values, 3, 5000, (void*)5);
     const liger::CandidatesForm::Call call{(const float*)0x100, (const float*)0x200, (float*)0x300, 3, 1, 300000};
     liger::launch_candidates(*kernels, call, {(void*)0x400, (void*)0x500}, {(void*)0x600, (void*)0x700}, (void*)5);

@@ -69,6 +69,10 @@ def test_a_step_is_launched_as_its_metadata_says(program: Path, folders: list[Pa
     assert by_name["query_stride"] & 0xFFFFFFFF == 7
     assert struct.unpack("f", struct.pack("I", by_name["gate_normalizer"] & 0xFFFFFFFF)) == (16.0,)
     assert by_name["global_scratch"] == by_name["profile_scratch"] == 0
+    many = next(line for line in printed if line.startswith("launch many_step_kernel")).split()
+    assert (many[2], many[3]) == ("2,3,1", "64")  # a head to a program, a warp for 32 of its columns
+    assert many[7 + 13 : 7 + 15] == ["10000", "11000"]  # vectors, rotated queries
+    assert not any("missing kernel" in line for line in printed)
     assert next(line for line in printed if "gated_silu" in line).split(":")[0].split()[2::4] == ["5,3,1", "0"]
     assert "copy 16 32 64 5" in printed
     assert "no kernel missing_kernel" in printed[-1]
