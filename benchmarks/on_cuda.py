@@ -4,11 +4,11 @@ python benchmarks/on_cuda.py check PACKAGE... --json check.json
 python benchmarks/on_cuda.py check BF16_PACKAGE --reference FP32_PACKAGE
 python benchmarks/on_cuda.py speed PACKAGE... --json speed.json
 
-``check`` compares a package's CUDA session with its stock graph on the CPU, or with that of another package of the same
-model: a text in one call, cut into calls, and step by step; then 4,096 steps replayed from captured graphs with as many
-launched one by one. A CPU computes no bfloat16: of a package in it, each operator of the stock graph is computed in
-float32 and rounded, as ``validate`` does it. ``speed`` decodes after a prompt, at positions 1,024, 32,768 and 131,072,
-and divides the weights' bytes by the time and by what a plain copy moves.
+``check`` compares a package's CUDA session with its stock graph on the CPU, or with that of another package of the
+same model: a text in one call, cut into calls, step by step, and among 63 others; then 4,096 steps replayed from
+captured graphs with as many launched one by one. A CPU computes no bfloat16: of a package in it, each operator of the
+stock graph is computed in float32 and rounded, as ``validate`` does it. ``speed`` decodes after a prompt, at
+positions 1,024, 32,768 and 131,072, and divides the weights' bytes by the time and by what a plain copy moves.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from liger_export.validate.rounded import open_stock
 LENGTH = 300
 CUTS = [1, 2, 65, 129, 200]
 REPLAYS = 4096
+SEQUENCES, SHARED = 64, 100  # texts that are read side by side, and tokens of each
 
 
 def kernel_hashes(package: Path) -> dict[str, str]:
@@ -69,15 +70,30 @@ def check(package: Path, reference: Path) -> dict[str, object]:
     chosen = [gpu._choose(greedy(gpu)), int(gpu._logits.read().argmax())]
     result: dict[str, object] = {"package": package.name, "reference": reference.name}
     result |= {"cubins": kernel_hashes(package), "greedy": chosen}
-    for name, logits in (("one call", whole), ("cut", parts), ("steps", steps)):
+    readings = {"one call": whole, "cut": parts, "steps": steps, f"among {SEQUENCES}": among_others(gpu, tokens)}
+    for name, logits in readings.items():
+        wanted = expected[: len(logits)]
         result[name] = {
-            "relative_l2": relative_l2(logits, expected),
-            "kl": mean_kl(logits, expected),
-            "top1": float((logits.argmax(-1) == expected.argmax(-1)).mean()),
+            "relative_l2": relative_l2(logits, wanted),
+            "kl": mean_kl(logits, wanted),
+            "top1": float((logits.argmax(-1) == wanted.argmax(-1)).mean()),
         }
     result["state"] = state
     result["replayed against eager"] = replay_distance(package)
     return result
+
+
+def among_others(session: Session, tokens: np.ndarray) -> np.ndarray:
+    """Logits after the first tokens of a text, read one a call in a batch of other texts: [T, vocab_size]."""
+    session.reset()
+    past = {name: np.repeat(each, SEQUENCES, axis=0) for name, each in session.state().tensors.items()}
+    others = np.random.default_rng(2).integers(1, session.manifest.model_config.vocab_size, (SEQUENCES, SHARED))
+    texts = np.concatenate([others[:-1], tokens[None, :SHARED]])
+    found = []
+    for position in range(SHARED):
+        logits, past = session.run(np.ascontiguousarray(texts[:, position : position + 1]), position, past)
+        found.append(logits[-1, 0])
+    return np.stack(found)
 
 
 def greedy(session: Session) -> runtime.Sampler:

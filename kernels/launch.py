@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
-from liger_export.kernels.build import compiles_many_steps
+from liger_export.kernels.build import DEPENDENT_LAUNCH, compiles_many_steps
 from liger_export.kernels.plans import BLOCK, CHUNK, MANY_COLUMNS, chunk_plans, many_step_plan, step_plan
 from liger_export.kernels.shapes import AttentionShape
 
@@ -194,14 +194,21 @@ def _step(
         kernel, plan, heads = many_step_kernel, many, (batch, shape.groups)
         vectors = query.new_empty(*heads, shape.repeats + 2, shape.head_dim, dtype=torch.float32)
         memory = (vectors, query.new_empty(*heads, shape.repeats, shape.head_dim))
+    constants = plan.constants | {"READS_AHEAD": False} if kernel is step_kernel else plan.constants
     kernel[plan.programs(batch)](
         *(*projections, *tensors, *state, output, *next_state, *memory),
         *(part.stride(0) for part in projections),
         *options,
-        **plan.constants,
-        **plan.options,
+        **{**constants, **plan.options, **_early_launch(query.device)},
     )
     return output
+
+
+def _early_launch(device: torch.device) -> dict[str, bool]:
+    """Has a kernel begin while the one before ends, for which it waits by itself (``overlap``), where a GPU can."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < DEPENDENT_LAUNCH // 10:
+        return {}
+    return {"PDL": True, "launch_pdl": True}
 
 
 def no_triton() -> EnvironmentMismatchError:

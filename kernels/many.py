@@ -59,6 +59,7 @@ def many_step_kernel(
         vectors: float32 [B, G, R + 2, D], memory of the call: the queries' features, the decays, and what the key
             writes.
         rotated_queries: [B, G, R, D], memory of the call.
+        next_state: ``state`` itself if RING.
         D: head size, 64 or 128. R: at most 8. W: at most 64.
         BLOCK_R: R as a power of two. BLOCK_W: W as a power of two, at least D / 2.
         ROWS: of the state at a time, a multiple of 8.
@@ -71,6 +72,8 @@ def many_step_kernel(
     new_value = value + sequence * value_stride + group * D
     window, tile = head * W * D, head * D * D
     next_key, next_value = next_window_key + window, next_window_value + window
+    if RING:
+        next_state = state  # it is in place, too: one address to keep
     vectors += head * (R + 2) * D
     rotated_queries += head * R * D
 

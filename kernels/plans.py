@@ -107,6 +107,7 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
         "RING": ring,
         "PRECISION": shape.precision,
         "PDL": False,
+        "READS_AHEAD": True,
     }
     grid = (Axis(-(-shape.head_dim // width)), Axis(shape.groups), Axis(of="batch"))
     options = STEP if shape.head_dim > 64 or shape.activation == "float32" else NARROW_STEP

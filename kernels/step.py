@@ -47,6 +47,7 @@ def step_kernel(
     RING: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
+    READS_AHEAD: tl.constexpr,
 ):
     """One token of B sequences. Grid (ceil(D / BLOCK_V), G, B).
 
@@ -72,7 +73,10 @@ def step_kernel(
             all of them read; in a ring they replace one row that none of them reads.
         PRECISION: of float32 products, "ieee", "tf32x3" or "tf32".
         PDL: begin before the kernel before has ended.
+        READS_AHEAD: take the state before it has ended, too: where it does not write it.
     """
+    if not READS_AHEAD:
+        wait_for_activations(PDL)
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     group, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     head = sequence * G + group
@@ -98,7 +102,8 @@ def step_kernel(
     values = tl.load(window_value + buffer + columns, mask=is_kept & real_columns, other=0.0)
 
     # Projections, rotary embedding
-    wait_for_activations(PDL)
+    if READS_AHEAD:
+        wait_for_activations(PDL)
     key_row = key + sequence * key_stride + group * D
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
     angle = sequence * (D // 2) + dims % (D // 2)
