@@ -1,7 +1,7 @@
 """The step kernel of many sequences: a program owns a whole head of the state, a warp 32 of its columns.
 
 Where a batch has heads enough to fill a GPU, a step takes the time that memory does, if nothing is added to it. So a
-tile goes from memory to the tensor cores in the registers of the lane that has loaded it, not through shared memory.
+tile of state or window goes from memory to the tensor cores in the registers of the lane that has loaded it.
 Lane 4 n + k holds of a tensor cores' tile rows n and n + 8, and of every eight columns, over which a product sums, 2 k
 and 2 k + 1. Which row of the window or column of the state is number n is free, and so is the order of a sum: here
 what one load of 8 or 16 bytes brings belongs to one lane. A tile is therefore read with an axis for each digit of its
@@ -62,7 +62,7 @@ def many_step_kernel(
         next_state: ``state`` itself if RING.
         D: head size, 64 or 128. R: at most 8. W: at most 64.
         BLOCK_R: R as a power of two. BLOCK_W: W as a power of two, at least D / 2.
-        ROWS: of the state at a time, a multiple of 8.
+        ROWS: of the state at a time, a power of two from 8 to D / 2.
     """
     wait_for_activations(PDL)
     group, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -73,7 +73,7 @@ def many_step_kernel(
     window, tile = head * W * D, head * D * D
     next_key, next_value = next_window_key + window, next_window_value + window
     if RING:
-        next_state = state  # it is in place, too: one address to keep
+        next_state = state  # where a window is a ring the state is in place, too: one address less to keep
     vectors += head * (R + 2) * D
     rotated_queries += head * R * D
 
@@ -135,7 +135,7 @@ def _prepare(
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """What all warps need of the token: into memory, from where each takes it in the order that it needs."""
+    """Computes what all warps need of the token and stores it, for each of them to read in its own order."""
     dims, members = tl.arange(0, D)[None, :], tl.arange(0, BLOCK_R)[:, None]
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
     real, real_heads = dims < D, (members < R) & (dims < D)
@@ -217,7 +217,7 @@ def _attend(
 
     scores = tl.reshape(tl.dot(keys, queries), [BLOCK_W, 8]) * (D**-0.5)
     scores = tl.where(tl.arange(0, BLOCK_W)[:, None] < filled, scores, float("-inf"))
-    # The scores of all keys for every warp: the one exchange between warps.
+    # The scores of all keys for every warp: where the warps exchange something.
     scores = tl.broadcast_to(scores[None], [WARPS, BLOCK_W, 8])
     powers = tl.exp(scores - tl.max(scores, axis=1)[:, None, :])
     values = tl.where(value_row < filled, values, 0.0)

@@ -73,7 +73,7 @@ def step_kernel(
             all of them read; in a ring they replace one row that none of them reads.
         PRECISION: of float32 products, "ieee", "tf32x3" or "tf32".
         PDL: begin before the kernel before has ended.
-        READS_AHEAD: take the state before it has ended, too: where it does not write it.
+        READS_AHEAD: read positions, state and window before that, too: where the kernel before writes none of them.
     """
     if not READS_AHEAD:
         wait_for_activations(PDL)

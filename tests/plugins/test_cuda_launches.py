@@ -1,6 +1,7 @@
 """Launches of compiled kernels through the CUDA driver's interface, against a driver that prints them."""
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.errors import KernelError
+from liger_export.kernels import plans
 from liger_export.kernels.build import load_build
 from liger_export.kernels.bundle import pack
 from liger_export.kernels.shapes import AttentionShape
@@ -76,6 +78,13 @@ def test_a_step_is_launched_as_its_metadata_says(program: Path, folders: list[Pa
     assert next(line for line in printed if "gated_silu" in line).split(":")[0].split()[2::4] == ["5,3,1", "0"]
     assert "copy 16 32 64 5" in printed
     assert "no kernel missing_kernel" in printed[-1]
+
+
+def test_sizes_that_the_operators_repeat_are_those_of_the_plans() -> None:
+    source = (SOURCES / "cuda_operators.cpp").read_text()
+    for name in ("BLOCK", "CHUNK", "PART", "MANY_COLUMNS"):
+        (found,) = re.findall(rf"\b{name} = (\d+)", source)
+        assert int(found) == getattr(plans, name), name
 
 
 def test_candidates_are_listed_merged_and_put_in_order(program: Path, folders: list[Path]) -> None:
