@@ -7,13 +7,17 @@ and 2 k + 1. Which row of the window or column of the state is number n is free,
 what one load of 8 or 16 bytes brings belongs to one lane. A tile is therefore read with an axis for each digit of its
 numbers, in the order in which Triton deals an array to lanes (what one load brings, k, n, warps, the rest), and
 permuted into a matrix. Products have an axis of warps in front: each of the matrices along it is computed by one warp.
+
+Small and close rows are loaded before large and far tiles, an order that spills no register. While the token is
+prepared the window is on its way to the second-level cache, and while the window is attended to the first rows of the
+state are: more than that at a time displaces what is about to be read.
 """
 
 import triton
 import triton.language as tl
 
 from liger_export.kernels.features import key_features, log_gates, rotated, softmax_rows
-from liger_export.kernels.overlap import wait_for_activations
+from liger_export.kernels.overlap import prefetch, wait_for_activations
 
 __all__ = ["many_step_kernel"]
 
@@ -64,22 +68,20 @@ def many_step_kernel(
         BLOCK_R: R as a power of two. BLOCK_W: W as a power of two, at least D / 2.
         ROWS: of the state at a time, a power of two from 8 to D / 2.
     """
-    wait_for_activations(PDL)
     group, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     head = sequence * G + group
+    window, tile = head * W * D, head * D * D
+    prefetch(window_key + window, W * D, BLOCK_W * D, PDL)
+    wait_for_activations(PDL)
     position = tl.load(position_ids + sequence)
     is_token = position >= 0
     new_value = value + sequence * value_stride + group * D
-    window, tile = head * W * D, head * D * D
     next_key, next_value = next_window_key + window, next_window_value + window
     if RING:
         next_state = state  # where a window is a ring the state is in place, too: one address less to keep
     vectors += head * (R + 2) * D
     rotated_queries += head * R * D
 
-    if not RING:
-        _move_rows(window_key + window, next_key, position, D, W, BLOCK_W)
-        _move_rows(window_value + window, next_value, position, D, W, BLOCK_W)
     new = (position % W if RING else tl.minimum(position, W - 1)) * D
     _prepare(
         query + sequence * query_stride + group * R * D,
@@ -91,17 +93,24 @@ def many_step_kernel(
         rotated_queries,
         next_key + new,
         next_value + new,
+        window_value + window,
         is_token,
         gate_normalizer,
         MIXER,
         R,
         D,
+        W,
         BLOCK_R,
+        BLOCK_W,
+        PDL,
     )
+    if not RING:
+        _move_rows(window_key + window, next_key, position, D, W, BLOCK_W)
+        _move_rows(window_value + window, next_value, position, D, W, BLOCK_W)
     # What some threads have written others read below.
     tl.debug_barrier()
     filled = tl.minimum(position + 1, W).to(tl.int32)
-    windowed = _attend(rotated_queries, next_key, next_value, filled, R, D, W, BLOCK_W)
+    windowed = _attend(rotated_queries, next_key, next_value, filled, state + tile, R, D, W, BLOCK_W, ROWS, PDL)
     read = _recur(vectors, state + tile, next_state + tile, new_value, is_token, R, D, ROWS)
 
     mixed = recurrent_weight * read + (1 - recurrent_weight) * windowed
@@ -128,14 +137,21 @@ def _prepare(
     rotated_queries,
     next_key,
     next_value,
+    window_value,
     is_token,
     gate_normalizer,
     MIXER: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
+    W: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Computes what all warps need of the token and stores it, for each of them to read in its own order."""
+    """Computes what all warps need of the token and stores it, for each of them to read in its own order.
+
+    ``window_value`` comes closer meanwhile.
+    """
     dims, members = tl.arange(0, D)[None, :], tl.arange(0, BLOCK_R)[:, None]
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
     real, real_heads = dims < D, (members < R) & (dims < D)
@@ -144,6 +160,7 @@ def _prepare(
     query_partners = tl.load(query + members * D + partners, mask=real_heads, other=0.0)
     keys, key_partners = tl.load(key + dims), tl.load(key + partners)
     values = tl.load(value + dims)
+    prefetch(window_value, W * D, BLOCK_W * D, PDL)
 
     wide_key = keys.to(tl.float32)
     decay = tl.where(is_token, tl.exp(log_gates(wide_key, real, gate_normalizer)), 1.0)
@@ -176,14 +193,30 @@ def _attend(
     window_key,
     window_value,
     filled,
+    state,
     R: tl.constexpr,
     D: tl.constexpr,
     W: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Softmax attention to the rows of a window, the token's among them. Returns [D / 32, 32, 8]."""
+    """Softmax attention to the rows of a window, the token's among them. Returns [D / 32, 32, 8].
+
+    The first rows of ``state`` come closer meanwhile.
+    """
     WARPS: tl.constexpr = D // 32
     TILES: tl.constexpr = BLOCK_W // (16 * WARPS)  # of 16 keys, for each warp
+
+    # Queries as [dimensions, heads], every warp its own copy.
+    part = tl.arange(0, D // 32)[:, None, None, None, None]
+    warp = tl.arange(0, WARPS)[None, :, None, None, None]
+    member = tl.arange(0, 8)[None, None, :, None, None]
+    k = tl.arange(0, 4)[None, None, None, :, None]
+    each = tl.arange(0, 8)[None, None, None, None, :]
+    at = rotated_queries + member * D + part * 32 + k * 8 + each + warp * 0
+    queries = tl.reshape(tl.load(at, mask=member < R, other=0.0), [D // 32, WARPS, 8, 4, 2, 2, 2])
+    queries = tl.reshape(tl.permute(queries, (1, 0, 4, 5, 3, 6, 2)), [WARPS, D, 8])
 
     # Keys as [rows, dimensions], 8 dimensions to a load: three binary digits, of which a product's tile takes two.
     part = tl.arange(0, D // 32)[:, None, None, None, None, None]
@@ -205,16 +238,7 @@ def _attend(
     value_row = eight * 8 + k * 2 + pair
     values = tl.load(window_value + value_row * D + (warp * 8 + n) * 4 + each, mask=value_row < W, other=0.0)
 
-    # Queries as [dimensions, heads], every warp its own copy.
-    part = tl.arange(0, D // 32)[:, None, None, None, None]
-    warp = tl.arange(0, WARPS)[None, :, None, None, None]
-    member = tl.arange(0, 8)[None, None, :, None, None]
-    k = tl.arange(0, 4)[None, None, None, :, None]
-    each = tl.arange(0, 8)[None, None, None, None, :]
-    at = rotated_queries + member * D + part * 32 + k * 8 + each + warp * 0
-    queries = tl.reshape(tl.load(at, mask=member < R, other=0.0), [D // 32, WARPS, 8, 4, 2, 2, 2])
-    queries = tl.reshape(tl.permute(queries, (1, 0, 4, 5, 3, 6, 2)), [WARPS, D, 8])
-
+    prefetch(state, 2 * ROWS * D, 2 * ROWS * D, PDL)
     scores = tl.reshape(tl.dot(keys, queries), [BLOCK_W, 8]) * (D**-0.5)
     scores = tl.where(tl.arange(0, BLOCK_W)[:, None] < filled, scores, float("-inf"))
     # The scores of all keys for every warp: where the warps exchange something.
@@ -238,9 +262,8 @@ def _recur(vectors, state, next_state, value, is_token, R: tl.constexpr, D: tl.c
     each = tl.arange(0, 4)[None, None, None, None, None, :]
     row, column = eight * 8 + k * 2 + pair, (warp * 8 + n) * 4 + each
     tile = row * D + column
-    memory, ahead = tl.load(state + tile), tl.load(state + tile + ROWS * D)
-    # Not read, instead of multiplied by 0: padding may hold anything.
-    added = tl.load(value + column, mask=column < tl.where(is_token, D, 0), other=0.0).to(tl.float32)
+    # Blanked, not multiplied by 0: padding may hold anything.
+    added = tl.where(is_token, tl.load(value + column), 0.0).to(tl.float32)
 
     # Features as [rows, heads], every warp its own copy.
     f_eight = tl.arange(0, ROWS // 8)[:, None, None, None, None]
@@ -251,6 +274,7 @@ def _recur(vectors, state, next_state, value, is_token, R: tl.constexpr, D: tl.c
     feature = vectors + member * D + f_eight * 8 + f_k * 2 + f_pair + f_warp * 0
     next_decay, next_written = tl.load(vectors + R * D + row), tl.load(vectors + (R + 1) * D + row)
     next_features = tl.load(feature, mask=member < R, other=0.0)
+    memory, ahead = tl.load(state + tile), tl.load(state + tile + ROWS * D)
     read = tl.zeros([WARPS, 32, 8], tl.float32)
     for start in tl.static_range(0, D, ROWS):
         decay, written, features, further = next_decay, next_written, next_features, ahead

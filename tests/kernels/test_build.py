@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from liger_export.errors import KernelError
-from liger_export.kernels.build import TARGETS, build_kernels, load_build
+from liger_export.kernels.build import TARGETS, build_kernels, compiles_many_steps, load_build
 from liger_export.kernels.plans import pointwise_plans
 from liger_export.kernels.shapes import AttentionShape
 
@@ -26,17 +27,35 @@ shape, cache, targets = json.loads(sys.argv[1])
 for target in targets:
     print(build_kernels(AttentionShape(**shape), target, Path(cache)).directory)
 """
+MANY_SCRIPT = """
+import json, sys
+from liger_export.kernels.build import compile_plan
+from liger_export.kernels.plans import many_step_plan
+from liger_export.kernels.shapes import AttentionShape
+shape, _, targets = json.loads(sys.argv[1])
+shape = AttentionShape(**shape)
+for target in targets:
+    for ring in (True, False):
+        compiled = compile_plan(many_step_plan(shape, ring=ring), shape, target)
+        counts = [compiled.ptx.count(name) for name in ("prefetch.global.L2", "griddepcontrol.wait")]
+        print(compiled.shared_bytes, *counts)
+"""
+
+
+def printed(script: str, shape: AttentionShape, cache: Path, targets: Iterable[str]) -> list[str]:
+    """The lines that a fresh process prints, without Triton's own cache."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache / "triton"), "TRITON_ALWAYS_COMPILE": "1"}
+    arguments = json.dumps([asdict(shape), str(cache), list(targets)])
+    command = [sys.executable, "-W", "ignore", "-c", script, arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def build(shape: AttentionShape, cache: Path, *targets: str) -> list[Path]:
-    """The folders that a fresh process makes, without Triton's own cache."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache / "triton"), "TRITON_ALWAYS_COMPILE": "1"}
-    arguments = json.dumps([asdict(shape), str(cache), targets])
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [Path(line) for line in done.stdout.splitlines()]
+    """The folders that a fresh process makes."""
+    return [Path(line) for line in printed(SCRIPT, shape, cache, targets)]
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +131,16 @@ def test_another_shape_is_refused(built: Path, change: dict[str, object], messag
 def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="no target sm_75"):
         build_kernels(SHAPE, "sm_75", tmp_path)
+
+
+@pytest.mark.skipif(not compiles_many_steps(), reason="needs Triton 3.9 or newer")
+def test_steps_of_many_move_no_tile_through_shared_memory_and_ask_for_memory_ahead_where_they_begin_early(
+    tmp_path: Path,
+) -> None:
+    shape = AttentionShape("gla", groups=8, repeats=4, head_dim=128, window=64, activation="bfloat16")
+    lines = printed(MANY_SCRIPT, shape, tmp_path, ("sm_80", "sm_90"))
+    found = [tuple(int(number) for number in line.split()) for line in lines]
+    assert len(found) == 4
+    assert max(shared for shared, _, _ in found) < 16 * 128 * 4  # less than a tile of the state
+    # keys before the wait, values after it, and then 32 rows of the state
+    assert [rest for _, *rest in found] == [[0, 0], [0, 0], [3, 1], [3, 1]]
