@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from liger_export.console import (
+from liger_export.commands.console import (
     err,
     exporter,
     interrupt,
@@ -32,12 +32,7 @@ from liger_export.console import (
     raise_swallowed_interrupt,
     stream_text,
 )
-from liger_export.errors import BoundError, InputError, LigerExportError
-from liger_export.files import require_writable
-from liger_export.package.engines import BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
-from liger_export.quantize import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
-from liger_export.runtime import Sampling, load
-from liger_export.tables import (
+from liger_export.commands.tables import (
     bench_table,
     engine_rows,
     evaluation_table,
@@ -47,6 +42,11 @@ from liger_export.tables import (
     position_tables,
     summary_table,
 )
+from liger_export.errors import BoundError, InputError, LigerExportError
+from liger_export.files import require_writable
+from liger_export.package.engines import BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
+from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
+from liger_export.runtime import Sampling, load
 
 __all__ = ["app", "main"]
 
@@ -136,9 +136,9 @@ def finetune(
 ) -> None:
     """Restore quality with a small LoRA adapter. Runs under `accelerate launch -m liger_export` too."""
     with exporter():
+        from liger_export.distributed import processes
         from liger_export.finetune import FinetuneSettings, transfer
         from liger_export.finetune import finetune as lora
-        from liger_export.processes import processes
     if stage not in ("lora", "transfer"):
         raise InputError(f"There is no stage {stage!r}.", "Choose lora or transfer.")
     run = lora if stage == "lora" else transfer
@@ -224,8 +224,8 @@ def convert(
     text = Calibration(calibration, calibration_tokens) if calibration else None
     stored.check_calibration(text)
     with exporter():
-        from liger_export.package.build import Progress as Reporter
-        from liger_export.package.build import convert as run
+        from liger_export.convert import Progress as Reporter
+        from liger_export.convert import convert as run
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("reading", total=None)
@@ -285,8 +285,8 @@ def validate(
 ) -> None:
     """Measure a package against PyTorch; exit code 1 if a bound is missed."""
     with exporter():
+        from liger_export.parity.bfloat16 import ROUNDED
         from liger_export.validate import validate as run
-        from liger_export.validate.rounded import ROUNDED
     quiet_transformers()
     if json is not None:
         require_writable(json)
@@ -331,8 +331,8 @@ def evaluate(
 ) -> None:
     """Measure next-token quality on text. Runs under `accelerate launch -m liger_export` too."""
     with exporter():
+        from liger_export.distributed import processes
         from liger_export.evaluate import Evaluation, open_model, report_json, text_blocks
-        from liger_export.processes import processes
     quiet_transformers()
     if json is not None:
         require_writable(json)
@@ -460,7 +460,7 @@ def build_engine(
 def inspect(package: Annotated[Path, typer.Argument(help="Package or engine directory.")]) -> None:
     """Show what a package holds, and whether its files are as they were written."""
     with exporter():
-        from liger_export.package.inspection import inspect as run
+        from liger_export.inspection import inspect as run
     summary = run(package)
     out.print(summary_table(str(package), [*summary.rows, *engine_rows(summary.manifest)]))
     if summary.damage is not None:

@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, parser
 
-from liger_export.ops.onnx_bodies.gsa import FIRST_PASS, SLOT_SIZES, chunks, one_token
-from liger_export.ops.onnx_bodies.parts import SIZES, Kind, Operator
+from liger_export.onnx_functions.stock.gsa import FIRST_PASS, SLOT_SIZES, chunks, one_token
+from liger_export.onnx_functions.stock.parts import SIZES, Kind, Operator
 
 SHAPES = [(8, 2, 32, 32), (32, 8, 64, 64), (32, 8, 128, 64)]  # H, G, D, M
 BOUND = 1e-5
@@ -100,7 +100,7 @@ WIDE = """
     wide_query = Identity (query)
     wide_key = Identity (key)
 """
-FORMS = {
+SIGNATURES = {
     "Scan over tokens": SCAN_OVER_TOKENS,
     "LinearAttention, slots as heads": SLOTS_AS_HEADS,
     "LinearAttention, one-hot queries": ONE_HOT_QUERIES,
@@ -132,7 +132,7 @@ def session(form: str, shape: tuple[int, int, int, int], threads: int) -> onnxru
         "slot_key": ["B", groups, slots, head_dim],
     }
     outputs = ("logits", "next_slot_key")
-    body = SIZES + SLOT_SIZES + FORMS[form]
+    body = SIZES + SLOT_SIZES + SIGNATURES[form]
     operator = Operator("FirstPass", tuple(inputs), outputs, dict.fromkeys(attributes, Kind.INT), body)
     node = helper.make_node("FirstPass", list(inputs), outputs, domain="liger", **attributes)
     graph = helper.make_graph(
@@ -213,7 +213,7 @@ def main() -> None:
     columns = [(length, shape) for length in args.lengths for shape in SHAPES]
     print(f"| form | {' | '.join(f'T = {length}, {shape}' for length, shape in columns)} |")
     print("| --- |" + " --- |" * len(columns))
-    for form in FORMS:
+    for form in SIGNATURES:
         sessions = {shape: session(form, shape, args.threads) for shape in SHAPES}
         for shape, running in sessions.items():
             check(form, running, shape)

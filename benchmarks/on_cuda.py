@@ -25,11 +25,11 @@ import torch
 
 from liger_export.export.cuda import KERNELS
 from liger_export.package import FUSED_CUDA, MODEL_FILES
+from liger_export.parity.bfloat16 import open_stock
+from liger_export.parity.compare import mean_kl, relative_l2
 from liger_export.runtime import Session, load
 from liger_export.runtime import session as runtime
 from liger_export.runtime.dtypes import widened
-from liger_export.validate.compare import mean_kl, relative_l2
-from liger_export.validate.rounded import open_stock
 
 LENGTH = 300
 CUTS = [1, 2, 65, 129, 200]

@@ -19,7 +19,7 @@ from liger_export.export import attach_weights, in_place_states, lower, lower_to
 from liger_export.linearize import LinearizeSettings, liger_config_values
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Graph, Manifest
 from liger_export.package.manifest import MANIFEST_FILE, describe_files
-from liger_export.quantize import Precision, Scheme
+from liger_export.precision import Precision, Scheme
 from liger_export.quantize.blocks import Blocks, pack
 
 DEVIATION = 0.02  # of the weights, as checkpoints are initialized

@@ -11,7 +11,7 @@ from liger_export.errors import KernelError
 from liger_export.kernels.launch import chunk, shape_of, step
 from liger_export.kernels.shapes import MIXERS
 from liger_export.ops import ATTENTIONS
-from liger_export.ops.forms import CALL_INPUTS
+from liger_export.ops.signatures import CALL_INPUTS
 
 __all__ = ["attention", "register_cuda_kernels"]
 
@@ -37,8 +37,8 @@ def attention(mixer: str, *arguments: Any) -> tuple[Tensor, ...]:
     """
     op = ATTENTIONS[mixer]
     query, key, value, *positions = arguments[: len(CALL_INPUTS)]
-    state = tuple(tensor.contiguous() for tensor in arguments[len(CALL_INPUTS) : len(op.form.inputs)])
-    options = dict(zip(op.form.options, arguments[len(op.form.inputs) :], strict=True))
+    state = tuple(tensor.contiguous() for tensor in arguments[len(CALL_INPUTS) : len(op.signature.inputs)])
+    options = dict(zip(op.signature.options, arguments[len(op.signature.inputs) :], strict=True))
     projections = tuple(part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     try:
         shape_of(mixer, projections, state)

@@ -22,8 +22,8 @@ from peft import LoraConfig, get_peft_model
 
 from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.config import LigerConfig
+from liger_export.convert import convert
 from liger_export.export import trace
-from liger_export.package.build import convert
 from tests.tiny import load_model, write_liger
 
 torch.set_num_threads(1)  # the models are so small that threads cost more than they give
@@ -63,7 +63,7 @@ def traced_once() -> Iterator[None]:
             traced[key] = trace(config, values, activations)
         return traced[key].clone()
 
-    with patch("liger_export.package.build.trace", copied), patch("liger_export.engine.graphs.trace", copied):
+    with patch("liger_export.convert.trace", copied), patch("liger_export.engine.graphs.trace", copied):
         yield
 
 

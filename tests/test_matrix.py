@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from liger_export.config import MIXERS
+from liger_export.convert import convert
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import read_manifest
-from liger_export.package.build import convert
+from liger_export.parity.report import ParityReport
 from liger_export.state import bytes_per_session
 from liger_export.validate import validate
-from liger_export.validate.report import ParityReport
 from tests.tiny import Shape, config_of, write_liger
 
 # Sums that never decay lose digits in float32, least where many features share the error: LoLCATs is validated at the

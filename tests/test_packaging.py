@@ -24,7 +24,7 @@ import sys
 sys.modules["triton"] = None  # as if it were not installed
 from pathlib import Path
 import liger_export
-from liger_export.package.build import convert
+from liger_export.convert import convert
 assert Path(liger_export.__file__).parents[1] == Path(sys.argv[1])
 convert(Path(sys.argv[2]), Path(sys.argv[3]), lowering="fused", targets=("sm_90",))
 """

@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from liger_export.data import read_documents, token_blocks
 from liger_export.errors import DataError
-from liger_export.quality import PositionScores, measure_quality, read_documents, score_blocks, token_blocks
+from liger_export.metrics import PositionScores, measure_quality, score_blocks
 from liger_export.runtime import load
 from tests.tiny import END_OF_TEXT, load_model
 

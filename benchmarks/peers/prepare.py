@@ -26,9 +26,9 @@ from contenders import SILENT, Worker
 
 from liger_export.checkpoint import Checkpoint
 from liger_export.config import LigerConfig, RopeConfig, inverse_frequencies
+from liger_export.convert import convert
 from liger_export.linearize import LinearizeSettings, liger_config_values, linearize
-from liger_export.package.build import convert
-from liger_export.quantize import Precision
+from liger_export.precision import Precision
 
 RANDOM_LLAMA = Path(__file__).parents[1] / "random_llama.py"
 BLOCK_SIZE = 128

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from liger_export.package.build import convert
-from liger_export.quality import token_blocks
-from liger_export.quantize import BLOCK_SIZES, CALIBRATION_TOKENS, Calibration, Precision
+from liger_export.convert import convert
+from liger_export.data import token_blocks
+from liger_export.parity.compare import add_block
+from liger_export.parity.report import LogitParity
+from liger_export.precision import BLOCK_SIZES, CALIBRATION_TOKENS, Calibration, Precision
 from liger_export.runtime import Session, load
-from liger_export.validate.compare import add_block
-from liger_export.validate.report import LogitParity
 
 SEQUENCE_LENGTH = 1024
 WARM_UP = 20

@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from liger_export.data import token_blocks
 from liger_export.finetune import FinetuneSettings, finetune, transfer
 from liger_export.linearize import LinearizeSettings, linearize
+from liger_export.metrics import Quality, measure_quality
 from liger_export.modeling import register
-from liger_export.quality import Quality, measure_quality, token_blocks
 
 LENGTHS = (512, 1024, 4096, 16384)
 SAVE_NOTHING = 10**9  # steps: the runs are short

@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from liger_export.data import token_blocks
 from liger_export.errors import DataError, InputError, LigerExportError
-from liger_export.quality import measure_quality, token_blocks
+from liger_export.metrics import measure_quality
 
 CONTEXT = 1024
 END_OF_TEXT = "<|endoftext|>"

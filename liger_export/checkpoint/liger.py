@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liger_export.checkpoint.paper import adopt_tensors, translate_config
 from liger_export.checkpoint.reader import Checkpoint
-from liger_export.checkpoint.seed import adopt_tensors, translate_config
 from liger_export.config import MODEL_TYPES, LigerConfig, read_config_json
 
 __all__ = ["LigerCheckpoint", "open_liger"]

@@ -27,7 +27,7 @@ from liger_export.package.engines import (
     graph_names,
 )
 from liger_export.package.manifest import describe_files
-from liger_export.quantize import FLOATS
+from liger_export.precision import FLOATS
 from liger_export.state import WINDOW_STATES
 
 __all__ = ["EngineSettings", "build_engine"]

@@ -10,14 +10,14 @@ import onnx
 import onnx_ir as ir
 
 from liger_export.errors import BoundError, EngineError
-from liger_export.ops.onnx_forms import DOMAIN
+from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.package import MODEL_FILES, STOCK, Manifest, read_manifest
-from liger_export.quantize import Precision
+from liger_export.parity import Check
+from liger_export.parity.bfloat16 import multiply_in_float32, open_edited, open_rounded
+from liger_export.parity.compare import state_distance
+from liger_export.parity.tolerances import tolerances_of
+from liger_export.precision import Precision
 from liger_export.runtime import Sampling, SavedState, Session, load
-from liger_export.validate import Check
-from liger_export.validate.compare import state_distance
-from liger_export.validate.rounded import multiply_in_float32, open_edited, open_rounded
-from liger_export.validate.tolerances import tolerances_of
 
 __all__ = ["Signature", "check_against_package", "check_signature", "expected_signature", "refuse_foreign_operators"]
 

@@ -14,7 +14,7 @@ from liger_export.engine.network import Library, target_names
 from liger_export.errors import EngineError, EnvironmentMismatchError, KernelError
 from liger_export.kernels.build import TARGETS
 from liger_export.kernels.shapes import MIXERS, AttentionShape
-from liger_export.ops.forms import FORMS
+from liger_export.ops.signatures import SIGNATURES
 from liger_export.plugins.tensorrt import fitting_tactics, register_plugins
 from liger_export.runtime.cuda import Cuda
 
@@ -48,7 +48,7 @@ class TensorRT:
 
         kinds = tensorrt.NetworkDefinitionCreationFlag
         flags = (kinds.STRONGLY_TYPED, kinds.PREFER_AOT_PYTHON_PLUGINS)
-        operators = [FORMS[mixer].onnx_name for mixer in MIXERS]
+        operators = [SIGNATURES[mixer].onnx_name for mixer in MIXERS]
         return cls(Library(tensorrt, "TensorRT", flags, configure, operators, in_place))
 
     def require_targets(self, asked: list[str]) -> list[str]:
@@ -76,7 +76,7 @@ class TensorRT:
             shape = AttentionShape.of_model(config, activations)
         except KernelError:
             return []
-        return [FORMS[config.mixer].onnx_name] if fitting_tactics(shape, _kernel_target(targets[0])) else []
+        return [SIGNATURES[config.mixer].onnx_name] if fitting_tactics(shape, _kernel_target(targets[0])) else []
 
     def prepare(self, targets: list[str]) -> None:
         """As ``Backend``: registers the plugins."""

@@ -12,7 +12,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from liger_export.checkpoint import expected_tensors
 from liger_export.errors import PackageError
 from liger_export.package import MODEL_FILES, STOCK, Manifest
-from liger_export.quantize import Scheme
+from liger_export.precision import Scheme
 from liger_export.quantize.blocks import Blocks, dequantize
 
 __all__ = ["PackagedWeights"]

@@ -22,7 +22,7 @@ from lm_eval.api.model import TemplateLM
 from tqdm import tqdm
 
 from liger_export.errors import InputError, LigerExportError
-from liger_export.quality import losses_and_hits
+from liger_export.metrics import losses_and_hits
 from liger_export.runtime import Sampling, SavedState, load
 
 __all__ = ["PackageLM", "main", "register"]

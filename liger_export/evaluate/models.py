@@ -14,11 +14,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from liger_export.checkpoint import Adapter, Checkpoint, open_liger
 from liger_export.config import MODEL_TYPES, read_config_json
+from liger_export.distributed import processes
 from liger_export.errors import CheckpointError, InputError, UnsupportedModelError
+from liger_export.metrics import PositionScores, ScoreReport, score_blocks
 from liger_export.modeling import LigerForCausalLM, register
 from liger_export.package import MANIFEST_FILE, read_manifest
-from liger_export.processes import processes
-from liger_export.quality import PositionScores, ScoreReport, score_blocks
 from liger_export.runtime import load, read_tokenizer
 
 __all__ = ["DTYPES", "EvaluatedModel", "open_model"]

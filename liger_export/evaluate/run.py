@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from liger_export.data import token_blocks
 from liger_export.errors import InputError
 from liger_export.evaluate.models import EvaluatedModel, open_model
-from liger_export.quality import PositionScores, Quality, token_blocks
+from liger_export.metrics import PositionScores, Quality
 
 __all__ = ["Evaluation", "evaluate", "report_json", "text_blocks"]
 

@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from liger_export.ops.onnx_forms import DOMAIN
+from liger_export.onnx_functions.schemas import DOMAIN
 
 __all__ = ["in_place_states"]
 

@@ -16,7 +16,7 @@ from liger_export.kernels.bundle import pack
 from liger_export.kernels.plans import linear_plan
 from liger_export.kernels.prebuilt import find_or_build
 from liger_export.kernels.shapes import MAX_COLUMNS, AttentionShape, LinearShape
-from liger_export.ops.onnx_forms import DOMAIN
+from liger_export.onnx_functions.schemas import DOMAIN
 
 __all__ = ["KERNELS", "attach_kernels", "compiled_kernels", "fuse_for_cuda", "lower_to_cuda"]
 

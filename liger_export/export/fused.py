@@ -9,12 +9,12 @@ from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
 from liger_export.kernels.plans import CANDIDATES
 from liger_export.kernels.shapes import MIXERS
-from liger_export.ops.forms import FORMS, HEAD_SIZES
-from liger_export.ops.onnx_forms import DOMAIN
+from liger_export.onnx_functions.schemas import DOMAIN
+from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES
 
 __all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 
-MIXER_OF = {FORMS[mixer].onnx_name: mixer for mixer in MIXERS}
+MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in MIXERS}
 MOST_LIKELY = "most_likely"
 TEMPERATURE = "temperature"
 # The library's operators, which need no body.

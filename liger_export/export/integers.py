@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from liger_export.export.fuse import MICROSOFT, Linear, linear_layers
 from liger_export.export.weights import DenseWeight, IntegerWeight, Weight, declare_weight
-from liger_export.quantize import Scheme
+from liger_export.precision import Scheme
 
 __all__ = ["quantize"]
 

@@ -14,15 +14,15 @@ from onnxscript.optimizer import fold_constants
 
 from liger_export.errors import InputError
 from liger_export.export.weights import DenseWeight, SignedWeight, Weight, declare_weight
-from liger_export.ops.forms import FORMS
-from liger_export.ops.onnx_bodies.portable import SUB_CHUNK, Sizes, portable_function
-from liger_export.ops.onnx_forms import DOMAIN
-from liger_export.quantize import Scheme
+from liger_export.onnx_functions.portable import SUB_CHUNK, Sizes, portable_function
+from liger_export.onnx_functions.schemas import DOMAIN
+from liger_export.ops.signatures import SIGNATURES
+from liger_export.precision import Scheme
 
 __all__ = ["check_chunk", "lower_portable"]
 
 SHARED_CONSTANT = 1 << 16  # elements: every constant of a body, so that layers share them
-MIXERS = {form.onnx_name: mixer for mixer, form in FORMS.items()}
+MIXERS = {signature.onnx_name: mixer for mixer, signature in SIGNATURES.items()}
 
 
 def check_chunk(chunk: int) -> None:
@@ -104,8 +104,8 @@ def _write_attention_out(model: ir.Model, length: int, keep: Collection[str]) ->
 
 
 def _sizes(node: ir.Node, length: int) -> Sizes:
-    attributes, form = node.attributes, FORMS[MIXERS[node.op_type]]
-    inputs = dict(zip(form.inputs, node.inputs, strict=True))
+    attributes, signature = node.attributes, SIGNATURES[MIXERS[node.op_type]]
+    inputs = dict(zip(signature.inputs, node.inputs, strict=True))
     window_value = inputs["window_value"]
     assert window_value is not None
     assert window_value.dtype is not None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from liger_export.config import LigerConfig, inverse_frequencies
 from liger_export.modeling import MODEL_CLASSES, LigerCache
 from liger_export.modeling.model import LigerForCausalLM
+from liger_export.onnx_functions.schemas import DOMAIN, OPSET, SCHEMAS
 from liger_export.ops import ATTENTIONS, AttentionOp
-from liger_export.ops.onnx_forms import DOMAIN, OPSET, SCHEMAS
 from liger_export.state import StateTensor, state_table
 
 __all__ = ["ONNX_OPSET", "trace"]
@@ -111,13 +111,13 @@ _LAST_POSITIONS = Op(_LIGER, "LastPositions", SCHEMAS["LastPositions"])
 
 def _translator(attention: AttentionOp) -> Callable[..., Any]:
     """What turns a call of a torch operator into one ONNX node, sizes as attributes."""
-    form = attention.form
-    node = Op(_LIGER, form.onnx_name, SCHEMAS[form.onnx_name])
+    signature = attention.signature
+    node = Op(_LIGER, signature.onnx_name, SCHEMAS[signature.onnx_name])
 
     def translate(*arguments: Any, **named: Any) -> Any:
         arguments = (*arguments, *named.values())
-        tensors, options = arguments[: len(form.inputs)], arguments[len(form.inputs) :]
-        by_name = dict(zip(form.inputs, tensors, strict=True))
+        tensors, options = arguments[: len(signature.inputs)], arguments[len(signature.inputs) :]
+        by_name = dict(zip(signature.inputs, tensors, strict=True))
         _, groups, window_size, head_dim = by_name["window_value"].shape
         sizes = {
             "num_heads": by_name["query"].shape[-1] // head_dim,
@@ -125,9 +125,9 @@ def _translator(attention: AttentionOp) -> Callable[..., Any]:
             "head_dim": head_dim,
             "window_size": window_size,
         }
-        if "num_slots" in form.sizes:
+        if "num_slots" in signature.sizes:
             sizes["num_slots"] = by_name["slot_key"].shape[2]
-        return node(*tensors, **sizes, **dict(zip(form.options, options, strict=True)))
+        return node(*tensors, **sizes, **dict(zip(signature.options, options, strict=True)))
 
     return translate
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from liger_export.quantize import Scheme
+from liger_export.precision import Scheme
 from liger_export.quantize.blocks import Blocks, block_offsets
 
 __all__ = [

@@ -16,10 +16,11 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArgume
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from liger_export.data import token_blocks
+from liger_export.distributed import processes, runs_on_cpu
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import require_replaceable
-from liger_export.processes import processes, runs_on_cpu
-from liger_export.quality import Quality, measure_quality, token_blocks
+from liger_export.metrics import Quality, measure_quality
 
 __all__ = [
     "FinetuneResult",

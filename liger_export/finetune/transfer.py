@@ -57,7 +57,7 @@ class TaughtAttention(nn.Module):
             projected = self.attention.project(hidden_states)
             taught = self._softmax_attention(projected, positions)
         error: State = ()
-        if self.attention.attention.form.parameters:  # a layer that keeps softmax has nothing to learn
+        if self.attention.attention.signature.parameters:  # a layer that keeps softmax has nothing to learn
             error = (F.mse_loss(self.attention.mix(projected, positions, state)[0].float(), taught.float()),)
         return self.attention.o_proj(taught), error
 

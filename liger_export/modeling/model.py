@@ -71,7 +71,7 @@ class LigerAttention(nn.Module):
     def __init__(self, config: LigerConfig, layer: int) -> None:
         super().__init__()
         self.attention = ATTENTIONS[config.layer_mixer(layer)]
-        self.options = [float(getattr(config, name)) for name in self.attention.form.options]
+        self.options = [float(getattr(config, name)) for name in self.attention.signature.options]
         self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
@@ -83,7 +83,7 @@ class LigerAttention(nn.Module):
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         stored = learned_tensors(config)
-        self.initial = initial_parameters(config) if self.attention.form.parameters else {}
+        self.initial = initial_parameters(config) if self.attention.signature.parameters else {}
         for name, value in self.initial.items():
             if f"model.layers.{layer}.self_attn.{name}" in stored:
                 self.register_parameter(name, nn.Parameter(value))
@@ -109,7 +109,7 @@ class LigerAttention(nn.Module):
 
     def mix(self, projected: tuple[Tensor, Tensor, Tensor], positions: Positions, state: State) -> tuple[Tensor, ...]:
         """The mixer's output [B, T, H * D], then the next state tensors."""
-        learned = [getattr(self, name) for name in self.attention.form.parameters]
+        learned = [getattr(self, name) for name in self.attention.signature.parameters]
         at = (positions.cos, positions.sin, positions.position_ids)
         return self.attention(*projected, *at, *state, *learned, *self.options)
 

@@ -1,18 +1,18 @@
 """The operators of Liger attention: naive references, fast PyTorch forms, and their ONNX form."""
 
 from liger_export.ops.attention import ATTENTIONS, AttentionOp
-from liger_export.ops.forms import FORMS, Form
 from liger_export.ops.lolcats import initial_parameters
 from liger_export.ops.naive import NAIVE_ATTENTIONS, naive_gla_recurrence, naive_rotary, naive_window_attention
 from liger_export.ops.recurrence import gated_recurrence
+from liger_export.ops.signatures import SIGNATURES, AttentionSignature
 from liger_export.ops.window import rotate, window_attention
 
 __all__ = [
     "ATTENTIONS",
-    "FORMS",
     "NAIVE_ATTENTIONS",
+    "SIGNATURES",
     "AttentionOp",
-    "Form",
+    "AttentionSignature",
     "gated_recurrence",
     "initial_parameters",
     "naive_gla_recurrence",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_export.ops.forms import CALL_INPUTS, FORMS, Form
 from liger_export.ops.mixers import FORWARDS, Heads
+from liger_export.ops.signatures import CALL_INPUTS, SIGNATURES, AttentionSignature
 
 __all__ = ["ATTENTIONS", "AttentionOp"]
 
@@ -21,13 +21,13 @@ __all__ = ["ATTENTIONS", "AttentionOp"]
 class AttentionOp:
     """The operator ``liger::{mixer}_attention``. Its form says what it takes and gives."""
 
-    form: Form
+    signature: AttentionSignature
     forward: Callable[..., tuple[Tensor, ...]]
 
     @property
     def name(self) -> str:
         """Name of the operator, of torch's ``liger`` namespace."""
-        return f"{self.form.mixer}_attention"
+        return f"{self.signature.mixer}_attention"
 
     @property
     def torch_op(self) -> Any:
@@ -41,16 +41,16 @@ class AttentionOp:
 
     def register(self) -> None:
         """Define the operator, its shapes and its gradient with torch."""
-        tensors = ", ".join(f"Tensor {name}" for name in self.form.inputs)
-        options = "".join(f", float {name}" for name in self.form.options)
-        schema = f"({tensors}{options}) -> ({', '.join('Tensor' for _ in self.form.outputs)})"
+        tensors = ", ".join(f"Tensor {name}" for name in self.signature.inputs)
+        options = "".join(f", float {name}" for name in self.signature.options)
+        schema = f"({tensors}{options}) -> ({', '.join('Tensor' for _ in self.signature.outputs)})"
         op = torch.library.custom_op(f"liger::{self.name}", self.run, mutates_args=(), schema=schema)
         op.register_fake(self._fake)
         op.register_autograd(self._backward, setup_context=self._save_inputs)
 
     def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
-        tensors, options = arguments[: len(self.form.inputs)], arguments[len(self.form.inputs) :]
-        call, state = tensors[: len(CALL_INPUTS)], tensors[len(CALL_INPUTS) :][: len(self.form.states)]
+        tensors, options = arguments[: len(self.signature.inputs)], arguments[len(self.signature.inputs) :]
+        call, state = tensors[: len(CALL_INPUTS)], tensors[len(CALL_INPUTS) :][: len(self.signature.states)]
         learned = tensors[len(call) + len(state) :]
         heads = Heads.of(state[-1].shape[-1], *call)
         output, *next_state = self.forward(heads, state, learned, *options)
@@ -61,12 +61,12 @@ class AttentionOp:
         return tuple(tensor.contiguous() for tensor in self._forward(*arguments))
 
     def _fake(self, *arguments: Any) -> tuple[Tensor, ...]:
-        query, states = arguments[0], arguments[len(CALL_INPUTS) :][: len(self.form.states)]
+        query, states = arguments[0], arguments[len(CALL_INPUTS) :][: len(self.signature.states)]
         return query.new_empty(query.shape), *(torch.empty_like(state) for state in states)
 
     def _save_inputs(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[: len(self.form.inputs)])
-        ctx.options = inputs[len(self.form.inputs) :]
+        ctx.save_for_backward(*inputs[: len(self.signature.inputs)])
+        ctx.options = inputs[len(self.signature.inputs) :]
 
     def _backward(self, ctx: Any, *output_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = [tensor.detach() for tensor in ctx.saved_tensors]
@@ -86,6 +86,6 @@ class AttentionOp:
         return tuple(by_input)
 
 
-ATTENTIONS = {mixer: AttentionOp(form, FORWARDS[mixer]) for mixer, form in FORMS.items()}
+ATTENTIONS = {mixer: AttentionOp(signature, FORWARDS[mixer]) for mixer, signature in SIGNATURES.items()}
 for _op in ATTENTIONS.values():
     _op.register()

@@ -1,6 +1,6 @@
 """The attention of each mixer as one function of a layer's heads, its state, its learned tensors and its options.
 
-``forms.FORMS`` names them. A function returns the output [B, T, H, D] and the next state.
+``forms.SIGNATURES`` names them. A function returns the output [B, T, H, D] and the next state.
 """
 
 from collections.abc import Callable

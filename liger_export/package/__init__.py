@@ -1,6 +1,6 @@
 """The package an app opens: graph, weights, tokenizer and manifest. Importing it loads no torch.
 
-``liger_export.package.build`` writes packages; it needs the exporter's extra.
+``liger_export.convert`` writes packages; it needs the exporter's extra.
 """
 
 from liger_export.package.manifest import (

@@ -10,7 +10,7 @@ from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
 from liger_export.files import sha256_file, sha256_files
 from liger_export.package.engines import EngineRecord
-from liger_export.quantize import Precision
+from liger_export.precision import Precision
 from liger_export.state import StateTensor, bytes_per_session, state_table
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from onnxruntime.capi import _pybind_state as ort_quantizers
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
-from liger_export.quantize.scheme import Scheme
+from liger_export.precision import Scheme
 
 __all__ = ["Blocks", "block_offsets", "dequantize", "encode"]
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from liger_export.checkpoint import MergedCheckpoint
 from liger_export.config import LigerConfig
+from liger_export.data import read_tokens
 from liger_export.errors import QuantizationError
 from liger_export.modeling import LigerCache
 from liger_export.modeling.model import LigerDecoderLayer, LigerRotaryEmbedding, Positions
-from liger_export.quality import read_tokens
+from liger_export.precision import EMBEDDING, LM_HEAD, Calibration, Precision, Scheme
 from liger_export.quantize.blocks import Blocks, dequantize, encode
 from liger_export.quantize.gptq import Inputs, quantize_matrix
-from liger_export.quantize.scheme import EMBEDDING, LM_HEAD, Calibration, Precision, Scheme
 
 __all__ = ["CalibratedCheckpoint", "read_calibration"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from liger_export.precision import Scheme
 from liger_export.quantize.blocks import Blocks, pack
-from liger_export.quantize.scheme import Scheme
 
 __all__ = ["Inputs", "quantize_matrix"]
 

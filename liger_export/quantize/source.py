@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from liger_export.checkpoint import MergedCheckpoint
+from liger_export.precision import Scheme
 from liger_export.quantize.blocks import Blocks, encode
-from liger_export.quantize.scheme import Scheme
 
 __all__ = ["RoundedCheckpoint"]
 

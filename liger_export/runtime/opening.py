@@ -8,9 +8,8 @@ from packaging.version import Version
 from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
-from liger_export.ort import ort, session_options
+from liger_export.ort import library_path, ort, session_options
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK, Manifest, read_manifest
-from liger_export.plugins.ort import library_path
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.cuda import has_gpu
 from liger_export.runtime.fixed import engine_device, open_engine

@@ -1,6 +1,5 @@
 """Parity of a package with the PyTorch model it came from."""
 
-from liger_export.validate.report import Check, ParityReport
 from liger_export.validate.run import validate
 
-__all__ = ["Check", "ParityReport", "validate"]
+__all__ = ["validate"]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from liger_export.parity.compare import add_block, relative_l2, state_distance
+from liger_export.parity.report import Check, LogitParity
+from liger_export.parity.tolerances import Tolerances
 from liger_export.runtime import Session
 from liger_export.runtime.dtypes import narrowed, numpy_dtype
 from liger_export.runtime.growth import Growth
 from liger_export.state import bytes_per_session
-from liger_export.validate.compare import add_block, relative_l2, state_distance
 from liger_export.validate.reference import TorchReference
-from liger_export.validate.report import Check, LogitParity
-from liger_export.validate.tolerances import Tolerances
 
 __all__ = [
     "Subjects",

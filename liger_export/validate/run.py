@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
+from liger_export.data import read_tokens
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
 from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE, REPORT_FILE, STOCK, read_manifest
-from liger_export.quality import read_tokens
+from liger_export.parity.bfloat16 import ROUNDED, open_rounded, open_stock
+from liger_export.parity.report import Check, ParityReport
+from liger_export.parity.tolerances import tolerances_of
 from liger_export.runtime import Sampling, Session, load
 from liger_export.runtime.buffers import CPU
 from liger_export.runtime.growth import FIRST_TOKEN, Growth
 from liger_export.runtime.opening import has_bfloat16
 from liger_export.validate import laws
 from liger_export.validate.reference import TorchReference
-from liger_export.validate.report import Check, ParityReport
-from liger_export.validate.rounded import ROUNDED, open_rounded, open_stock
-from liger_export.validate.tolerances import tolerances_of
 
 __all__ = ["validate"]
 

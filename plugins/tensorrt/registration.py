@@ -12,7 +12,7 @@ from typing import Any
 
 from liger_export.errors import KernelError
 from liger_export.kernels.shapes import MIXERS, AttentionShape
-from liger_export.ops.forms import FORMS, HEAD_SIZES, Form
+from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES, AttentionSignature
 from liger_export.plugins.tensorrt.kernel import fitting_tactics, plugin_kernel
 
 __all__ = ["NAMESPACE", "register_plugins"]
@@ -39,19 +39,19 @@ def register_plugins(plugin: Any, target: str, *, in_place: bool = False) -> Non
     """
     defined = getattr(plugin.op, NAMESPACE, None)
     for mixer in MIXERS:
-        if not hasattr(defined, FORMS[mixer].onnx_name):
-            _Registration(plugin, FORMS[mixer], target, in_place).register()
+        if not hasattr(defined, SIGNATURES[mixer].onnx_name):
+            _Registration(plugin, SIGNATURES[mixer], target, in_place).register()
 
 
 @dataclass(frozen=True)
 class _Registration:
     plugin: Any
-    form: Form
+    signature: AttentionSignature
     target: str
     in_place: bool
 
     def register(self) -> None:
-        identifier = f"{NAMESPACE}::{self.form.onnx_name}"
+        identifier = f"{NAMESPACE}::{self.signature.onnx_name}"
         plugin, text = self.plugin, str | bytes
         described = self._typed(self.describe, (), self.outputs)
         tuned = self._typed(self.tune, ("outputs",), GenericAlias(list, (plugin.AutoTuneCombination,)))
@@ -64,24 +64,24 @@ class _Registration:
     @property
     def outputs(self) -> GenericAlias:
         """Type of the outputs' descriptions."""
-        return GenericAlias(tuple, (self.plugin.TensorDesc,) * len(self.form.outputs))
+        return GenericAlias(tuple, (self.plugin.TensorDesc,) * len(self.signature.outputs))
 
     @property
     def attributes(self) -> dict[str, type]:
         """Attributes of the ONNX node and their types, in order."""
-        return dict.fromkeys((*HEAD_SIZES, *self.form.sizes), int) | dict.fromkeys(self.form.options, float)
+        return dict.fromkeys((*HEAD_SIZES, *self.signature.sizes), int) | dict.fromkeys(self.signature.options, float)
 
     def describe(self, *tensors: Any, **_: Any) -> tuple[Any, ...]:
         """Outputs: like the query, and like each state."""
-        inputs = dict(zip(self.form.inputs, tensors, strict=True))
+        inputs = dict(zip(self.signature.inputs, tensors, strict=True))
         recurrent = inputs["recurrent_state"]
-        states = [inputs[name].like() for name in self.form.states if name != "recurrent_state"]
+        states = [inputs[name].like() for name in self.signature.states if name != "recurrent_state"]
         return inputs["query"].like(), recurrent.aliased() if self.in_place else recurrent.like(), *states
 
     def tune(self, *arguments: Any) -> list[Any]:
         """Every activation dtype, with each way to cut the kernel that the GPU has room for."""
         fitting = fitting_tactics(self._shape(arguments), self.target)
-        types = [FIXED.get(name, EACH_ACTIVATION) for name in (*self.form.inputs, *self.form.outputs)]
+        types = [FIXED.get(name, EACH_ACTIVATION) for name in (*self.signature.inputs, *self.signature.outputs)]
         return [self.plugin.AutoTuneCombination(", ".join(types), "LINEAR", fitting)]
 
     def implement(self, *arguments: Any) -> tuple[str, str, Any, Any]:
@@ -105,18 +105,20 @@ class _Registration:
         activation = ACTIVATIONS.get(query.dtype.name)
         if activation is None:
             raise KernelError(f"The plugin computes nothing in {query.dtype.name}.", "Build in fp16, bf16 or fp32.")
-        return AttentionShape(self.form.mixer, groups, repeats, values["head_dim"], values["window_size"], activation)
+        return AttentionShape(
+            self.signature.mixer, groups, repeats, values["head_dim"], values["window_size"], activation
+        )
 
     def _values(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        after = arguments[len(self.form.inputs) :]
+        after = arguments[len(self.signature.inputs) :]
         return dict(zip(self.attributes, after, strict=False))
 
     def _typed(self, method: Callable[..., Any], further: tuple[str, ...], returns: Any) -> Callable[..., Any]:
         """A function that calls ``method``, with the signature that TensorRT checks: tensors, attributes, the rest."""
         tensor = self.plugin.TensorDesc
-        types: dict[str, Any] = dict.fromkeys(self.form.inputs, tensor) | self.attributes
+        types: dict[str, Any] = dict.fromkeys(self.signature.inputs, tensor) | self.attributes
         types |= {"outputs": self.outputs, "tactic": int}
-        names = (*self.form.inputs, *self.attributes, *further)
+        names = (*self.signature.inputs, *self.attributes, *further)
         parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=types[name]) for name in names]
 
         def function(*arguments: Any, **named: Any) -> Any:

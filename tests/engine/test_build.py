@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.config import MIXERS
+from liger_export.convert import convert
 from liger_export.engine.build import EngineSettings, build_engine
 from liger_export.engine.check import expected_signature
 from liger_export.engine.network import DTYPES
@@ -16,8 +17,7 @@ from liger_export.export import ONNX_OPSET
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings, linearize
 from liger_export.package import Manifest, read_manifest
-from liger_export.package.build import convert
-from liger_export.quantize import Precision
+from liger_export.precision import Precision
 from tests.tiny import Shape, write_liger
 
 TARGETS = ("86", "89", "120")

@@ -18,6 +18,7 @@ import onnx
 import pytest
 import torch
 
+from liger_export.convert import convert
 from liger_export.engine import build
 from liger_export.engine.build import EngineSettings, build_engine
 from liger_export.engine.check import refuse_foreign_operators
@@ -26,14 +27,13 @@ from liger_export.engine.tensorrt import TensorRT
 from liger_export.errors import EngineError, EnvironmentMismatchError
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import read_manifest
-from liger_export.package.build import convert
 from liger_export.plugins.tensorrt import tactics
 from liger_export.plugins.tensorrt.kernel import ARGUMENTS
-from liger_export.quantize import Precision
+from liger_export.precision import Precision
 from liger_export.runtime import load
 from liger_export.runtime.cuda import Cuda
-from tests import fake_tensorrt
-from tests.fake_tensorrt import needs_bindings
+from tests.fakes import tensorrt as fake_tensorrt
+from tests.fakes.tensorrt import needs_bindings
 from tests.plugins.plugin_module import ATTRIBUTES, FakePlugin
 from tests.tiny import Shape, load_model, write_liger
 
@@ -45,7 +45,7 @@ OPERATORS = {"gla": "GLAAttention", "hgrn2": "HGRN2Attention"}
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests import fake_tensorrt
+from tests.fakes import tensorrt as fake_tensorrt
 fake_tensorrt.install()
 from liger_export.engine.build import EngineSettings, build_engine
 from liger_export.runtime.cuda import Cuda

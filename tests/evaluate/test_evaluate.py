@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from liger_export.cli import app
+from liger_export.convert import convert
 from liger_export.errors import (
     AdapterError,
     CheckpointError,
@@ -21,7 +22,6 @@ from liger_export.errors import (
     UnsupportedModelError,
 )
 from liger_export.evaluate import evaluate, models, open_model, text_blocks
-from liger_export.package.build import convert
 from tests.tiny import BACKBONES, edit_json, load_model, write_base
 
 LENGTH = 100

@@ -8,13 +8,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from liger_export.convert import convert
 from liger_export.export.cuda import KERNELS, attach_kernels, fuse_for_cuda
 from liger_export.linearize import LinearizeSettings
-from liger_export.ops.onnx_forms import DOMAIN
+from liger_export.onnx_functions.schemas import DOMAIN
+from liger_export.ort import library_path
 from liger_export.package import MODEL_FILES
-from liger_export.package.build import convert
-from liger_export.plugins.ort import library_path
-from liger_export.quantize import Precision
+from liger_export.precision import Precision
 from liger_export.runtime import load
 from tests.plugins.sessions import needs_library
 from tests.test_matrix import VARIANTS

@@ -7,15 +7,15 @@ import numpy as np
 import onnx
 import pytest
 
+from liger_export.convert import convert
 from liger_export.errors import KernelError, UnsupportedModelError
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import MODEL_FILES, read_manifest
-from liger_export.package.build import convert
-from liger_export.quantize import Precision
+from liger_export.parity.compare import mean_kl
+from liger_export.precision import Precision
 from liger_export.runtime import Sampling, load
 from liger_export.runtime.sampling import Sampler
 from liger_export.validate import validate
-from liger_export.validate.compare import mean_kl
 from tests.plugins.sessions import needs_library
 from tests.test_matrix import VARIANTS
 from tests.tiny import Shape, write_liger

@@ -8,9 +8,9 @@ import onnx
 import pytest
 import torch
 
+from liger_export.convert import convert
 from liger_export.errors import QuantizationError
-from liger_export.package.build import convert
-from liger_export.quantize import Precision
+from liger_export.precision import Precision
 from liger_export.quantize.blocks import dequantize, encode
 from liger_export.runtime import load
 from tests.tiny import load_model, relative_l2, write_liger

@@ -11,7 +11,7 @@ from liger_export.errors import InputError
 from liger_export.export import trace
 from liger_export.export.portable import check_chunk, lower_portable
 from liger_export.linearize import LinearizeSettings
-from liger_export.quantize import Scheme
+from liger_export.precision import Scheme
 from tests.tiny import config_of, write_liger
 
 LENGTHS = (1, 32)

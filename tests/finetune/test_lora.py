@@ -8,9 +8,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
 from liger_export.checkpoint import Adapter, Checkpoint
+from liger_export.data import token_blocks
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.finetune import FinetuneSettings, finetune
-from liger_export.quality import measure_quality, token_blocks
+from liger_export.metrics import measure_quality
 from tests.tiny import load_model
 
 SETTINGS = FinetuneSettings(rank=4, sequence_length=32, batch_size=4, learning_rate=2e-2, max_steps=12, save_steps=4)

@@ -8,12 +8,12 @@ from transformers import AutoTokenizer
 
 from liger_export.checkpoint import Adapter, learned_tensors, open_liger
 from liger_export.config import inverse_frequencies
+from liger_export.data import token_blocks
 from liger_export.errors import InputError, OutputError
 from liger_export.finetune import AttentionTransfer, FinetuneSettings, finetune, training, transfer
 from liger_export.linearize import LinearizeSettings
 from liger_export.ops.naive import NAIVE_ATTENTIONS
-from liger_export.quality import token_blocks
-from tests.seed import write_seed_checkpoint
+from tests.paper import write_seed_checkpoint
 from tests.tiny import VOCABULARY, Shape, load_model, relative_l2, write_liger
 
 SETTINGS = FinetuneSettings(sequence_length=48, batch_size=4, learning_rate=3e-2, max_steps=15, save_steps=5)

@@ -74,7 +74,7 @@ def call_arguments(
 
 
 def options(case: Case) -> dict[str, float]:
-    return dict(zip(case.form.options, case.options, strict=True))
+    return dict(zip(case.signature.options, case.options, strict=True))
 
 
 def run(
@@ -104,4 +104,4 @@ def run(
         is_row = torch.arange(case.window_size, device=DEVICE)[:, None] < inputs.length
         state = state[0], *(torch.where(is_row, launch.oldest_first(ring, seen), 0) for ring in state[1:])
     results = (torch.cat(outputs, dim=1), *state)
-    return dict(zip(("output", *case.form.states), (result.cpu() for result in results), strict=True))
+    return dict(zip(("output", *case.signature.states), (result.cpu() for result in results), strict=True))

@@ -40,9 +40,9 @@ def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: 
 @pytest.mark.parametrize(
     "case",
     [
-        Case("gla", num_key_value_heads=1, repeats=1, head_dim=256, window_size=1),
-        Case("hgrn2", num_key_value_heads=3, repeats=5, head_dim=40, window_size=7),
-        Case("hgrn2", num_key_value_heads=1, repeats=3, head_dim=128, window_size=256),
+        Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=256, window_size=1),
+        Case("hgrn2", num_key_value_heads=3, num_queries_per_kv=5, head_dim=40, window_size=7),
+        Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=3, head_dim=128, window_size=256),
         Case("gla", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
     ],
     ids=str,
@@ -73,12 +73,12 @@ def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
         output, *state = launch.chunk(mixer, *arguments, empty_state(case, torch.float32), **options(case))
     assert relative_l2(output[1, :37].cpu(), alone["output"][1]) < 1e-6
     assert not output[1, 37:].any()
-    for name, tensor in zip(case.form.states, state, strict=True):
+    for name, tensor in zip(case.signature.states, state, strict=True):
         assert relative_l2(tensor[1].cpu(), alone[name][1]) < 1e-6
 
 
 def test_a_call_too_long_for_the_kernels_is_refused() -> None:
-    case = Case("gla", num_key_value_heads=1, repeats=1, head_dim=32)
+    case = Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=32)
     long = torch.empty(1, 2**26, 96, device="meta").split(32, dim=-1)
     with pytest.raises(KernelError, match="67108864 tokens"):
         launch.chunk("gla", long, (), empty_state(case, torch.float32, batch=1))

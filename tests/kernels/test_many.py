@@ -45,10 +45,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     "case",
     [
-        Case("gla", num_key_value_heads=2, repeats=4, head_dim=64, window_size=4),
-        Case("hgrn2", num_key_value_heads=1, repeats=3, head_dim=128, window_size=5, recurrent_weight=0.9),
-        Case("gla", num_key_value_heads=1, repeats=8, head_dim=128, window_size=17, gate_normalizer=4.0),
-        Case("hgrn2", num_key_value_heads=1, repeats=1, head_dim=64, window_size=1),
+        Case("gla", num_key_value_heads=2, num_queries_per_kv=4, head_dim=64, window_size=4),
+        Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=3, head_dim=128, window_size=5, recurrent_weight=0.9),
+        Case("gla", num_key_value_heads=1, num_queries_per_kv=8, head_dim=128, window_size=17, gate_normalizer=4.0),
+        Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=1, head_dim=64, window_size=1),
     ],
     ids=str,
 )
@@ -62,7 +62,7 @@ def test_steps_equal_the_naive_reference_past_the_windows_edge(case: Case, dtype
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_steps_follow_a_prompt_that_the_chunk_kernels_have_read(head_dim: int) -> None:
-    case = Case("gla", num_key_value_heads=1, repeats=4, head_dim=head_dim, window_size=64)
+    case = Case("gla", num_key_value_heads=1, num_queries_per_kv=4, head_dim=head_dim, window_size=64)
     inputs, expected = inputs_and_reference(case, 67, torch.float16)
     assert_equal(run(case, inputs, torch.float16, range(62, 67)), expected, BOUNDS[torch.float16])
 
@@ -95,14 +95,20 @@ def test_few_sequences_and_other_shapes_are_left_to_the_other_kernel() -> None:
 
     assert takes()
     assert takes(head_dim=64, repeats=8, window=1, activation="float16")
-    for change in ({"activation": "float32"}, {"head_dim": 32}, {"head_dim": 256}, {"repeats": 9}, {"window": 65}):
+    for change in (
+        {"activation": "float32"},
+        {"head_dim": 32},
+        {"head_dim": 256},
+        {"repeats": 9},
+        {"window": 65},
+    ):
         assert not takes(**change)
     # 16 sequences of an 8B layer's 8 heads of 128 columns
     assert MANY_COLUMNS == 16 * 8 * 128
 
 
 def test_one_sequence_less_and_an_older_triton_run_the_other_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case("gla", num_key_value_heads=1, repeats=1, head_dim=64, window_size=1)
+    case = Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=64, window_size=1)
     inputs, _ = inputs_and_reference(case, 1, torch.float16)
     arguments = call_arguments(inputs, torch.zeros(2, 1, dtype=torch.int64), torch.float16)
     asked: list[bool] = []

@@ -35,10 +35,10 @@ def test_steps_equal_the_naive_reference_past_the_windows_edge(mixer: str, dtype
 @pytest.mark.parametrize(
     "case",
     [
-        Case("gla", num_key_value_heads=1, repeats=1, head_dim=256, window_size=1),
-        Case("hgrn2", num_key_value_heads=3, repeats=5, head_dim=40, window_size=7),
-        Case("gla", num_key_value_heads=1, repeats=20, head_dim=80, window_size=3),
-        Case("hgrn2", repeats=2, head_dim=128, window_size=256),
+        Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=256, window_size=1),
+        Case("hgrn2", num_key_value_heads=3, num_queries_per_kv=5, head_dim=40, window_size=7),
+        Case("gla", num_key_value_heads=1, num_queries_per_kv=20, head_dim=80, window_size=3),
+        Case("hgrn2", num_queries_per_kv=2, head_dim=128, window_size=256),
         Case("gla", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
     ],
     ids=str,
@@ -99,13 +99,15 @@ def test_neighbours_in_a_batch_change_nothing() -> None:
         ({"head_dim": 16}, "head size 16"),
         ({"window_size": 257}, "window of 257 keys"),
         ({"mixer": "softmax"}, "mixer softmax"),
-        ({"repeats": 65}, "65 query heads"),
+        ({"num_queries_per_kv": 65}, "65 query heads"),
     ],
 )
 def test_a_shape_without_a_kernel_is_refused(change: dict[str, object], message: str) -> None:
     case = Case(**({"mixer": "gla", "head_dim": 32} | change))  # type: ignore[arg-type]
     with pytest.raises(KernelError, match=message):
-        AttentionShape(case.mixer, case.num_key_value_heads, case.repeats, case.head_dim, case.window_size, "float32")
+        AttentionShape(
+            case.mixer, case.num_key_value_heads, case.num_queries_per_kv, case.head_dim, case.window_size, "float32"
+        )
 
 
 def test_more_tokens_and_other_dtypes_are_refused() -> None:

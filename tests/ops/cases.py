@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from liger_export.ops import FORMS, NAIVE_ATTENTIONS, Form, initial_parameters
+from liger_export.ops import NAIVE_ATTENTIONS, SIGNATURES, AttentionSignature, initial_parameters
 from liger_export.state import RECURRENT_STATES
 from tests.tiny import relative_l2
 
-every_mixer = pytest.mark.parametrize("mixer", sorted(FORMS))
+every_mixer = pytest.mark.parametrize("mixer", sorted(SIGNATURES))
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Case:
 
     mixer: str
     num_key_value_heads: int = 2
-    repeats: int = 2
+    num_queries_per_kv: int = 2
     head_dim: int = 8
     window_size: int = 8
     num_slots: int = 4
@@ -30,27 +30,27 @@ class Case:
     recurrent_weight: float = 0.5
 
     @property
-    def form(self) -> Form:
-        return FORMS[self.mixer]
+    def signature(self) -> AttentionSignature:
+        return SIGNATURES[self.mixer]
 
     @property
     def num_attention_heads(self) -> int:
-        return self.num_key_value_heads * self.repeats
+        return self.num_key_value_heads * self.num_queries_per_kv
 
     @property
     def options(self) -> list[float]:
-        return [getattr(self, name) for name in self.form.options]
+        return [getattr(self, name) for name in self.signature.options]
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         window = (self.num_key_value_heads, self.window_size, self.head_dim)
         recurrent = {name: shape(self) for name, shape in RECURRENT_STATES[self.mixer].items()}
-        return {name: recurrent.get(name, window) for name in self.form.states}
+        return {name: recurrent.get(name, window) for name in self.signature.states}
 
     @property
     def learned_shapes(self) -> dict[str, tuple[int, ...]]:
-        every = initial_parameters(self) if self.form.parameters else {}
-        return {name: tuple(every[name].shape) for name in self.form.parameters}
+        every = initial_parameters(self) if self.signature.parameters else {}
+        return {name: tuple(every[name].shape) for name in self.signature.parameters}
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def sequences(case: Case, length: int, *, batch: int = 2, key_scale: float = 1.0
 def reference(case: Case, inputs: Sequences) -> dict[str, Tensor]:
     """Output [B, T, H * D] and final states by the equations."""
     heads = [tensor.unflatten(-1, (-1, case.head_dim)) for tensor in inputs.projections]
-    numbers = {name: getattr(case, name) for name in (*case.form.options, *case.form.sizes)}
+    numbers = {name: getattr(case, name) for name in (*case.signature.options, *case.signature.sizes)}
     attention = NAIVE_ATTENTIONS[case.mixer]
     output, *states = attention(*heads, inputs.angles, case.window_size, **numbers, **inputs.learned)
-    return {"output": output.flatten(2), **dict(zip(case.form.states, states, strict=True))}
+    return {"output": output.flatten(2), **dict(zip(case.signature.states, states, strict=True))}
 
 
 def assert_equal(measured: Mapping[str, Any], expected: dict[str, Tensor], bound: float) -> None:

@@ -44,12 +44,12 @@ def run(
         here = arguments(case, inputs.between(start, stop), state, positions_of(start, stop), dtype)
         output, *state = ATTENTIONS[case.mixer](*here)
         outputs.append(output)
-    return {"output": torch.cat(outputs, dim=1), **dict(zip(case.form.states, state, strict=True))}
+    return {"output": torch.cat(outputs, dim=1), **dict(zip(case.signature.states, state, strict=True))}
 
 
 shapes = {
     "num_key_value_heads": st.integers(1, 3),
-    "repeats": st.integers(1, 3),
+    "num_queries_per_kv": st.integers(1, 3),
     "head_dim": st.sampled_from([2, 6, 12]),
     "window_size": st.integers(1, 24),
     "num_slots": st.sampled_from([1, 2]),
@@ -111,7 +111,7 @@ def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
     alone = run(case, inputs.between(0, 13))
     assert relative_l2(padded[0], run(case, inputs)["output"][0]) < 1e-13
     assert relative_l2(padded[1, :13], alone["output"][1]) < 1e-13
-    for name, measured in zip(case.form.states, after, strict=True):
+    for name, measured in zip(case.signature.states, after, strict=True):
         assert relative_l2(measured[1], alone[name][1]) < 1e-13
 
 
@@ -152,7 +152,7 @@ def test_bfloat16_inputs_keep_a_float32_state(mixer: str) -> None:
     case = Case(mixer)
     inputs = sequences(case, 40)
     results = run(case, inputs, dtype=torch.bfloat16)
-    *recurrent, window_key, window_value = (results[name] for name in case.form.states)
+    *recurrent, window_key, window_value = (results[name] for name in case.signature.states)
     assert results["output"].dtype == window_key.dtype == window_value.dtype == torch.bfloat16
     assert {tensor.dtype for tensor in recurrent} <= {torch.float32}
     rounded = inputs.projected(*(tensor.bfloat16().double() for tensor in inputs.projections))

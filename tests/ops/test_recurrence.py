@@ -23,14 +23,14 @@ def inputs(
 @given(
     length=st.integers(2, 70),
     groups=st.integers(1, 3),
-    repeats=st.integers(1, 4),
+    num_queries_per_kv=st.integers(1, 4),
     head_dim=st.sampled_from([2, 5, 8, 33]),
     gate_scale=st.sampled_from([1e-4, 0.1, 8.0, 500.0]),
 )
 def test_chunked_form_equals_naive_recurrence(
-    length: int, groups: int, repeats: int, head_dim: int, gate_scale: float
+    length: int, groups: int, num_queries_per_kv: int, head_dim: int, gate_scale: float
 ) -> None:
-    arguments = inputs(length, groups * repeats, groups, head_dim, gate_scale=gate_scale)
+    arguments = inputs(length, groups * num_queries_per_kv, groups, head_dim, gate_scale=gate_scale)
     expected, expected_state = naive_gla_recurrence(*arguments)
     output, state = gated_recurrence(*arguments)
     assert relative_l2(output, expected) < 1e-12

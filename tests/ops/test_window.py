@@ -28,13 +28,13 @@ def empty(groups: int, window: int, head_dim: int) -> tuple[torch.Tensor, torch.
     length=st.integers(1, 80),
     window=st.integers(1, 40),
     groups=st.integers(1, 3),
-    repeats=st.integers(1, 3),
+    num_queries_per_kv=st.integers(1, 3),
     head_dim=st.sampled_from([2, 6, 8]),
 )
 def test_blockwise_window_equals_naive_window(
-    length: int, window: int, groups: int, repeats: int, head_dim: int
+    length: int, window: int, groups: int, num_queries_per_kv: int, head_dim: int
 ) -> None:
-    query, key, value = random_heads(length, groups * repeats, groups, head_dim)
+    query, key, value = random_heads(length, groups * num_queries_per_kv, groups, head_dim)
     output, _, _ = window_attention(query, key, value, positions(length), *empty(groups, window, head_dim))
     assert relative_l2(output, naive_window_attention(query, key, value, window)) < 1e-12
 

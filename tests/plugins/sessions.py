@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from liger_export.ops.onnx_forms import DOMAIN, OPSET
-from liger_export.plugins.ort import library_path
+from liger_export.onnx_functions.schemas import DOMAIN, OPSET
+from liger_export.ort import library_path
+from tests.onnx_functions.sessions import Arrays, shared_feed, zero_states
 from tests.ops.cases import Case, Sequences
-from tests.ops.sessions import Arrays, shared_feed, zero_states
 
 LIBRARY = library_path()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="needs a C++ compiler when the package is installed")
@@ -42,7 +42,7 @@ def model_of(case: Case, dtype: str = "float32", *, packed: bool = True, **chang
     shapes |= {name: ["B", *shape] for name, shape in case.state_shapes.items()}
     kinds = {"cos": TensorProto.FLOAT, "sin": TensorProto.FLOAT, "position_ids": TensorProto.INT64}
     kinds |= {"recurrent_state": TensorProto.FLOAT, "next_recurrent_state": TensorProto.FLOAT}
-    names = [name if name in shapes else "" for name in case.form.inputs]
+    names = [name if name in shapes else "" for name in case.signature.inputs]
     attributes: dict[str, object] = {
         "mixer": case.mixer,
         "num_heads": heads,
@@ -50,13 +50,13 @@ def model_of(case: Case, dtype: str = "float32", *, packed: bool = True, **chang
         "gate_normalizer": case.gate_normalizer,
         "recurrent_weight": case.recurrent_weight,
     }
-    node = helper.make_node("Attention", names, case.form.outputs, domain=DOMAIN, **{**attributes, **changes})
+    node = helper.make_node("Attention", names, case.signature.outputs, domain=DOMAIN, **{**attributes, **changes})
     activation = ONNX_TYPES[dtype]
     graph = helper.make_graph(
         [node],
         "attention",
         [helper.make_tensor_value_info(name, kinds.get(name, activation), shape) for name, shape in shapes.items()],
-        [helper.make_tensor_value_info(name, kinds.get(name, activation), None) for name in case.form.outputs],
+        [helper.make_tensor_value_info(name, kinds.get(name, activation), None) for name in case.signature.outputs],
     )
     imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
     return bytes(helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString())
@@ -91,5 +91,5 @@ def run(
         feed = feed_of(inputs.between(start, stop), positions, dtype, packed=packed) | poisoned(states, start)
         output, *nexts = model.run(None, feed)
         outputs.append(output)
-        states = dict(zip(case.form.states, nexts, strict=True))
+        states = dict(zip(case.signature.states, nexts, strict=True))
     return {"output": np.concatenate(outputs, axis=1), **states}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from liger_export.ops.onnx_forms import DOMAIN, OPSET
+from liger_export.onnx_functions.schemas import DOMAIN, OPSET
 from tests.candidates import Logits, assert_candidates, tied_logits
 from tests.plugins.sessions import needs_library, options_with_library
 

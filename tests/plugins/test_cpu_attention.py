@@ -9,9 +9,9 @@ from onnx import TensorProto, ValueInfoProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from liger_export.kernels.shapes import MIXERS
-from liger_export.ops.onnx_forms import DOMAIN, OPSET
+from liger_export.onnx_functions.schemas import DOMAIN, OPSET
+from tests.onnx_functions.sessions import zero_states
 from tests.ops.cases import Case, assert_equal, reference, sequences
-from tests.ops.sessions import zero_states
 from tests.plugins.sessions import ONNX_TYPES, feed_of, model_of, needs_library, run, session
 
 pytestmark = needs_library
@@ -54,7 +54,7 @@ def test_any_split_equals_reference_with_nan_in_unused_rows(
 @every_mixer
 @pytest.mark.parametrize("cuts", [(), range(1, 150), (3, 64, 65, 129)], ids=["whole", "steps", "mixed"])
 def test_model_sized_heads_equal_reference(mixer: str, cuts: range | tuple[int, ...]) -> None:
-    case = Case(mixer, num_key_value_heads=2, repeats=4, head_dim=128, window_size=64)
+    case = Case(mixer, num_key_value_heads=2, num_queries_per_kv=4, head_dim=128, window_size=64)
     inputs = sequences(case, 150, batch=1)
     assert_equal(run(case, inputs, cuts), reference(case, inputs), BOUND)
 
@@ -113,7 +113,7 @@ def test_padding_leaves_no_trace(mixer: str, tokens: int) -> None:
     expected = run(case, inputs.between(0, seen + tokens))
     assert not output[:, tokens:].any()
     np.testing.assert_allclose(output[:, :tokens], expected.pop("output")[:, seen:], rtol=1e-4, atol=1e-6)
-    for name, array in zip(case.form.states, nexts, strict=True):
+    for name, array in zip(case.signature.states, nexts, strict=True):
         np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 

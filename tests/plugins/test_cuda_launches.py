@@ -45,7 +45,7 @@ def launches(program: Path, bundle: bytes, capability: int) -> list[str]:
         folder.mkdir()
         flags = [f"-DCAPABILITY={capability}", "-shared", "-fPIC"]
         library = str(folder / "libcuda.so.1")
-        subprocess.run(["g++", "-std=c++17", *flags, str(HERE / "fake_driver.cpp"), "-o", library], check=True)
+        subprocess.run(["g++", "-std=c++17", *flags, str(HERE / "cuda_driver.cpp"), "-o", library], check=True)
     (program.parent / "bundle").write_bytes(bundle)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     command = [str(program), str(program.parent / "bundle")]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liger_export.quantize import Scheme
+from liger_export.precision import Scheme
 from liger_export.quantize.blocks import ENCODERS, Blocks, dequantize, encode, pack, unpack
 
 SCHEMES = [Scheme(bits, size, symmetric) for bits in (4, 8) for size in (32, 128) for symmetric in (False, True)]

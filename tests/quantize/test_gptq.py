@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from liger_export.checkpoint import MergedCheckpoint, open_liger
 from liger_export.cli import app
+from liger_export.convert import convert
 from liger_export.errors import DataError, QuantizationError
 from liger_export.linearize import LinearizeSettings
-from liger_export.package.build import convert
-from liger_export.quantize import Calibration, Precision, Scheme, gptq
+from liger_export.precision import Calibration, Precision, Scheme, gptq
 from liger_export.quantize.blocks import Blocks, dequantize, encode, unpack
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.gptq import DAMPING, Inputs, quantize_matrix

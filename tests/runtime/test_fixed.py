@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from liger_export.config import MIXERS
+from liger_export.convert import convert
 from liger_export.engine.build import EngineSettings, build_engine
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.linearize import LinearizeSettings
-from liger_export.package.build import convert
 from liger_export.runtime import Session, load
 from liger_export.runtime.cuda import Cuda
 from liger_export.runtime.fixed import FixedSession

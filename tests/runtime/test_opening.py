@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from liger_export.convert import convert
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.package import read_manifest
-from liger_export.package.build import convert
-from liger_export.quantize import Precision
+from liger_export.precision import Precision
 from liger_export.runtime import load, opening
 from tests.tiny import edit_json, write_liger
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from liger_export.convert import convert
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.linearize import LinearizeSettings
-from liger_export.package.build import convert
 from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
 from tests.tiny import Shape, load_model, relative_l2, write_liger
 

@@ -7,18 +7,19 @@ import onnx
 import pytest
 
 from liger_export.config import MIXERS
+from liger_export.convert import convert
 from liger_export.errors import DataError, InputError
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import read_manifest
-from liger_export.package.build import convert
-from liger_export.quantize import Precision
-from liger_export.validate import Check, ParityReport, validate
-from liger_export.validate.compare import add_block, relative_l2
+from liger_export.parity import Check, ParityReport
+from liger_export.parity.compare import add_block, relative_l2
+from liger_export.parity.report import LogitParity
+from liger_export.parity.tolerances import tolerances_of
+from liger_export.precision import Precision
+from liger_export.validate import validate
 from liger_export.validate.laws import Subjects, check_drift
-from liger_export.validate.report import LogitParity
 from liger_export.validate.run import _certify_memory
-from liger_export.validate.tolerances import tolerances_of
 from tests.plugins.sessions import needs_library
 from tests.tiny import edit_json, write_liger
 

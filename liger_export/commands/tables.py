@@ -1,0 +1,155 @@
+"""The tables that the commands print. Each fits 80 columns, or folds."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Column, Table
+
+if TYPE_CHECKING:  # these parts load torch, which not every command needs
+    from liger_export.bench import BenchReport, Spread
+    from liger_export.evaluate import Evaluation
+    from liger_export.metrics import Quality
+    from liger_export.package import Manifest
+    from liger_export.parity.report import ParityReport
+
+__all__ = [
+    "bench_table",
+    "engine_rows",
+    "evaluation_table",
+    "heldout_table",
+    "megabytes",
+    "parity_table",
+    "position_tables",
+    "summary_table",
+]
+
+
+def heldout_table(before: "Quality", after: "Quality") -> Table:
+    """Held-out quality before and after finetuning."""
+    table = Table("held out", "loss (nats)", "perplexity", "next-token accuracy", box=SIMPLE)
+    for name, quality in (("before", before), ("after", after)):
+        table.add_row(name, f"{quality.loss:.4f}", f"{quality.perplexity:.2f}", f"{quality.accuracy:.2%}")
+    return table
+
+
+def parity_table(report: "ParityReport") -> Table:
+    """Every check of ``validate`` with its bound and verdict."""
+    title = f"{report.package} against {report.reference}"
+    table = Table("check", "measured", "bound", "", "over", box=SIMPLE, title=title)
+    for check in report.checks:
+        bound = "" if check.bound is None else f"{'>=' if check.at_least else '<='} {check.bound:g}"
+        verdict = "" if check.bound is None and check.passed else "[green]ok" if check.passed else "[red]MISSED"
+        table.add_row(check.name, _figure(check.value), bound, verdict, f"[dim]{check.detail}")
+    return table
+
+
+def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
+    """Quality of several models, each beside the first."""
+    table = Table(
+        Column("model", overflow="fold"), "", "tokens", "loss", "perplexity", "accuracy", "of first", box=SIMPLE
+    )
+    for evaluation in evaluations:
+        quality, share = evaluation.quality, evaluation.share_of(evaluations[0])
+        table.add_row(
+            escape(evaluation.model.name),
+            f"[dim]{evaluation.model.kind}",
+            f"{quality.tokens:,}",
+            f"{quality.loss:.4f}",
+            f"{quality.perplexity:.2f}",
+            f"{quality.accuracy:.2%}",
+            "-" if share is None else f"{share:.1%}",
+        )
+    return table
+
+
+def position_tables(evaluations: "Sequence[Evaluation]") -> tuple[Table, Table]:
+    """Accuracy, and perplexity, by position in a block."""
+    names = [escape(evaluation.model.name) for evaluation in evaluations]
+    accuracies = Table("positions", *names, box=SIMPLE, title="accuracy by position", title_justify="left")
+    perplexities = Table("positions", *names, box=SIMPLE, title="perplexity by position", title_justify="left")
+    for row in zip(*(evaluation.scores.ranges() for evaluation in evaluations), strict=True):
+        name = f"{row[0][0].start:,} to {row[0][0].stop - 1:,}"
+        accuracies.add_row(name, *(f"{quality.accuracy:.2%}" for _, quality in row))
+        perplexities.add_row(name, *(f"{quality.perplexity:.2f}" for _, quality in row))
+    return accuracies, perplexities
+
+
+def bench_table(report: "BenchReport") -> Table:
+    """Speed and memory by context, the spread below each median; two contenders stand below each other."""
+    title = report.package if report.against is None else f"{report.package} against {report.against}"
+    names = ("prefill\ntokens/s", "first\ntoken", "decode\ntokens/s", "peak\nRSS", "carried")
+    figures = (Column(name, justify="right", no_wrap=True) for name in names)
+    table = Table(Column("at context", no_wrap=True), *figures, box=SIMPLE, title=escape(title))
+    for row in report.rows:
+        table.add_row(
+            f"{row.contender}\n[dim]at {row.context:,}",
+            _spread(row.prefill_tokens_per_second, _rate),
+            _time_spread(row.first_token_seconds),
+            _spread(row.decode_tokens_per_second, _rate),
+            megabytes(row.peak_rss_bytes.median),
+            megabytes(row.memory_bytes),
+            end_section=row.contender == report.contenders[-1],
+        )
+    table.caption, table.caption_justify = "\n".join(escape(line) for line in report.footnotes), "left"
+    return table
+
+
+def _spread(spread: "Spread | None", text: Callable[[float], str], unit: str = "") -> str:
+    if spread is None:
+        return "not\nmeasured"
+    return f"{text(spread.median)}{unit}\n[dim]{text(spread.p10)}-{text(spread.p90)}"
+
+
+def _time_spread(seconds: "Spread | None") -> str:
+    """In seconds or milliseconds, as the median is."""
+    if seconds is None or seconds.median >= 1:
+        return _spread(seconds, _rate, " s")
+    return _spread(seconds, lambda value: _rate(1e3 * value), " ms")
+
+
+def _rate(value: float) -> str:
+    """Three digits, or thousands."""
+    return f"{value / 1e3:.1f}k" if value >= 1e4 else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def engine_rows(manifest: "Manifest") -> list[tuple[str, str]]:
+    """What ``build-engine`` built and proved: rows for ``summary_table``."""
+    engine = manifest.engine
+    if engine is None:
+        return []
+    targets = ", ".join(engine.targets) or "any device"
+    rows = [("built by", f"{engine.backend} {engine.backend_version} for {targets}")]
+    calls = f"one token, and {engine.chunk}" if engine.chunk else "one token"
+    rows.append(("calls of", f"{calls}; one sequence"))
+    if engine.plugins:
+        rows.append(("plugins", f"{', '.join(engine.plugins)}, in calls of one token"))
+    rows += [(f"  {what}", precision) for what, precision in engine.precisions.items()]
+    for name, figures in engine.graphs.items():
+        rows.append((name, f"{megabytes(figures['bytes'])}, built in {figures['seconds']:.1f} s"))
+    if engine.check is None:
+        return [*rows, ("compared", "no")]
+    against = f"with {engine.check['against']} on ONNX Runtime, in {engine.check['activations']}"
+    rows.append(("compared", against))
+    for check in engine.check["checks"]:
+        bound = "" if check["bound"] is None else f" (<= {check['bound']:g})"
+        rows.append((f"  {check['name']}", f"{check['value']:.1e}{bound}"))
+    return rows
+
+
+def summary_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values."""
+    table = Table(show_header=False, box=SIMPLE, title=escape(title), title_justify="left")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def megabytes(nbytes: float) -> str:
+    """Bytes for readers: MB, or kB below one."""
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.1e}"

@@ -1,0 +1,25 @@
+from liger_export.config import MIXERS, SOFTMAX
+from liger_export.onnx_functions.schemas import SCHEMAS
+from liger_export.ops import ATTENTIONS, NAIVE_ATTENTIONS, SIGNATURES
+from liger_export.state import RECURRENT_STATES
+
+
+def test_every_mixer_has_states_an_operator_a_reference_and_a_body() -> None:
+    every = {*MIXERS, SOFTMAX}
+    assert set(RECURRENT_STATES) == set(SIGNATURES) == set(ATTENTIONS) == set(NAIVE_ATTENTIONS) == every
+    assert {signature.onnx_name for signature in SIGNATURES.values()} < set(SCHEMAS)
+
+
+def test_numbers_that_an_operator_takes_are_fields_of_its_mixer() -> None:
+    for mixer, fields in ((mixer, set(row.fields)) for mixer, row in MIXERS.items()):
+        assert {*SIGNATURES[mixer].options, *SIGNATURES[mixer].sizes} <= fields
+
+
+def test_states_stand_in_the_order_of_the_state_table_on_both_sides() -> None:
+    lolcats = SIGNATURES["lolcats"]
+    assert lolcats.states == ("recurrent_state", "normalizer", "window_key", "window_value")
+    assert lolcats.inputs[6:] == (*lolcats.states, "query_map", "key_map", "window_factors")
+    assert [output.name for output in SCHEMAS["LoLCATsAttention"].outputs] == [
+        "output",
+        *(f"next_{name}" for name in lolcats.states),
+    ]
