@@ -10,16 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from liger_export.commands.console import (
     err,
@@ -28,8 +18,8 @@ from liger_export.commands.console import (
     out,
     print_error,
     print_speed,
+    progress_bar,
     quiet_transformers,
-    raise_swallowed_interrupt,
     stream_text,
 )
 from liger_export.commands.tables import (
@@ -157,16 +147,9 @@ def finetune(
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_main) as bar:
-        task = bar.add_task("measuring", total=None)
-
-        def report(step: int, steps: int, loss: float | None) -> None:
-            description = None if loss is None else f"training, loss {loss:.3f}"
-            bar.update(task, completed=step, total=steps, description=description)
-
+    with progress_bar("loading", shown=is_main) as bar:
         result = run(
-            checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite, progress=report
+            checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite, progress=bar
         )
     if not is_main:
         return
@@ -224,21 +207,8 @@ def convert(
     text = Calibration(calibration, calibration_tokens) if calibration else None
     stored.check_calibration(text)
     with exporter():
-        from liger_export.convert import Progress as Reporter
         from liger_export.convert import convert as run
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def stage(name: str) -> None:
-            raise_swallowed_interrupt()
-            bar.update(task, description=name)
-
-        reporter = Reporter(
-            stage=stage,
-            total=lambda total: bar.update(task, total=total),
-            advance=lambda done: bar.advance(task, done),
-        )
+    with progress_bar("reading", in_bytes=True) as bar:
         manifest = run(
             checkpoint,
             output,
@@ -248,7 +218,7 @@ def convert(
             precision=stored,
             calibration=text,
             overwrite=overwrite,
-            progress=reporter,
+            progress=bar,
         )
     for described in manifest.adapters:
         if not described["base_verified"]:
@@ -290,7 +260,7 @@ def validate(
     quiet_transformers()
     if json is not None:
         require_writable(json)
-    with err.status("comparing with PyTorch") as status:
+    with progress_bar("comparing with PyTorch", count=False) as bar:
         report = run(
             package,
             reference,
@@ -300,7 +270,7 @@ def validate(
             memory_tokens=memory_tokens,
             device=device,
             lowering=lowering,
-            on_check=lambda check: status.update(f"comparing with PyTorch: {check.name}"),
+            progress=bar,
         )
     out.print(parity_table(report))
     if report.device == ROUNDED:
@@ -341,16 +311,11 @@ def evaluate(
     opened.append(open_model(last, tuple(adapter or ()), device, dtype))
     blocks = [text_blocks(model, text, sequence_length, max_tokens) for model in opened]
     is_main = processes().is_main_process  # accelerate launch runs this on every process
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     evaluations = []
-    with Progress(*columns, console=err, transient=True, disable=not is_main) as bar:
+    with progress_bar("reading", shown=is_main) as bar:
         for model, tokens in zip(opened, blocks, strict=True):
-            task = bar.add_task(escape(model.name), total=None)
-
-            def report(done: int, total: int, task: TaskID = task) -> None:
-                bar.update(task, completed=done, total=total)
-
-            evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, report)))
+            bar.stage(model.name)
+            evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, bar)))
     if not is_main:
         return
     out.print(evaluation_table(evaluations))
@@ -395,15 +360,8 @@ def bench(
         require_writable(json)
     if plot is not None:
         require_plot(plot)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        report = run(
-            package,
-            transformer,
-            settings,
-            lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
-        )
+    with progress_bar("starting") as bar:
+        report = run(package, transformer, settings, bar)
     out.print(bench_table(report))
     if json is not None:
         json.write_text(report.to_json(), encoding="utf-8")
@@ -446,13 +404,8 @@ def build_engine(
         chunk=chunk,
         check_tokens=check_tokens,
     )
-    with err.status("reading") as status:
-
-        def stage(name: str) -> None:
-            raise_swallowed_interrupt()
-            status.update(name)
-
-        manifest = run(package, output, settings, overwrite=overwrite, stage=stage)
+    with progress_bar("reading", count=False) as bar:
+        manifest = run(package, output, settings, overwrite=overwrite, progress=bar)
     out.print(summary_table(str(output), engine_rows(manifest)))
 
 

@@ -10,7 +10,8 @@ import pytest
 import liger_export
 
 ROOT = Path(liger_export.__file__).parent
-RUNTIME = ["errors", "files", "ort", "config", "precision", "state", "package", "runtime"]  # without PyTorch
+# RUNTIME runs without PyTorch.
+RUNTIME = ["errors", "files", "progress", "ort", "config", "precision", "state", "package", "runtime"]
 EXPORTER = [
     *("distributed", "data", "metrics", "ops", "onnx_functions", "kernels", "plugins", "checkpoint", "modeling"),
     *("linearize", "finetune", "quantize", "export", "convert", "inspection", "parity", "validate", "engine"),

@@ -10,6 +10,16 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from liger_export.commands.tables import megabytes
 from liger_export.errors import EnvironmentMismatchError
@@ -22,6 +32,7 @@ __all__ = [
     "out",
     "print_error",
     "print_speed",
+    "progress_bar",
     "quiet_transformers",
     "raise_swallowed_interrupt",
     "stream_text",
@@ -66,6 +77,48 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+class ProgressBar:
+    """A ``liger_export.progress.Progress`` at the terminal: one line of stage, bar and count."""
+
+    def __init__(self, display: Progress, stage: str) -> None:
+        self._display = display
+        self._task = display.add_task(escape(stage), total=None)
+
+    def stage(self, name: str) -> None:
+        """Show a stage's name; an interrupt that a library swallowed ends the command here."""
+        raise_swallowed_interrupt()
+        self._display.update(self._task, description=escape(name))
+
+    def start(self, total: int) -> None:
+        """Show an empty bar of ``total`` units."""
+        self._display.update(self._task, completed=0, total=total)
+
+    def advance(self, count: int) -> None:
+        """Fill the bar by ``count`` units."""
+        self._display.advance(self._task, count)
+
+
+@contextmanager
+def progress_bar(
+    stage: str, *, count: bool = True, in_bytes: bool = False, shown: bool = True
+) -> Iterator[ProgressBar]:
+    """Show progress on standard error until the context ends.
+
+    Args:
+        stage: first stage's name.
+        count: show a bar and its count; without, a spinner and the stage.
+        in_bytes: the count is bytes.
+        shown: False on all but one process of ``accelerate launch``.
+    """
+    name = TextColumn("{task.description}")
+    columns = [SpinnerColumn(), name, TimeElapsedColumn()]
+    if count:
+        amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+        columns = [name, BarColumn(), amount, TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=err, transient=True, disable=not shown) as display:
+        yield ProgressBar(display, stage)
 
 
 def stream_text(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:

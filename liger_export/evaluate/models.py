@@ -16,9 +16,10 @@ from liger_export.checkpoint import Adapter, Checkpoint, open_liger
 from liger_export.config import MODEL_TYPES, read_config_json
 from liger_export.distributed import processes
 from liger_export.errors import CheckpointError, InputError, UnsupportedModelError
-from liger_export.metrics import PositionScores, ScoreReport, score_blocks
+from liger_export.metrics import PositionScores, score_blocks
 from liger_export.modeling import LigerForCausalLM, register
 from liger_export.package import MANIFEST_FILE, read_manifest
+from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.runtime import load, read_tokenizer
 
 __all__ = ["DTYPES", "EvaluatedModel", "open_model"]
@@ -52,7 +53,7 @@ class EvaluatedModel(ABC):
         return " + ".join(path.resolve().name for path in (self.path, *self.adapters))
 
     @abstractmethod
-    def score(self, blocks: Tensor, batch_size: int, progress: ScoreReport = lambda *_: None) -> PositionScores:
+    def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Load the weights and score token blocks, int64 [N, T]; arguments as ``score_blocks``."""
 
 
@@ -66,7 +67,7 @@ class PackageModel(EvaluatedModel):
         self.vocab_size = read_manifest(path).model_config.vocab_size
         self.tokenizer: Tokenizer = read_tokenizer(path)
 
-    def score(self, blocks: Tensor, batch_size: int, progress: ScoreReport = lambda *_: None) -> PositionScores:
+    def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """As ``EvaluatedModel.score``, block by block. Raises PackageError if a file is not as it was written."""
         session = load(self.path)
 
@@ -102,7 +103,7 @@ class TorchModel(EvaluatedModel):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise _unloadable(path, "tokenizer", error) from error
 
-    def score(self, blocks: Tensor, batch_size: int, progress: ScoreReport = lambda *_: None) -> PositionScores:
+    def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """As ``EvaluatedModel.score``. Raises CheckpointError if config and weights do not fit each other."""
         model = self._load()
         # A recurrent model of transformers' own may not continue by several tokens at once.

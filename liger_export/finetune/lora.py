@@ -12,13 +12,13 @@ from liger_export.files import new_directory
 from liger_export.finetune.training import (
     FinetuneResult,
     FinetuneSettings,
-    StepReport,
     finish,
     load_blocks,
     train,
     work_directory,
 )
 from liger_export.modeling import register
+from liger_export.progress import NO_PROGRESS, Progress
 
 __all__ = ["finetune"]
 
@@ -32,7 +32,7 @@ def finetune(
     heldout: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: StepReport = lambda *_: None,
+    progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
     """Train a LoRA adapter for a Liger checkpoint and save it as PEFT does.
 
@@ -47,7 +47,7 @@ def finetune(
         heldout: text to measure on; default: the last blocks of ``data``, which are then not trained on.
         resume: continue an unfinished run.
         overwrite: replace ``output`` if it exists.
-        progress: called with the step, the number of steps, and the training loss where it was logged.
+        progress: counts optimizer steps; the stage names the latest training loss.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.

@@ -21,11 +21,11 @@ from liger_export.distributed import processes, runs_on_cpu
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import require_replaceable
 from liger_export.metrics import Quality, measure_quality
+from liger_export.progress import Progress
 
 __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
-    "StepReport",
     "Trained",
     "finish",
     "load_blocks",
@@ -34,8 +34,6 @@ __all__ = [
 ]
 
 RECORD_FILE = "run.json"  # in the work directory: how the run began
-
-StepReport = Callable[[int, int, float | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +100,22 @@ class _Blocks(Dataset[dict[str, Tensor]]):
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, report: StepReport) -> None:
-        self._report = report
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress.stage("training")
+        self._progress.start(state.max_steps)
+        self._progress.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._report(state.global_step, state.max_steps, None)
+        self._progress.advance(1)
         if state.global_step >= state.max_steps:
             control.should_save = False  # resumed from its very end, the Trainer would take one step more
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        self._report(state.global_step, state.max_steps, logs.get("loss"))
+        if "loss" in logs:
+            self._progress.stage(f"training, loss {logs['loss']:.3f}")
 
 
 class _BeforeTraining(TrainerCallback):  # type: ignore[misc]
@@ -153,7 +157,7 @@ def train(
     stage: str,
     described: Mapping[str, Any],
     resume: bool,
-    progress: StepReport,
+    progress: Progress,
 ) -> Trained:
     """Train a model; started by ``accelerate launch``, on all its processes.
 
@@ -166,7 +170,7 @@ def train(
         stage: what the run is called.
         described: the checkpoint's config.json.
         resume: continue from the last point.
-        progress: called with the step, the number of steps, and the training loss where it was logged.
+        progress: counts optimizer steps; the stage names the latest training loss.
 
     Raises:
         InputError: the run to resume began with something else.
@@ -176,18 +180,20 @@ def train(
         _check_resumed(work, now)
     to_train_on, measured = blocks
     record = work / RECORD_FILE
-    reporter = _Reporter(progress)
-    trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(to_train_on), callbacks=[reporter])
+    trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(to_train_on))
 
     def measure_before() -> None:
+        progress.stage("measuring")
         quality = measure_quality(trainer.model_wrapped, measured)
         if trainer.is_world_process_zero():
             work.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps({"before": asdict(quality), "begun": now}))
 
     trainer.add_callback(_BeforeTraining(measure_before))
+    trainer.add_callback(_Reporter(progress))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
+    progress.stage("measuring")
     after = measure_quality(trainer.model_wrapped, measured)
     return Trained(
         trainer.accelerator.get_state_dict(trainer.model_wrapped),

@@ -22,7 +22,6 @@ from liger_export.files import TOKENIZER_FILES, copy_files, new_directory
 from liger_export.finetune.training import (
     FinetuneResult,
     FinetuneSettings,
-    StepReport,
     finish,
     load_blocks,
     train,
@@ -31,6 +30,7 @@ from liger_export.finetune.training import (
 from liger_export.modeling import LigerForCausalLM, register
 from liger_export.modeling.model import LigerAttention, Positions, State
 from liger_export.ops import ATTENTIONS
+from liger_export.progress import NO_PROGRESS, Progress
 
 __all__ = ["AttentionTransfer", "transfer"]
 
@@ -125,7 +125,7 @@ def transfer(
     heldout: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: StepReport = lambda *_: None,
+    progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
     """Train a LoLCATs checkpoint's feature maps and write a checkpoint that has them; then ``finetune`` that one.
 
