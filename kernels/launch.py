@@ -26,7 +26,7 @@ def step(
     """One token, states out of place and the window oldest first: the operator's contract.
 
     Args:
-        mixer: one of ``MIXERS``.
+        mixer: one of ``KERNEL_MIXERS``.
         projections: query [B, 1, H * D], key and value [B, 1, G * D]; parts of a packed row will do.
         positions: cos and sin, float32 [B, 1, D / 2], and position_ids, int64 [B, 1], -1 for no token.
         state: recurrent_state, float32 [B, G, D, D], window_key and window_value [B, G, W, D].

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liger_export.errors import KernelError
 from liger_export.kernels.launch import chunk, shape_of, step
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.ops import ATTENTIONS
 from liger_export.ops.signatures import CALL_INPUTS
 
@@ -25,7 +25,7 @@ def register_cuda_kernels() -> bool:
     """
     if importlib.util.find_spec("triton") is None:
         return False
-    for mixer in MIXERS:
+    for mixer in KERNEL_MIXERS:
         torch.library.register_kernel(f"liger::{ATTENTIONS[mixer].name}", "cuda", partial(attention, mixer))
     return True
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from liger_export.config import LigerConfig
 from liger_export.errors import KernelError
 
-__all__ = ["ACTIVATIONS", "MAX_COLUMNS", "MIXERS", "AttentionShape", "LinearShape"]
+__all__ = ["ACTIVATIONS", "KERNEL_MIXERS", "MAX_COLUMNS", "AttentionShape", "LinearShape"]
 
-MIXERS = ("gla", "hgrn2")
+KERNEL_MIXERS = ("gla", "hgrn2")
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # as torch and as Triton calls them
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 32, 256
@@ -21,7 +21,7 @@ class AttentionShape:
     """One layer's attention, whatever the batch and the length.
 
     Attributes:
-        mixer: one of ``MIXERS``.
+        mixer: one of ``KERNEL_MIXERS``.
         groups: G, key/value heads.
         repeats: R, query heads for each key/value head.
         head_dim: D, a multiple of 8 from 32 to 256.
@@ -48,7 +48,7 @@ class AttentionShape:
 
     def __post_init__(self) -> None:
         for what, is_sound, allowed in (
-            (f"mixer {self.mixer}", self.mixer in MIXERS, f"mixers {', '.join(MIXERS)}"),
+            (f"mixer {self.mixer}", self.mixer in KERNEL_MIXERS, f"mixers {', '.join(KERNEL_MIXERS)}"),
             (f"{self.groups} key/value heads", self.groups >= 1, "1 and more"),
             (
                 f"{self.repeats} query heads for each key/value head",

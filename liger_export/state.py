@@ -4,15 +4,19 @@ It is the single source for the model, the ONNX graph, the runtimes and the memo
 count of tokens seen, is the only other memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
+from typing import TypeVar
 
-from liger_export.config import SOFTMAX, LigerConfig
+from liger_export.config import LAYER_MIXERS, LigerConfig
 
-__all__ = ["RECURRENT_STATES", "WINDOW_STATES", "StateTensor", "bytes_per_session", "state_table"]
+__all__ = ["WINDOW_STATES", "StateTensor", "by_layer", "bytes_per_session", "state_table"]
 
 WINDOW_STATES = ("key", "value")
+
+T = TypeVar("T")
 
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -49,36 +53,6 @@ class StateTensor:
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
-Shape = Callable[[LigerConfig], tuple[int, ...]]
-
-
-def _matrix(config: LigerConfig) -> tuple[int, ...]:
-    # [G, D (key), D (value)]: one per key/value head, shared by the query heads that read it.
-    return config.num_key_value_heads, config.head_dim, config.head_dim
-
-
-def _slots(config: LigerConfig) -> tuple[int, ...]:
-    return config.num_key_value_heads, config.num_slots, config.head_dim  # [G, M, D]
-
-
-def _features(config: LigerConfig) -> tuple[int, ...]:
-    # [H, F]: per query head, because each head has feature maps of its own.
-    return config.num_attention_heads, 2 * config.feature_dim
-
-
-def _feature_values(config: LigerConfig) -> tuple[int, ...]:
-    return *_features(config), config.head_dim  # [H, F, D]
-
-
-RECURRENT_STATES: dict[str, dict[str, Shape]] = {
-    "gla": {"recurrent_state": _matrix},
-    "hgrn2": {"recurrent_state": _matrix},
-    "gsa": {"slot_key": _slots, "slot_value": _slots},
-    "lolcats": {"recurrent_state": _feature_values, "normalizer": _features},
-    SOFTMAX: {},
-}
-
-
 def state_table(config: LigerConfig, activation_dtype: str = "float32") -> tuple[StateTensor, ...]:
     """List every state tensor, layer by layer: the recurrent state, then the window's key and value.
 
@@ -91,11 +65,21 @@ def state_table(config: LigerConfig, activation_dtype: str = "float32") -> tuple
     """
     table = []
     for layer in range(config.num_hidden_layers):
-        recurrent = RECURRENT_STATES[config.layer_mixer(layer)]
+        recurrent = LAYER_MIXERS[config.layer_mixer(layer)].state_shapes(config)
         window = (config.num_key_value_heads, config.layer_window(layer), config.head_dim)  # [G, W, D]
-        table += [StateTensor(layer, name, shape(config), "float32") for name, shape in recurrent.items()]
+        table += [StateTensor(layer, name, shape, "float32") for name, shape in recurrent.items()]
         table += [StateTensor(layer, name, window, activation_dtype) for name in WINDOW_STATES]
     return tuple(table)
+
+
+def by_layer(table: Sequence[StateTensor], tensors: Iterable[T]) -> list[tuple[T, ...]]:
+    """Group tensors, given in the table's order, by layer.
+
+    Raises:
+        ValueError: there are more or fewer tensors than rows.
+    """
+    rows = groupby(zip(table, tensors, strict=True), key=lambda row: row[0].layer)
+    return [tuple(tensor for _, tensor in layer) for _, layer in rows]
 
 
 def bytes_per_session(table: tuple[StateTensor, ...]) -> int:

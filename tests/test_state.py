@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from liger_export.config import LigerConfig
-from liger_export.state import bytes_per_session, state_table
+from liger_export.state import by_layer, bytes_per_session, state_table
 from tests.test_config import values
 
 
@@ -61,3 +61,11 @@ def test_layers_that_keep_softmax_have_a_window_of_their_own_and_nothing_else() 
     config = LigerConfig.from_dict(values(softmax_layers=[1], softmax_window=100))
     layer = [entry for entry in state_table(config) if entry.layer == 1]
     assert [(entry.name, entry.shape) for entry in layer] == [("key", (2, 100, 8)), ("value", (2, 100, 8))]
+
+
+def test_tensors_are_grouped_by_layer() -> None:
+    table = state_table(LigerConfig.from_dict(values(softmax_layers=[1], num_hidden_layers=2)))
+    assert by_layer(table, "abcde") == [("a", "b", "c"), ("d", "e")]
+    for tensors in ("abcd", "abcdef"):
+        with pytest.raises(ValueError, match="argument"):
+            by_layer(table, tensors)

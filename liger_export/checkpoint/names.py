@@ -1,6 +1,6 @@
 """The tensors a checkpoint holds, by name and shape, from the config alone."""
 
-from liger_export.config import LigerConfig
+from liger_export.config import MIXERS, LigerConfig
 
 __all__ = ["expected_tensors", "is_ignored", "learned_tensors"]
 
@@ -37,12 +37,9 @@ def expected_tensors(config: LigerConfig) -> Shapes:
 
 def learned_tensors(config: LigerConfig) -> Shapes:
     """The tensors a mixer learns and its base model does not have: lolcats' feature maps and window factors."""
-    if config.mixer != "lolcats":
-        return {}
-    feature_map = (config.num_attention_heads, config.head_dim, config.feature_dim)  # [H, D, F / 2]
-    shapes: Shapes = {"query_map": feature_map, "key_map": feature_map}
-    if config.learned_window_factors:
-        shapes["window_factors"] = (config.num_attention_heads,)
+    shapes = MIXERS[config.mixer].parameter_shapes(config)
+    if not config.learned_window_factors:
+        shapes.pop("window_factors", None)
     layers = [layer for layer in range(config.num_hidden_layers) if layer not in config.softmax_layers]
     return {f"model.layers.{layer}.self_attn.{name}": shape for layer in layers for name, shape in shapes.items()}
 

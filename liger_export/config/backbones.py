@@ -1,12 +1,13 @@
-"""The backbones and mixers that can be joined, as data: a new one is one more row."""
+"""The supported backbones, one row per backbone, and the model types that join each with each mixer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from liger_export.config.fields import Fields
+from liger_export.config.mixers import MIXERS
 
-__all__ = ["BACKBONES", "MIXERS", "MODEL_TYPES", "SOFTMAX", "Backbone", "Mixer", "ModelType", "base_window"]
+__all__ = ["BACKBONES", "MODEL_TYPES", "Backbone", "ModelType", "base_window"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +35,6 @@ BACKBONES = {
     "qwen2": Backbone(qkv_bias=True, output_bias=False),
     "qwen3": Backbone(qk_norm=True, head_dim=128),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Mixer:
-    """What takes the place of softmax attention.
-
-    Attributes:
-        title: the name as the literature writes it.
-        fields: its own fields of ``config.json``, beside those that every Liger model has.
-    """
-
-    title: str
-    fields: tuple[str, ...]
-
-
-MIXERS = {
-    "gla": Mixer("GLA", ("gate_normalizer", "recurrent_weight")),
-    "hgrn2": Mixer("HGRN2", ("recurrent_weight",)),
-    "gsa": Mixer("GSA", ("gate_normalizer", "recurrent_weight", "num_slots")),
-    "lolcats": Mixer("LoLCATs", ("feature_dim",)),
-}
-
-SOFTMAX = "softmax"  # the mixer of a layer that keeps the base's attention, in a bounded window
 
 
 @dataclass(frozen=True, slots=True)

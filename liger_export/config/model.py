@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from liger_export.config.backbones import BACKBONES, MODEL_TYPES, SOFTMAX, Backbone
+from liger_export.config.backbones import BACKBONES, MODEL_TYPES, Backbone
 from liger_export.config.fields import Fields, read_token_ids
+from liger_export.config.mixers import SOFTMAX
 from liger_export.config.rope import RopeConfig, read_rope
 from liger_export.errors import CheckpointError, UnsupportedModelError
 
@@ -116,6 +117,11 @@ class LigerConfig:
     def mixer(self) -> str:
         """What replaces softmax attention, such as ``gla``."""
         return MODEL_TYPES[self.model_type].mixer
+
+    @property
+    def num_features(self) -> int:
+        """F, the features per head of lolcats: softmax(x A) beside softmax(-x A), ``feature_dim`` each."""
+        return 2 * self.feature_dim
 
     def layer_mixer(self, layer: int) -> str:
         """Mixer of one layer: the model's, or ``softmax`` where the layer keeps it."""

@@ -16,13 +16,12 @@ from liger_export.errors import InputError
 from liger_export.export.weights import DenseWeight, SignedWeight, Weight, declare_weight
 from liger_export.onnx_functions.portable import SUB_CHUNK, Sizes, portable_function
 from liger_export.onnx_functions.schemas import DOMAIN
-from liger_export.ops.signatures import SIGNATURES
+from liger_export.ops.signatures import SIGNATURES_BY_OPERATOR
 from liger_export.precision import Scheme
 
 __all__ = ["check_chunk", "lower_portable"]
 
 SHARED_CONSTANT = 1 << 16  # elements: every constant of a body, so that layers share them
-MIXERS = {signature.onnx_name: mixer for mixer, signature in SIGNATURES.items()}
 
 
 def check_chunk(chunk: int) -> None:
@@ -90,7 +89,7 @@ def _write_attention_out(model: ir.Model, length: int, keep: Collection[str]) ->
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
-        mixer, sizes = MIXERS[node.op_type], _sizes(node, length)
+        mixer, sizes = SIGNATURES_BY_OPERATOR[node.op_type].mixer, _sizes(node, length)
         is_kept = node.op_type in keep  # all layers of a mixer have the same sizes
         name = written.setdefault((mixer, sizes), node.op_type if is_kept else f"{node.op_type}{len(written)}")
         body = portable_function(mixer, name, sizes)
@@ -104,7 +103,7 @@ def _write_attention_out(model: ir.Model, length: int, keep: Collection[str]) ->
 
 
 def _sizes(node: ir.Node, length: int) -> Sizes:
-    attributes, signature = node.attributes, SIGNATURES[MIXERS[node.op_type]]
+    attributes, signature = node.attributes, SIGNATURES_BY_OPERATOR[node.op_type]
     inputs = dict(zip(signature.inputs, node.inputs, strict=True))
     window_value = inputs["window_value"]
     assert window_value is not None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_export.kernels import launch
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from tests.ops.cases import Case, Sequences, reference, sequences
 
 triton = pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
@@ -21,7 +21,7 @@ BOUNDS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
 # Triton's interpreter multiplies bfloat16 matrices as if their bits were integers.
 DTYPES = list(BOUNDS) if DEVICE == "cuda" else [torch.float32, torch.float16]
 
-every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+every_mixer = pytest.mark.parametrize("mixer", KERNEL_MIXERS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 

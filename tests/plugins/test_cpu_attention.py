@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, ValueInfoProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET
 from tests.onnx_functions.sessions import zero_states
 from tests.ops.cases import Case, assert_equal, reference, sequences
 from tests.plugins.sessions import ONNX_TYPES, feed_of, model_of, needs_library, run, session
 
 pytestmark = needs_library
-every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+every_mixer = pytest.mark.parametrize("mixer", KERNEL_MIXERS)
 
 BOUND = 1e-5
 HALF_BOUND = 5e-3
