@@ -86,7 +86,7 @@ def test_what_cannot_be_measured_is_refused_before_any_run(package: Path, packag
     with pytest.raises(UnsupportedModelError, match="'vit'"):
         bench(package, liger, SETTINGS, told)
     (package_copy / "model.onnx.data").write_bytes(b"cut")
-    with pytest.raises(PackageError, match="was cut"):
+    with pytest.raises(PackageError, match="was truncated"):
         bench(package_copy, settings=SETTINGS, progress=told)
     assert told.stages == []
 

@@ -88,7 +88,7 @@ def test_a_run_whose_record_is_damaged_is_not_resumed(liger_checkpoint: Path, te
 
 def test_an_input_is_never_replaced(liger_checkpoint: Path, text: Path) -> None:
     for output in (liger_checkpoint, text.parent):
-        with pytest.raises(OutputError, match="is, or holds, an input"):
+        with pytest.raises(OutputError, match="is, or contains, an input"):
             finetune(liger_checkpoint, text, output, SETTINGS, overwrite=True)
     assert text.exists()
 

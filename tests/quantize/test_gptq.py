@@ -16,7 +16,8 @@ from liger_export.cli import app
 from liger_export.convert import convert
 from liger_export.errors import DataError, QuantizationError
 from liger_export.linearize import LinearizeSettings
-from liger_export.precision import Calibration, Precision, Scheme, gptq
+from liger_export.precision import Calibration, Precision, Scheme
+from liger_export.quantize import gptq
 from liger_export.quantize.blocks import Blocks, dequantize, encode, unpack
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.gptq import DAMPING, Inputs, quantize_matrix
@@ -185,8 +186,8 @@ def test_layers_are_asked_for_once_and_overrides_are_left_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("method", "tokens", "message"),
     [
-        ("gptq", None, "no calibration text"),
-        ("rtn", 4000, "rtn reads no calibration text"),
+        ("gptq", None, "gptq needs a calibration text"),
+        ("rtn", 4000, "rtn does not use a calibration text"),
         ("gptq", 2046, "calibration text has 2,047 tokens; at least 2,048 are needed"),
     ],
 )
