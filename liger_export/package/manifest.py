@@ -69,7 +69,7 @@ class Manifest:
         files: size and SHA-256 of each file.
         calibration: name of the calibration text, number of tokens read from it, and the SHA-256 of their ids as
             little-endian 64-bit integers; None if the method reads no text.
-        memory: memory growth per token, as ``validate`` measured it; None before.
+        memory: memory growth while decoding, as ``validate`` measured it; None before that.
         engine: build record of an engine directory; None for a package.
     """
 
