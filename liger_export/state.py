@@ -1,7 +1,7 @@
-"""The state table: every tensor a session carries from one call to the next, from the config alone.
+"""The state table: every tensor that a session carries from one call to the next, derived from the config.
 
-It is the single source for the model, the ONNX graph, the runtimes and the memory certificate. Position, a
-count of tokens seen, is the only other memory.
+The model, the ONNX graph, the runtimes and the memory certificate all use this table. The only other memory is the
+position, a count of the tokens read so far.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,8 +27,8 @@ class StateTensor:
 
     Attributes:
         layer: index of the decoder layer.
-        name: ``key`` and ``value`` for the window; any other name is recurrent state.
-        shape: without the leading batch dimension.
+        name: ``key`` or ``value`` for the window; any other name is a recurrent state.
+        shape: shape without the leading batch dimension.
         dtype: ``float32`` for recurrent state, the activation dtype for the window.
     """
 
@@ -44,24 +44,24 @@ class StateTensor:
 
     @property
     def present_name(self) -> str:
-        """Name of the graph output that gives this tensor's next value."""
+        """Name of the graph output that holds this tensor's next value."""
         return f"present.{self.layer}.{self.name}"
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one sequence."""
+        """Size in bytes for one sequence."""
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
 def state_table(config: LigerConfig, activation_dtype: str = "float32") -> tuple[StateTensor, ...]:
-    """List every state tensor, layer by layer: the recurrent state, then the window's key and value.
+    """List every state tensor layer by layer: the recurrent states, then the window's key and value.
 
-    Window rows are ordered oldest first; rows past the sequence's length are zero. Keys are stored rotated. A layer
-    that keeps softmax attention has a window of its own size, and nothing else.
+    The oldest row of a window comes first; rows past the sequence's length are zero. Keys are stored rotated. A layer
+    that keeps softmax attention has only a window, of ``softmax_window`` rows.
 
     Args:
         config: the model.
-        activation_dtype: dtype of the window, one of ``float32``, ``float16`` and ``bfloat16``.
+        activation_dtype: dtype of the window: ``float32``, ``float16`` or ``bfloat16``.
     """
     table = []
     for layer in range(config.num_hidden_layers):
@@ -73,15 +73,15 @@ def state_table(config: LigerConfig, activation_dtype: str = "float32") -> tuple
 
 
 def by_layer(table: Sequence[StateTensor], tensors: Iterable[T]) -> list[tuple[T, ...]]:
-    """Group tensors, given in the table's order, by layer.
+    """Group tensors by layer. They must be in the order of the table.
 
     Raises:
-        ValueError: there are more or fewer tensors than rows.
+        ValueError: the number of tensors differs from the number of rows.
     """
     rows = groupby(zip(table, tensors, strict=True), key=lambda row: row[0].layer)
     return [tuple(tensor for _, tensor in layer) for _, layer in rows]
 
 
 def bytes_per_session(table: tuple[StateTensor, ...]) -> int:
-    """Bytes of state one sequence holds, however many tokens it has seen."""
+    """Bytes of state per sequence, independent of its length."""
     return sum(tensor.nbytes for tensor in table)

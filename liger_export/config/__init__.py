@@ -1,4 +1,4 @@
-"""What a checkpoint's ``config.json`` says, read strictly and without importing torch."""
+"""A checkpoint's ``config.json``, read strictly and without importing torch."""
 
 from liger_export.config.backbones import BACKBONES, MODEL_TYPES, Backbone, ModelType, base_window
 from liger_export.config.fields import Fields, read_config_json

@@ -1,7 +1,7 @@
-"""The mixers that can replace softmax attention: one row per mixer, and everything about it that is data.
+"""The mixers that can replace softmax attention, one row of data per mixer.
 
 The state table, the operators' signatures, the model types and the settings of ``linearize`` are derived from these
-rows. A mixer's computation has one place per form: ``ops/mixers.py`` (PyTorch), ``ops/naive.py`` (reference),
+rows. The computation of a mixer has one place per form: ``ops/mixers.py`` (PyTorch), ``ops/naive.py`` (reference),
 ``onnx_functions/stock`` and ``onnx_functions/portable`` (ONNX).
 """
 
@@ -15,7 +15,7 @@ Dims = tuple[str, ...]  # a shape; each dimension is named after the ``LigerConf
 
 @dataclass(frozen=True, slots=True)
 class Mixer:
-    """One way to mix the tokens of a layer.
+    """A mixer: the operation by which the tokens of a layer interact.
 
     Attributes:
         title: name as the literature writes it; part of class names and of the ONNX operator's name.

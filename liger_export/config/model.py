@@ -120,7 +120,7 @@ class LigerConfig:
 
     @property
     def num_features(self) -> int:
-        """F, the features per head of lolcats: softmax(x A) beside softmax(-x A), ``feature_dim`` each."""
+        """Features F per head of lolcats: softmax(x A) and softmax(-x A), with ``feature_dim`` values each."""
         return 2 * self.feature_dim
 
     def layer_mixer(self, layer: int) -> str:
