@@ -33,7 +33,7 @@ def liger_export(*arguments: object, columns: int = 160) -> Result:
     handlers = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM)}
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
-        patch("liger_export.cli.out", Console(width=columns)),
+        patch("liger_export.commands.console.out", Console(width=columns)),
         redirect_stdout(stdout),
         redirect_stderr(stderr),
         pytest.raises(SystemExit) as ended,
@@ -136,10 +136,10 @@ def test_a_bfloat16_package_is_made_noted_and_refused_without_a_gpu(checkpoint_c
     made = liger_export("convert", checkpoint_copy, "-o", package, "--precision", "bf16")
     assert made.returncode == 0
     assert ", bf16, stock lowering" in made.stdout
-    assert "note: only a GPU computes in bfloat16" in made.stderr
+    assert "note: bfloat16 runs only on a GPU" in made.stderr
     assert_refused(liger_export("run", package, "def"), "bfloat16", "--targets", "fp16 in place of bf16")
     measured = liger_export("validate", package, "--reference", checkpoint_copy, "--max-tokens", 4096)
-    assert "note: no GPU ran" in measured.stderr
+    assert "note: no GPU was used" in measured.stderr
     assert "bfloat16" in liger_export("inspect", package).stdout
 
 
