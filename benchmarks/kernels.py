@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from liger_export.kernels.launch import chunk, step, step_in_place
+from liger_export.kernels.launch import chunkwise, step, step_in_place
 from liger_export.ops import NAIVE_ATTENTIONS
 
 H, G, D, W, T = 32, 8, 128, 64, 4096
@@ -66,7 +66,7 @@ def errors() -> None:
         state = tuple(torch.zeros_like(tensor) for tensor in state)
         heads = [part.double().unflatten(-1, (-1, D)).cpu() for part in projections]
         expected, memory, *_ = NAIVE_ATTENTIONS["gla"](*heads, angles.cpu(), W, **OPTIONS)
-        whole = chunk("gla", projections, (cos, sin, position_ids), state, **OPTIONS)
+        whole = chunkwise("gla", projections, (cos, sin, position_ids), state, **OPTIONS)
         outputs, steps = [], state
         for t in range(length):
             here = slice(t, t + 1)
@@ -94,7 +94,7 @@ def prefill() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         inputs = layer(1, T, dtype)
         print(
-            f"chunk, T {T}, {dtype}: {microseconds(lambda inputs=inputs: chunk('gla', *inputs, **OPTIONS)):.0f} us",
+            f"chunk, T {T}, {dtype}: {microseconds(lambda inputs=inputs: chunkwise('gla', *inputs, **OPTIONS)):.0f} us",
             flush=True,
         )
 

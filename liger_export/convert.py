@@ -25,7 +25,7 @@ from liger_export.export import (
 )
 from liger_export.export.weights import Weight
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file, sha256_files
-from liger_export.kernels.build import require_target
+from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
     FUSED,
     FUSED_CUDA,
@@ -67,8 +67,8 @@ def convert(
         output: package directory to create; complete or absent afterwards.
         adapters: PEFT LoRA adapter directories, merged in this order.
         lowering: ``stock``, or ``fused`` for a second graph over the same weights.
-        targets: GPU architectures, keys of ``kernels.build.TARGETS``; with any, ``fused`` adds a third graph, for CUDA,
-            and compiles its kernels.
+        targets: GPU architectures, keys of ``kernels.targets.TARGETS``; with any, ``fused`` adds a third graph, for
+            CUDA, and compiles its kernels.
         precision: how weights are stored; default: float32.
         calibration: text for the method that reads one, and for no other.
         overwrite: replace ``output`` if it exists.

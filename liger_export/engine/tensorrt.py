@@ -12,8 +12,8 @@ from packaging.version import Version
 from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
 from liger_export.errors import EngineError, EnvironmentMismatchError, KernelError
-from liger_export.kernels.build import TARGETS
 from liger_export.kernels.shapes import KERNEL_MIXERS, AttentionShape
+from liger_export.kernels.targets import TARGETS
 from liger_export.ops.signatures import SIGNATURES
 from liger_export.plugins.tensorrt import fitting_tactics, register_plugins
 from liger_export.runtime.cuda import Cuda

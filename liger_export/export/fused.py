@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
-from liger_export.kernels.plans import CANDIDATES
+from liger_export.kernels.plans import TOP_LOGITS
 from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES
@@ -98,7 +98,7 @@ def _add_candidates(graph: ir.Graph) -> None:
     node = ir.node("Candidates", [logits, temperature], domain=DOMAIN, name="candidates")
     found = node.outputs[0]
     found.name, found.type = "candidates", ir.TensorType(ir.DataType.FLOAT)
-    found.shape = ir.Shape(["batch", 1 + 2 * CANDIDATES])
+    found.shape = ir.Shape(["batch", 1 + 2 * TOP_LOGITS])
     graph.append(node)
     graph.outputs.append(found)
 

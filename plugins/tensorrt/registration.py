@@ -34,7 +34,7 @@ def register_plugins(plugin: Any, target: str, *, in_place: bool = False) -> Non
 
     Args:
         plugin: the module ``tensorrt.plugin``.
-        target: the GPU architecture that engines are built for, a key of ``kernels.build.TARGETS``.
+        target: the GPU architecture that engines are built for, a key of ``kernels.targets.TARGETS``.
         in_place: let the recurrent state's output be its input's memory, where TensorRT's aliased plugin I/O is on.
     """
     defined = getattr(plugin.op, NAMESPACE, None)
