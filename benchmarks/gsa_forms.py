@@ -19,6 +19,7 @@ from liger_export.onnx_functions.schemas import Kind, Operator
 from liger_export.onnx_functions.stock import parse_body
 from liger_export.onnx_functions.stock.gsa import FIRST_PASS, SLOT_SIZES, chunks, one_token
 from liger_export.onnx_functions.stock.snippets import SIZES
+from liger_export.parity.compare import relative_l2
 
 SHAPES = [(8, 2, 32, 32), (32, 8, 64, 64), (32, 8, 128, 64)]  # H, G, D, M
 BOUND = 1e-5
@@ -187,7 +188,7 @@ def check(form: str, running: onnxruntime.InferenceSession, shape: tuple[int, in
             arrays = inputs_of(shape, 2, length, gate_scale)
             measured = running.run(None, {name: array.astype(np.float32) for name, array in arrays.items()})
             for got, expected in zip(measured, reference(arrays, shape), strict=True):
-                error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+                error = relative_l2(got, expected)
                 if not error <= BOUND:
                     raise SystemExit(f"{form} at {shape}, {length} tokens: relative L2 {error:.1e} > {BOUND}")
 

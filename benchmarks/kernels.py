@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from liger_export.kernels.launch import chunkwise, step, step_in_place
 from liger_export.ops import NAIVE_ATTENTIONS
+from liger_export.parity.compare import relative_l2
 
 H, G, D, W, T = 32, 8, 128, 64, 4096
 OPTIONS = {"gate_normalizer": 16.0, "recurrent_weight": 0.5}
@@ -76,7 +77,7 @@ def errors() -> None:
             outputs.append(output)
         for name, output, after in (("chunk", whole[0], whole[1]), ("step", torch.cat(outputs, 1), steps[0])):
             found = [(output.cpu().double(), expected.flatten(2)), (after.cpu().double(), memory)]
-            relative = [float((a - b).norm() / b.norm()) for a, b in found]
+            relative = [relative_l2(a.numpy(), b.numpy()) for a, b in found]
             print(f"{name} {dtype}: output {relative[0]:.1e}, state {relative[1]:.1e}", flush=True)
 
 

@@ -25,11 +25,10 @@ import torch
 
 from liger_export.export.cuda import KERNELS
 from liger_export.package import FUSED_CUDA, MODEL_FILES
-from liger_export.parity.bfloat16 import open_stock
-from liger_export.parity.compare import mean_kl, relative_l2
+from liger_export.parity.compare import mean_kl, relative_l2, state_distance, top1_agreement
+from liger_export.parity.opening import open_stock
 from liger_export.runtime import Session, load
 from liger_export.runtime import session as runtime
-from liger_export.runtime.dtypes import widened
 
 LENGTH = 300
 CUTS = [1, 2, 65, 129, 200]
@@ -59,8 +58,7 @@ def check(package: Path, reference: Path) -> dict[str, object]:
     tokens = np.random.default_rng(0).integers(1, gpu.manifest.model_config.vocab_size, LENGTH)
     expected = cpu.all_logits(tokens.tolist())
     whole = gpu.all_logits(tokens.tolist())
-    held = gpu.state().tensors
-    state = max(relative_l2(widened(held[name]), widened(each)) for name, each in cpu.state().tensors.items())
+    state = state_distance(gpu.state(), cpu.state())
     gpu.reset()
     parts = np.concatenate([gpu.all_logits(part.tolist()) for part in np.split(tokens, CUTS)])
     gpu.reset()
@@ -76,7 +74,7 @@ def check(package: Path, reference: Path) -> dict[str, object]:
         result[name] = {
             "relative_l2": relative_l2(logits, wanted),
             "kl": mean_kl(logits, wanted),
-            "top1": float((logits.argmax(-1) == wanted.argmax(-1)).mean()),
+            "top1": top1_agreement(logits, wanted),
         }
     result["state"] = state
     result["replayed against eager"] = replay_distance(package)

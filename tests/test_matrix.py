@@ -12,7 +12,7 @@ from liger_export.linearize import LinearizeSettings
 from liger_export.package import read_manifest
 from liger_export.parity.report import ParityReport
 from liger_export.state import bytes_per_session
-from liger_export.validate import validate
+from liger_export.validate import ValidationSettings, validate
 from tests.tiny import Shape, config_of, write_liger
 
 # Sums that never decay lose digits in float32, least where many features share the error: LoLCATs is validated at the
@@ -54,7 +54,7 @@ CELLS = [
 
 
 def assert_valid(checkpoint: Path, package: Path, text: Path) -> ParityReport:
-    report = validate(package, checkpoint, text=text, max_tokens=4096, memory_tokens=128)
+    report = validate(package, checkpoint, ValidationSettings(text=text, max_tokens=4096, memory_tokens=128))
     missed = [f"{check.name} {check.value:.2g} {check.detail}" for check in report.checks if not check.passed]
     assert missed == []
     return report

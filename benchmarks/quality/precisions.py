@@ -22,8 +22,7 @@ import numpy as np
 
 from liger_export.convert import convert
 from liger_export.data import token_blocks
-from liger_export.parity.compare import add_block
-from liger_export.parity.report import LogitParity
+from liger_export.parity import LogitParity
 from liger_export.precision import BLOCK_SIZES, CALIBRATION_TOKENS, Calibration, Precision
 from liger_export.runtime import Session, load
 
@@ -72,14 +71,14 @@ def measure(name: str, package: Path, reference: Path, blocks: list[list[int]], 
         exact.reset()
         tokens, targets = block[:-1], np.array(block[1:])
         logits = session.all_logits(tokens)
-        add_block(parity, logits, exact.all_logits(tokens), targets)
+        parity.add_block(logits, exact.all_logits(tokens), targets)
         hits += int((logits.argmax(-1) == targets).sum())
     return Result(
         name=name,
         megabytes=sum(path.stat().st_size for path in package.iterdir()) / 1e6,
-        perplexity=float(np.exp(parity.measured_nll / parity.scored)),
-        reference_perplexity=float(np.exp(parity.reference_nll / parity.scored)),
-        kl=parity.kl / parity.positions,
+        perplexity=parity.measured_perplexity,
+        reference_perplexity=parity.reference_perplexity,
+        kl=parity.mean_kl,
         accuracy=hits / parity.scored,
         predictions=parity.scored,
         decode_ms=decode_ms(session, blocks[0], steps),

@@ -38,21 +38,15 @@ def validate(
     """
     with exporter():
         from liger_export.parity.bfloat16 import ROUNDED
+        from liger_export.validate import ValidationSettings
         from liger_export.validate import validate as run
     quiet_transformers()
     _require_writable(json)
+    settings = ValidationSettings(
+        text=text, max_tokens=max_tokens, memory_tokens=memory_tokens, device=device, lowering=lowering
+    )
     with progress_bar("comparing with PyTorch", counts=False) as bar:
-        report = run(
-            package,
-            reference,
-            adapters=tuple(adapter or ()),
-            text=text,
-            max_tokens=max_tokens,
-            memory_tokens=memory_tokens,
-            device=device,
-            lowering=lowering,
-            progress=bar,
-        )
+        report = run(package, reference, settings, adapters=tuple(adapter or ()), progress=bar)
     show(parity_table(report))
     if report.device == ROUNDED:
         print_note(

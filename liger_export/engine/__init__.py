@@ -1,4 +1,4 @@
-"""Engines from packages: the same state contract, built for named devices.
+"""Engine building: from a package to graphs or engines for named devices, with the same state contract.
 
-``liger_export.engine.build`` needs the exporter's extra; each backend's module needs the backend's library.
+``liger_export.engine.build`` needs the ``export`` extra. The module of each backend needs that backend's library.
 """

@@ -1,4 +1,4 @@
-"""What ``build-engine`` asks of a library, and the libraries that it knows."""
+"""The interface of a library that builds engines, and the libraries that are known."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -13,30 +13,31 @@ __all__ = ["Backend", "open_backend"]
 
 
 class Backend(Protocol):
-    """A library that builds engines, loaded."""
+    """A loaded library that builds engines."""
 
     @property
     def library(self) -> Library:
-        """What parses and builds."""
+        """The library that parses and builds."""
 
     def require_targets(self, asked: list[str]) -> list[str]:
-        """Names of GPU architectures as this project writes them (``sm86``), from numbers or names.
+        """Return the names of GPU architectures, such as ``sm86``, for numbers or names.
 
         Raises:
-            EngineError: there are none, or the library does not build for one here; says for which it does.
-            EnvironmentMismatchError: the library builds on a GPU, and there is none.
+            EngineError: none was named, or the library does not build for one on this machine; the message lists
+                those it builds for.
+            EnvironmentMismatchError: the library builds on a GPU and there is none.
         """
 
     def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
-        """The operators of a model, its layers' attention, that plugins compute on these targets."""
+        """Return the attention operators of a model that plugins compute on these targets."""
 
     def prepare(self, targets: list[str]) -> None:
-        """What is to be done in this process before graphs are built for these targets."""
+        """Prepare this process, before it builds graphs for these targets."""
 
 
 LIBRARIES: dict[str, Callable[[], Backend]] = {TENSORRT_RTX: TensorRTRTX.open, TENSORRT: TensorRT.open}
 
 
 def open_backend(name: str) -> Backend:
-    """Load a library. Raises EnvironmentMismatchError if it is not installed, or too old."""
+    """Load a library. Raises EnvironmentMismatchError if it is not installed or too old."""
     return LIBRARIES[name]()

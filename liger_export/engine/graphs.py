@@ -1,6 +1,6 @@
-"""The graphs that engines are built from: one of one token, one of a prefill call, over one file of weights."""
+"""Graphs that engines are built from: one for a single token and one for a prefill call, over one weight file."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -8,14 +8,16 @@ import onnx_ir as ir
 
 from liger_export.checkpoint import expected_tensors
 from liger_export.engine.weights import PackagedWeights
+from liger_export.errors import EngineError
 from liger_export.export import attach_weights, trace, weight_bytes
 from liger_export.export.plugin import lower_to_plugins
 from liger_export.export.portable import lower_portable
 from liger_export.files import require_space
+from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.package import Manifest
 from liger_export.package.engines import BACKENDS, ONNX, graph_names
 
-__all__ = ["DATA_FILE", "drop_functions", "write_graphs"]
+__all__ = ["DATA_FILE", "drop_functions", "refuse_foreign_operators", "write_graphs"]
 
 DATA_FILE = "weights.data"
 
@@ -30,23 +32,23 @@ def write_graphs(
     plugins: Sequence[str] = (),
     engines: int = 0,
 ) -> dict[str, int]:
-    """Write a package's graphs in the portable lowering, or the plugin lowering, into a folder.
+    """Write a package's graphs in the portable or the plugin lowering into a folder.
 
     Args:
-        package: its directory.
-        manifest: its manifest.
-        folder: where to write ``step.onnx``, ``prefill.onnx`` and ``weights.data``.
+        package: package directory.
+        manifest: the package's manifest.
+        folder: folder for ``step.onnx``, ``prefill.onnx`` and ``weights.data``.
         activations: dtype of activations and window.
-        chunk: tokens of a prefill call, or 0 for none.
-        plugins: operators that stay nodes in the graph of one token, with their bodies as functions.
-        engines: how many files with all weights will be built from the graphs; the disk must have room for them too.
+        chunk: tokens of a prefill call; 0 for no prefill graph.
+        plugins: operators that stay nodes in the single-token graph, with their bodies as functions.
+        engines: files with all weights that will be built from the graphs; the disk must have room for them too.
 
     Returns:
         The operator sets that the graphs import.
 
     Raises:
         PackageError: a weight is missing.
-        OutputError: the disk has no room.
+        OutputError: the disk is full.
     """
     config = manifest.model_config
     schemes = {
@@ -73,7 +75,46 @@ def write_graphs(
 
 
 def drop_functions(graph_file: Path) -> None:
-    """Leave a plugin's nodes without bodies, so that a parser that does not find the plugin says so."""
+    """Remove the bodies of plugin nodes from a graph file, so that a parser reports a missing plugin."""
     model = onnx.load(graph_file, load_external_data=False)
     del model.functions[:]
     graph_file.write_bytes(model.SerializeToString())
+
+
+def refuse_foreign_operators(graph_file: Path, plugins: Collection[str] = ()) -> set[str]:
+    """Refuse a graph that a parser of ai.onnx cannot read: an operator without a plugin may abort the process.
+
+    Args:
+        graph_file: the graph.
+        plugins: operators of this project that the parser has plugins for.
+
+    Returns:
+        The ai.onnx operators of the graph.
+
+    Raises:
+        EngineError: the graph has functions or a foreign operator; the message names the first one.
+    """
+    model = onnx.load(graph_file, load_external_data=False)
+    operators = set()
+    for node in _nodes(model.graph.node):
+        if node.domain == DOMAIN and node.op_type in plugins:
+            continue
+        if node.domain not in ("", "ai.onnx"):
+            raise EngineError(
+                f"{graph_file.name} contains {node.domain}::{node.op_type}, which needs a plugin.",
+                "Build from the package: its graphs are lowered to ai.onnx operators.",
+            )
+        operators.add(node.op_type)
+    if model.functions:
+        raise EngineError(f"{graph_file.name} contains local functions.", "Build from the package.")
+    return operators
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
+    """All nodes, those of nested graphs included."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g.node)
+            for graph in attribute.graphs:
+                yield from _nodes(graph.node)

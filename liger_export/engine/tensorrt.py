@@ -1,6 +1,6 @@
-"""Engines by TensorRT, which builds on the GPU that runs them; attention as this project's ahead-of-time plugins.
+"""The TensorRT backend: it builds on the GPU that runs the engine, with attention as ahead-of-time plugins.
 
-What the library is asked for is written to its published Python sources, and has not been run: see the README.
+This backend was written against TensorRT's published Python sources and has not run with TensorRT: see the README.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class TensorRT:
 
     @classmethod
     def open(cls) -> "TensorRT":
-        """Load the library. Raises EnvironmentMismatchError if it is not installed, or too old."""
+        """Load the library. Raises EnvironmentMismatchError if it is not installed or too old."""
         try:
             import tensorrt
         except (ImportError, OSError) as error:
@@ -52,24 +52,22 @@ class TensorRT:
         return cls(Library(tensorrt, "TensorRT", flags, configure, operators, in_place))
 
     def require_targets(self, asked: list[str]) -> list[str]:
-        """As ``Backend``: the GPU's own, which need not be named."""
-        elsewhere = (
-            "Run build-engine on the GPU that the engine is for, or with --backend tensorrt-rtx, which needs none."
-        )
+        """See ``Backend``: the only target is the GPU of this machine, which need not be named."""
+        elsewhere = "Run build-engine on the target GPU, or use --backend tensorrt-rtx, which needs no GPU."
         try:
             own = Cuda.open().capability
         except EnvironmentMismatchError as error:
             raise EnvironmentMismatchError(f"TensorRT builds on a GPU. {error.cause}", elsewhere) from error
         for name in target_names(asked):
             if name != own:
-                raise EngineError(f"TensorRT builds for the GPU it runs on, {own} here, not for {name}.", elsewhere)
+                raise EngineError(f"TensorRT builds only for its own GPU, {own} here, not for {name}.", elsewhere)
         if _kernel_target(own) not in TARGETS:
             known = ", ".join(target.replace("_", "") for target in TARGETS)
-            raise EngineError(f"There is no attention kernel for {own}.", f"There are kernels for {known}.")
+            raise EngineError(f"There is no attention kernel for {own}.", f"Use a GPU of one of these: {known}.")
         return [own]
 
     def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
-        """As ``Backend``: gla's or hgrn2's, of sizes that a kernel takes and the GPU has shared memory for."""
+        """See ``Backend``: GLA or HGRN2 attention, if a kernel supports its sizes and fits into shared memory."""
         if config.mixer not in KERNEL_MIXERS:
             return []
         try:
@@ -79,15 +77,15 @@ class TensorRT:
         return [SIGNATURES[config.mixer].onnx_name] if fitting_tactics(shape, _kernel_target(targets[0])) else []
 
     def prepare(self, targets: list[str]) -> None:
-        """As ``Backend``: registers the plugins."""
-        from tensorrt import plugin  # says that it is experimental, so it is loaded where it is needed
+        """See ``Backend``: register the plugins."""
+        from tensorrt import plugin  # imported late because it warns that it is experimental
 
         register_plugins(plugin, _kernel_target(targets[0]), in_place=self.library.in_place)
 
 
 def _check_version(installed: str) -> None:
     if Version(installed) < FIRST:
-        raise EnvironmentMismatchError(f"TensorRT {installed} is installed; building needs {FIRST} or newer.", INSTALL)
+        raise EnvironmentMismatchError(f"TensorRT {installed} is installed; a build needs {FIRST} or newer.", INSTALL)
     if Version(installed) < FIRST_WITH_NUMPY_2_4 and Version(np.__version__) >= Version("2.4"):
         raise EnvironmentMismatchError(
             f"TensorRT {installed} cannot read a plugin's attributes with numpy {np.__version__}.",

@@ -1,4 +1,4 @@
-"""Engines by TensorRT for RTX, which builds for named GPUs on machines that have none. Has no plugins."""
+"""The TensorRT for RTX backend: it builds for named GPUs and needs none itself. It has no plugins."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from liger_export.runtime.cuda import has_gpu
 __all__ = ["TensorRTRTX"]
 
 NO_TARGETS = ("NONE", "CURRENT")
-ON_A_GPU = {"sm75"}  # the library starts CUDA to build for it
+NEEDS_A_GPU = {"sm75"}  # the library initializes CUDA to build for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +34,34 @@ class TensorRTRTX:
             config.num_compute_capabilities = len(targets)
             for index, target in enumerate(targets):
                 config.set_compute_capability(tensorrt_rtx.ComputeCapability.__members__[target.upper()], index)
-            # Whoever runs the engine may give the weights a budget; the rest is then streamed from the host.
+            # Lets an application set a memory budget for weights; the rest is then streamed from the host.
             config.set_flag(tensorrt_rtx.BuilderFlag.WEIGHT_STREAMING)
 
         flags = (tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED,)
         return cls(Library(tensorrt_rtx, "TensorRT-RTX", flags, configure))
 
     def require_targets(self, asked: list[str]) -> list[str]:
-        """As ``Backend``: any that the library knows and builds for here, one or more."""
+        """See ``Backend``: one or more architectures that the library builds for on this machine."""
         members = self.library.module.ComputeCapability.__members__
         known = {name.lower() for name in members if name not in NO_TARGETS}
         if not has_gpu():
-            known -= ON_A_GPU
+            known -= NEEDS_A_GPU
         names = target_names(asked)
         listed = ", ".join(sorted((name.removeprefix("sm") for name in known), key=int))
         for name in names:
             if name not in known:
-                where = " on a machine without a GPU" if name in ON_A_GPU else ""
+                where = " on a machine without a GPU" if name in NEEDS_A_GPU else ""
                 raise EngineError(
-                    f"TensorRT-RTX {self.library.version} builds nothing for {name}{where}.",
-                    f"It builds for: {listed}.",
+                    f"TensorRT-RTX {self.library.version} does not build for {name}{where}.",
+                    f"Choose from: {listed}.",
                 )
         if not names:
             raise EngineError("No GPU architecture was named.", f"Pass --sm with one or more of: {listed}.")
         return names
 
     def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
-        """As ``Backend``: none."""
+        """See ``Backend``: none."""
         return []
 
     def prepare(self, targets: list[str]) -> None:
-        """As ``Backend``: nothing."""
+        """See ``Backend``: nothing to prepare."""

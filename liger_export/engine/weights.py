@@ -1,4 +1,4 @@
-"""A package's weights as a source of rows, so that another graph can be written from the package alone."""
+"""Weights of a package as a source of rows, so that other graphs can be written without the checkpoint."""
 
 from dataclasses import dataclass
 from math import prod
@@ -17,16 +17,16 @@ from liger_export.quantize.blocks import Blocks, dequantize
 
 __all__ = ["PackagedWeights"]
 
-FORMS = ("", ".packed3d", ".packed2d", ".scales", ".zero_points")  # what convert appends to a weight's name
+SUFFIXES = ("", ".packed3d", ".packed2d", ".scales", ".zero_points")  # of initializers, after the weight's name
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One tensor's rows in the package.
+    """Rows of one checkpoint tensor in the package.
 
     Attributes:
-        arrays: by the ending of the initializer's name, one of ``FORMS``, mapped from the file.
-        first: where its rows begin in them.
+        arrays: arrays mapped from the weight file, by the suffix of the initializer's name (``SUFFIXES``).
+        first: index of the tensor's first row in them.
     """
 
     arrays: dict[str, npt.NDArray[np.generic]]
@@ -34,7 +34,7 @@ class _Part:
 
 
 class PackagedWeights:
-    """Rows of the checkpoint tensors that a package was made of, as it stores them."""
+    """Rows of the checkpoint tensors, read from the package that was converted from them."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._shapes = expected_tensors(manifest.model_config)
@@ -43,22 +43,22 @@ class PackagedWeights:
         graph = onnx.load(directory / MODEL_FILES[STOCK], load_external_data=False).graph
         stored = {tensor.name: tensor for tensor in graph.initializer if tensor.external_data}
         for name, tensor in stored.items():
-            form = max((form for form in FORMS if name.endswith(form)), key=len)
+            suffix = max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len)
             array = _mapped(directory, tensor)
             first = 0
-            for part in _tensors(name.removesuffix(form)):
-                self._parts.setdefault(part, _Part({}, first)).arrays[form] = array
+            for part in _tensors(name.removesuffix(suffix)):
+                self._parts.setdefault(part, _Part({}, first)).arrays[suffix] = array
                 first += self._shapes[part][0] if part in self._shapes else len(array)
         missing = self._shapes.keys() - self._parts.keys()
         if missing:
-            raise PackageError(f"{directory} holds no {min(missing)}.", "Convert the checkpoint again.")
+            raise PackageError(f"{directory} does not contain {min(missing)}.", "Convert the checkpoint again.")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a checkpoint tensor."""
+        """Return the shape of a checkpoint tensor."""
         return self._shapes.get(name) or self._parts[name].arrays[""].shape
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows of a tensor, float32; of a rounded one the values that the package computes with."""
+        """Return rows of a tensor in float32; quantized rows are dequantized."""
         scheme = self._precision.scheme(name) if len(self.shape(name)) == 2 else None
         if scheme is not None:
             return dequantize(self.blocks(name, start, stop, scheme), scheme)
@@ -66,7 +66,7 @@ class PackagedWeights:
         return part.arrays[""][part.first + start : part.first + stop].astype(np.float32)
 
     def blocks(self, name: str, start: int, stop: int, scheme: Scheme) -> Blocks:
-        """Rows of a rounded matrix."""
+        """Return rows of a quantized matrix. Raises PackageError if it is not quantized."""
         part = self._parts[name]
         rows = slice(part.first + start, part.first + stop)
         packed = part.arrays.get(".packed3d", part.arrays.get(".packed2d"))
@@ -81,7 +81,7 @@ class PackagedWeights:
 
 
 def _tensors(name: str) -> list[str]:
-    """Checkpoint names in an initializer's: ``...q_proj+k_proj+v_proj.weight`` holds three, one below the other."""
+    """Checkpoint tensors in an initializer: ``...q_proj+k_proj+v_proj.weight`` stacks the rows of three."""
     prefix, _, kind = name.rpartition(".")
     parent, _, modules = prefix.rpartition(".")
     return [f"{parent}.{module}.{kind}" for module in modules.split("+")] if "+" in modules else [name]

@@ -1,22 +1,22 @@
-"""The parity report: what was measured, against which bound, and whether it held."""
+"""The parity report: each measured value, its bound and the verdict."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Check", "LogitParity", "ParityReport"]
+__all__ = ["Check", "ParityReport"]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One measured value and its bound.
+    """A measured value and its bound.
 
     Attributes:
-        name: what was measured.
+        name: the quantity measured.
         value: the measurement.
-        bound: the largest value allowed (the smallest, if ``at_least``); None for a figure that is only reported.
-        at_least: whether the bound is a lower one.
-        detail: where or how it was measured.
+        bound: the largest value allowed, or the smallest if ``at_least``; None for a value that is only reported.
+        at_least: whether ``bound`` is a lower bound.
+        detail: where or how the value was measured.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the bound holds; a value that is not a number never passes."""
+        """True if the bound holds; NaN never passes."""
         if self.bound is None:
             return self.value == self.value
         return self.value >= self.bound if self.at_least else self.value <= self.bound
@@ -35,16 +35,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """Every check of one run of ``validate``.
+    """All checks of one ``validate`` run.
 
     Attributes:
         package: name of the package directory.
-        reference: name of the checkpoint directory and its adapters.
-        lowering: which of the package's graphs was measured.
-        device: where it ran: ``cpu``, ``cuda``, or ``rounded.ROUNDED``.
-        versions: libraries that took part.
-        manifest_sha256: of the manifest that was validated.
-        checks: in the order they ran.
+        reference: names of the checkpoint directory and its adapters.
+        lowering: the lowering that was measured.
+        device: the device it ran on: ``cpu``, ``cuda`` or ``bfloat16.ROUNDED``.
+        manifest_sha256: SHA-256 of the manifest that was validated.
+        versions: version of each library that took part.
+        checks: all checks, in the order they ran.
     """
 
     package: str
@@ -57,34 +57,11 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every bound held."""
+        """True if there are checks and all of them passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_json(self) -> str:
-        """The report as JSON, each check with its verdict."""
+        """Return the report as JSON, with the verdict of each check."""
         values: dict[str, Any] = asdict(self)
         values["checks"] = [{**asdict(check), "passed": check.passed} for check in self.checks]
         return json.dumps({"passed": self.passed, **values}, indent=1) + "\n"
-
-
-@dataclass(slots=True)
-class LogitParity:
-    """Sums over positions that the logit figures are made of; grows by blocks, so no long tensor is kept.
-
-    ``kl`` is KL(reference || measured) in nats; ``top1`` counts equal first choices.
-    """
-
-    squared_error: float = 0.0
-    squared_reference: float = 0.0
-    max_abs: float = 0.0
-    kl: float = 0.0
-    top1: int = 0
-    positions: int = 0
-    reference_nll: float = 0.0
-    measured_nll: float = 0.0
-    scored: int = 0
-
-    @property
-    def relative_l2(self) -> float:
-        """Error over reference, in the 2-norm over every position."""
-        return float((self.squared_error / self.squared_reference) ** 0.5) if self.squared_reference else float("nan")

@@ -1,4 +1,7 @@
-"""What a package is held to, by how its weights are stored (design, section 6). Imports no torch."""
+"""The bounds a package must meet, by the precision of its weights: the table "Tolerances" in ``docs/design.md``.
+
+Imports no torch.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from liger_export.parity.compare import mean_kl, relative_l2
-from liger_export.parity.report import Check, LogitParity
+from liger_export.parity.compare import LogitParity, mean_kl, relative_l2
+from liger_export.parity.report import Check
 from liger_export.precision import FLOATS, Precision
 
 __all__ = ["Tolerances", "tolerances_of"]
@@ -17,26 +20,27 @@ Array = npt.NDArray[np.float32]
 FP32_RELATIVE_L2 = 1e-5
 HALF_KL = {"fp16": 1e-3, "bf16": 5e-3}
 HALF_TOP1 = {"fp16": 0.99, "bf16": 0.98}
-ROUNDING = {"fp16": 2**-11, **dict.fromkeys(("bf16", "int8", "int4"), 2**-8)}  # integers meet 8-bit activations
-PERPLEXITY = {"int8": 0.005, "int4": 0.04}
-DISTANCE_RATIO = 2.0
+ROUNDING = {"fp16": 2**-11, **dict.fromkeys(("bf16", "int8", "int4"), 2**-8)}  # integers multiply 8-bit activations
+PERPLEXITY_INCREASE = {"int8": 0.005, "int4": 0.04}
+HANDOVER_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """How a package's logits are compared and how far they may be.
+    """The distance between logits, and its bounds, for one package.
 
-    A float32 package computes what PyTorch computes, so every law is measured against PyTorch. One with fewer bits
-    computes something near it; its laws (any split, single steps, ...) are measured against the package's own one call
-    over the whole sequence, by the distance that fp16 may have to PyTorch, or bf16 if its activations are that.
+    A float32 package must equal PyTorch, so every law is measured against PyTorch. A package with fewer bits only
+    approximates it. Its laws (any split, single steps, and so on) are measured against the package's own result for the
+    whole sequence in one call, with the bound that an fp16 package has against PyTorch, or a bf16 package if its
+    activations are bfloat16.
 
     Attributes:
-        stored: the coarsest precision of any of its weights.
+        stored: the coarsest precision among its weights and activations.
         exact: whether laws are measured against PyTorch.
-        metric: name of the distance between logits.
-        distance: of measured logits to reference logits.
-        bound: the largest distance that two ways to compute the same may have.
-        rounding: relative L2 of one rounding; what lies below it is no drift.
+        metric: name of ``distance``.
+        distance: distance of measured logits from reference logits.
+        bound: largest distance allowed between two ways to compute the same logits.
+        rounding: relative L2 of one rounding step; drift below it does not count.
     """
 
     stored: str
@@ -47,49 +51,48 @@ class Tolerances:
     rounding: float
 
     def logit_checks(self, parity: LogitParity, detail: str) -> Iterator[Check]:
-        """Package against PyTorch, every figure; those that section 6 names have a bound."""
+        """Compare the package with PyTorch: all figures, with a bound where the table of tolerances has one."""
         top1 = {"fp32": 1.0, **HALF_TOP1}.get(self.stored)
-        kl = HALF_KL.get(self.stored)
         l2 = FP32_RELATIVE_L2 if self.exact else None
+        package, torch = parity.measured_perplexity, parity.reference_perplexity
         yield Check("logits: relative L2", parity.relative_l2, l2, detail=detail)
         yield Check("logits: max abs difference", parity.max_abs, detail=detail)
-        yield Check("logits: mean KL (nats)", parity.kl / parity.positions, kl, detail=detail)
-        yield Check("logits: top-1 agreement", parity.top1 / parity.positions, top1, at_least=True, detail=detail)
-        package, torch = (np.exp(nll / parity.scored) for nll in (parity.measured_nll, parity.reference_nll))
-        yield Check("perplexity: package", float(package), detail=detail)
-        yield Check("perplexity: PyTorch", float(torch), detail=detail)
-        if self.stored in PERPLEXITY:
-            loss = f"stored as {self.stored}"
-            yield Check("perplexity: lost", float(package / torch - 1), PERPLEXITY[self.stored], detail=loss)
+        yield Check("logits: mean KL (nats)", parity.mean_kl, HALF_KL.get(self.stored), detail=detail)
+        yield Check("logits: top-1 agreement", parity.top1_agreement, top1, at_least=True, detail=detail)
+        yield Check("perplexity: package", package, detail=detail)
+        yield Check("perplexity: PyTorch", torch, detail=detail)
+        if self.stored in PERPLEXITY_INCREASE:
+            bound, loss = PERPLEXITY_INCREASE[self.stored], f"stored as {self.stored}"
+            yield Check("perplexity: lost", package / torch - 1, bound, detail=loss)
 
     def check(self, name: str, measured: Array, reference: Array, detail: str = "") -> Check:
-        """One law: two ways to compute the same logits."""
+        """Check one law: two ways to compute the same logits [T, vocab_size]."""
         return Check(f"{name}: {self.metric}", self.distance(measured, reference), self.bound, detail=detail)
 
     def handover_check(self, name: str, continued: Array, package: Array, torch: Array, detail: str) -> Check:
-        """A state carried over the border between package and PyTorch.
+        """Check logits [T, vocab_size] after a state was handed over between the package and PyTorch.
 
         Args:
-            name: of the check.
+            name: name of the check.
             continued: logits after the handover.
-            package: logits of the package alone.
-            torch: logits of PyTorch alone.
-            detail: where.
+            package: logits of the package without a handover.
+            torch: logits of PyTorch without a handover.
+            detail: where the state was handed over.
         """
         if self.exact:
             return self.check(name, continued, torch, detail)
-        own = self.distance(package, torch)  # what fewer bits cost without any handover
+        own = self.distance(package, torch)  # the cost of fewer bits, without a handover
         ratio = self.distance(continued, torch) / own if own else float("nan")
-        return Check(f"{name}: {self.metric}, of the package's own", ratio, DISTANCE_RATIO, detail=detail)
+        return Check(f"{name}: {self.metric}, of the package's own", ratio, HANDOVER_RATIO, detail=detail)
 
 
 def tolerances_of(precision: Precision, matrices: list[str], activations: str = "float32") -> Tolerances:
-    """The tolerances of a package.
+    """Return the tolerances of a package.
 
     Args:
-        precision: of its manifest.
+        precision: the precision in its manifest.
         matrices: names of the checkpoint's matrices.
-        activations: what is computed in: the package's, or those of an engine, which may have fewer bits.
+        activations: dtype of the activations: the package's, or those of an engine, which may have fewer bits.
     """
     computed = next(name for name, dtype in FLOATS.items() if dtype == activations)
     used = {computed, *(precision.of(name) for name in matrices)}

@@ -1,5 +1,5 @@
-"""Parity of a package with the PyTorch model it came from."""
+"""Validation: the parity of a package with the PyTorch model it was converted from."""
 
-from liger_export.validate.run import validate
+from liger_export.validate.run import ValidationSettings, validate
 
-__all__ = ["validate"]
+__all__ = ["ValidationSettings", "validate"]

@@ -1,4 +1,4 @@
-"""The laws of the state contract, measured on a package. Each function returns its checks."""
+"""The laws of the state contract, measured on a package. Each function yields its checks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from liger_export.parity.compare import add_block, relative_l2, state_distance
-from liger_export.parity.report import Check, LogitParity
+from liger_export.parity.compare import LogitParity, relative_l2, state_distance
+from liger_export.parity.report import Check
 from liger_export.parity.tolerances import Tolerances
 from liger_export.runtime import Session
 from liger_export.runtime.dtypes import narrowed, numpy_dtype
@@ -35,12 +35,12 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """What the laws are measured on.
+    """The two implementations to compare.
 
     Attributes:
         session: the package.
         reference: the model in PyTorch.
-        tolerances: what the package is held to.
+        tolerances: the bounds for the package.
     """
 
     session: Session
@@ -48,26 +48,26 @@ class Subjects:
     tolerances: Tolerances
 
     def package_logits(self, tokens: Tokens) -> Array:
-        """The package's logits of one call over a whole sequence, [T, vocab_size]."""
+        """Logits [T, vocab_size] that the package computes for a whole sequence in one call."""
         self.session.reset()
         return self.session.all_logits(tokens.tolist())
 
     def expected_logits(self, tokens: Tokens) -> Array:
-        """What the laws compare with, [T, vocab_size]."""
+        """Logits [T, vocab_size] that the laws compare with: PyTorch's, or the package's own if it has fewer bits."""
         return self.reference.logits(tokens) if self.tolerances.exact else self.package_logits(tokens)
 
 
 def check_logits(subjects: Subjects, blocks: list[Tokens]) -> Iterator[Check]:
-    """One call over each block of text, against the full-sequence PyTorch forward."""
+    """Compare one call per block of text with PyTorch's full-sequence forward."""
     parity = LogitParity()
     for block in blocks:
-        add_block(parity, subjects.package_logits(block), subjects.reference.logits(block), block[1:])
+        parity.add_block(subjects.package_logits(block), subjects.reference.logits(block), block[1:])
     detail = f"{parity.positions:,} tokens, {len(blocks)} sequences"
     yield from subjects.tolerances.logit_checks(parity, detail)
 
 
 def check_splits(subjects: Subjects, tokens: Tokens, windows: list[int], seed: int = 0) -> Iterator[Check]:
-    """Law 1: any way of cutting a sequence into calls gives the same logits and final state."""
+    """Law 1: any split of a sequence into calls gives the same logits and the same final state."""
     session, tolerances = subjects.session, subjects.tolerances
     tokens = tokens[: windows[-1] + 2 * windows[0] + 17]
     whole = subjects.package_logits(tokens)
@@ -82,12 +82,12 @@ def check_splits(subjects: Subjects, tokens: Tokens, windows: list[int], seed: i
         checks.append(tolerances.check("any split, logits", np.concatenate(parts), whole, detail))
         worst_state = float(np.maximum(worst_state, state_distance(session.state(), final)))
     yield max(checks, key=lambda check: np.nan_to_num(check.value, nan=np.inf))
-    bound = tolerances.bound if tolerances.exact else None  # with fewer bits the logits after it are what counts
+    bound = tolerances.bound if tolerances.exact else None  # with fewer bits only the logits are bounded
     yield Check("any split, final state: relative L2", worst_state, bound, detail=detail)
 
 
 def check_drift(subjects: Subjects, tokens: Tokens, windows: list[int], steps: int) -> Iterator[Check]:
-    """Law 2: single steps equal the full-sequence forward, at each window's edge and far past it."""
+    """Law 2: single steps equal the full-sequence forward, at the edge of each window and far past it."""
     tokens = tokens[:steps]
     expected = subjects.expected_logits(tokens)
     subjects.session.reset()
@@ -104,7 +104,7 @@ def check_drift(subjects: Subjects, tokens: Tokens, windows: list[int], steps: i
 
 
 def check_batch_and_padding(subjects: Subjects, tokens: Tokens, window_size: int) -> Iterator[Check]:
-    """Law 3: neighbours in a batch and poisoned rows past the sequence's length change nothing."""
+    """Law 3: other sequences in the batch and NaN in unused rows of the window change nothing."""
     session = subjects.session
     length = window_size // 2 + 1
     rows = np.stack([tokens[:length], tokens[length : 2 * length]])
@@ -126,7 +126,7 @@ def check_batch_and_padding(subjects: Subjects, tokens: Tokens, window_size: int
 
 
 def check_handover(subjects: Subjects, tokens: Tokens, window_size: int) -> Iterator[Check]:
-    """Law 4: a state saved by one backend continues on the other."""
+    """Law 4: a state saved by the package continues in PyTorch, and the reverse."""
     session, reference = subjects.session, subjects.reference
     tokens = tokens[: 4 * window_size]
     head, tail = np.split(tokens, [window_size + window_size // 2])
@@ -144,7 +144,7 @@ def check_handover(subjects: Subjects, tokens: Tokens, window_size: int) -> Iter
 
 
 def check_memory(session: Session, growth: Growth | None, steps: int = 1024) -> Iterator[Check]:
-    """State has the table's bytes, its buffers stay where they are, and the process, if watched, did not grow."""
+    """Check that the state has the table's size and keeps its buffers and, if measured, that memory does not grow."""
     table = session.manifest.state
     yield Check("state: bytes per session", session.state_bytes, detail="one set of tensors")
     difference = abs(session.state_bytes - bytes_per_session(table))
@@ -157,6 +157,6 @@ def check_memory(session: Session, growth: Growth | None, steps: int = 1024) -> 
     if growth is None:
         return
     text = "" if growth.texts == 1 else f", text {growth.texts}"
-    detail = f"token {growth.from_token} to {growth.to_token:,}{text}, a process of its own"
+    detail = f"token {growth.from_token} to {growth.to_token:,}{text}, in a separate process"
     yield Check("memory: bytes grown", growth.bytes_grown, 0, detail=detail)
     yield Check("memory: bytes grown a token, slope", growth.bytes_per_token, detail=detail)

@@ -1,4 +1,4 @@
-"""The truth: the PyTorch model's full-sequence forward, in float32, adapters merged by PEFT itself."""
+"""The reference: the full-sequence forward of the PyTorch model in float32, with adapters merged by PEFT."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ LOGIT_BLOCK = 512
 
 
 class TorchReference:
-    """A Liger checkpoint in PyTorch. It shares no code with the package's graph, runtime or LoRA merging."""
+    """A Liger checkpoint in PyTorch. It shares no code with the package's graph, the runtime or the LoRA merging."""
 
     def __init__(self, checkpoint: Path, adapters: tuple[Path, ...]) -> None:
         register()
@@ -31,16 +31,16 @@ class TorchReference:
         self._model = model.eval()
 
     def require_config(self, config: LigerConfig) -> None:
-        """Check that a package's config is this model's. Raises InputError."""
+        """Check that a package has this model's config. Raises InputError."""
         if self._model.model.liger != config:
             raise InputError(
-                "The package was not converted from this checkpoint: their configs differ.",
-                "Pass the checkpoint that the package's manifest names as its source.",
+                "The package was not converted from this checkpoint: their configurations differ.",
+                "Pass the checkpoint that the manifest of the package names as its source.",
             )
 
     @torch.no_grad()
     def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Logits after each token of one whole sequence from its start, float32 [T, vocab_size]."""
+        """Logits, float32 [T, vocab_size], after each token of a whole sequence, int64 [T]."""
         decoded = self._model.model(torch.from_numpy(tokens[None]), use_cache=False).last_hidden_state[0]
         return np.concatenate([self._model.lm_head(rows).numpy() for rows in decoded.split(LOGIT_BLOCK)])
 
@@ -48,8 +48,8 @@ class TorchReference:
     def continued(
         self, state: SavedState, table: tuple[StateTensor, ...], tokens: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """Logits after each token, [T, vocab_size], continuing from a state that a package saved."""
-        wide = [torch.from_numpy(widened(state.tensors[entry.past_name])) for entry in table]  # as the model: float32
+        """Logits, float32 [T, vocab_size], after each token, int64 [T], continuing from a state saved by a package."""
+        wide = [torch.from_numpy(widened(state.tensors[entry.past_name])) for entry in table]  # float32, like the model
         cache = LigerCache(by_layer(table, wide), torch.tensor([state.position]), state.position)
         output = self._model(torch.from_numpy(tokens[None]), past_key_values=cache, use_cache=False)
         logits: npt.NDArray[np.float32] = output.logits[0].numpy()
@@ -57,7 +57,7 @@ class TorchReference:
 
     @torch.no_grad()
     def state_after(self, tokens: npt.NDArray[np.int64], table: tuple[StateTensor, ...]) -> SavedState:
-        """The state after reading a sequence, under the contract's names."""
+        """State after reading a sequence, int64 [T], under the names of the state table."""
         cache = self._model(torch.from_numpy(tokens[None]), use_cache=True, logits_to_keep=1).past_key_values
         tensors = [tensor.numpy() for layer in cache.layers for tensor in layer]
         named = zip(table, tensors, strict=True)

@@ -1,4 +1,4 @@
-"""Engines built on a machine without a GPU: what is built, what is proved, what is refused."""
+"""Engines built without a GPU: sound builds, and settings, graphs and outputs that are refused."""
 
 import json
 from dataclasses import replace
@@ -9,46 +9,46 @@ import pytest
 from liger_export.config import MIXERS
 from liger_export.convert import convert
 from liger_export.engine.build import EngineSettings, build_engine
-from liger_export.engine.check import expected_signature
+from liger_export.engine.graph_io import expected_io
 from liger_export.engine.network import DTYPES
 from liger_export.engine.tensorrt_rtx import TensorRTRTX
+from liger_export.engine.weights import PackagedWeights
 from liger_export.errors import BoundError, EngineError, InputError, LigerExportError, OutputError
 from liger_export.export import ONNX_OPSET
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings, linearize
 from liger_export.package import Manifest, read_manifest
+from liger_export.package.engines import EngineRecord
 from liger_export.precision import Precision
-from tests.tiny import Shape, write_liger
+from tests.engine.conftest import Hybrid
 
 TARGETS = ("86", "89", "120")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pycode-7m"
 RTX = EngineSettings(targets=TARGETS, chunk=32, check_tokens=72)
+PORTABLE = EngineSettings(backend="onnx", chunk=0, check_tokens=0)
 
 
-def package_of(folder: Path, mixer: str, precision: Precision | None = None) -> Path:
-    """A tiny hybrid: one layer of the mixer, one that keeps softmax."""
-    settings = LinearizeSettings(
-        mixer=mixer, num_slots=4 if mixer == "gsa" else None, keep_softmax_every=2, softmax_window=20
-    )
-    sizes = {"hidden_size": 64, "intermediate_size": 64}
-    write_liger(folder / "liger", Shape(head_dim=16), backbone="qwen3", settings=settings, **sizes)
-    convert(folder / "liger", folder / "package", precision=precision)
-    return folder / "package"
+def record_of(manifest: Manifest) -> EngineRecord:
+    assert manifest.engine is not None
+    return manifest.engine
+
+
+def layers_of(engine: Path, name: str) -> list[dict[str, str]]:
+    layers: list[dict[str, str]] = json.loads((engine / f"{name}.layers.json").read_text())["network"]
+    return layers
 
 
 def assert_built(engine: Path, package: Path, settings: EngineSettings) -> Manifest:
     manifest = read_manifest(engine)
     manifest.check_files(engine)
     assert manifest.graphs["portable"].opsets == {"ai.onnx": ONNX_OPSET}
-    record = manifest.engine
-    assert record is not None
+    record = record_of(manifest)
     assert record.package_sha256 == sha256_file(package / "manifest.json")
     assert record.targets == [f"sm{target}" for target in settings.targets]
     assert record.check is not None
     for name in ("step", "prefill"):
         assert (engine / f"{name}.engine").stat().st_size == record.graphs[name]["bytes"]
-        layers = json.loads((engine / f"{name}.layers.json").read_text())["network"]
-        products = [layer for layer in layers if layer["type"] == "MATRIX_MULTIPLY"]
+        products = [layer for layer in layers_of(engine, name) if layer["type"] == "MATRIX_MULTIPLY"]
         assert {output.split()[0] for layer in products for output in layer["outputs"]} == {
             manifest.activations, "float32",
         }  # fmt: skip
@@ -61,41 +61,36 @@ def assert_built(engine: Path, package: Path, settings: EngineSettings) -> Manif
 
 
 @pytest.mark.parametrize(
-    ("mixer", "weights"), [("gla", "int4"), ("gsa", "fp32"), ("hgrn2", "fp32"), ("lolcats", "int8")]
+    ("mixer", "weights"),
+    [
+        pytest.param("gla", "int4"),
+        pytest.param("gsa", "fp32", marks=pytest.mark.slow),
+        pytest.param("hgrn2", "fp32", marks=pytest.mark.slow),
+        pytest.param("lolcats", "int8", marks=pytest.mark.slow),
+    ],
 )
-def test_hybrids_build_for_three_architectures(mixer: str, weights: str, tmp_path: Path) -> None:
-    package = package_of(tmp_path, mixer, Precision(weights=weights))
+def test_hybrids_build_for_three_architectures(mixer: str, weights: str, hybrid: Hybrid, tmp_path: Path) -> None:
+    package = hybrid(mixer, precision=Precision(weights=weights))
     build_engine(package, tmp_path / "engine", RTX)
     manifest = assert_built(tmp_path / "engine", package, RTX)
     assert manifest.activations == "float16"
-    layers = json.loads((tmp_path / "engine" / "step.layers.json").read_text())["network"]
-    rounded = sum(layer["type"] == "DEQUANTIZE" for layer in layers)
-    assert rounded == (15 if weights.startswith("int") else 0)
+    dequantized = sum(layer["type"] == "DEQUANTIZE" for layer in layers_of(tmp_path / "engine", "step"))
+    assert dequantized == (22 if weights.startswith("int") else 0)  # 7 matrices per layer, and the output layer's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int4", "int8"])
-def test_symmetric_integers_build(weights: str, tmp_path: Path) -> None:
-    """Their scales may be below 0, which the parser refuses of 8-bit integers; in float32 no digit is lost to it."""
-    package = package_of(tmp_path, "gla", Precision(weights=weights, symmetric=True))
+def test_symmetric_integers_build(weights: str, hybrid: Hybrid, tmp_path: Path) -> None:
+    """Symmetric scales may be negative, which the parser refuses for 8-bit integers. In float32 this is exact."""
+    package = hybrid("gla", precision=Precision(weights=weights, symmetric=True))
     settings = replace(RTX, targets=("86",), activations="fp32")
     build_engine(package, tmp_path / "engine", settings)
-    record = assert_built(tmp_path / "engine", package, settings).engine
-    assert record is not None
-    assert record.check is not None
-    assert {check["bound"] for check in record.check["checks"]} == {1e-5}
+    check = record_of(assert_built(tmp_path / "engine", package, settings)).check
+    assert check is not None
+    assert {each["bound"] for each in check["checks"]} == {1e-5}
 
 
-def test_a_full_disk_is_one_error_and_no_trace(
-    package: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    graphs = tmp_path / "graphs"
-    build_engine(package, graphs, EngineSettings(backend="onnx", chunk=0, check_tokens=0))
-    signature = expected_signature(read_manifest(graphs), 1)
-    with pytest.raises(OSError, match="No space left"):
-        TensorRTRTX.open().library.build_graph(graphs / "step.onnx", Path("/dev/full"), ["sm86"], signature, [])
-    assert "Exception" not in "".join(capfd.readouterr())
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["fp16", "int4"])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_shipped_model_builds(mixer: str, weights: str, tmp_path: Path) -> None:
@@ -106,24 +101,23 @@ def test_the_shipped_model_builds(mixer: str, weights: str, tmp_path: Path) -> N
     assert_built(tmp_path / "engine", package, RTX)
 
 
-def test_bfloat16_is_compared_in_float32(package: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_bfloat16_graphs_are_compared_in_float32(package: Path, tmp_path: Path) -> None:
     settings = EngineSettings(targets=("89",), activations="bf16", chunk=32, check_tokens=24)
     build_engine(package, tmp_path / "engine", settings)
-    record = assert_built(tmp_path / "engine", package, settings).engine
-    assert record is not None
-    assert record.check is not None
-    assert record.check["activations"] == "float32"
-    assert {check["bound"] for check in record.check["checks"]} == {1e-5}
+    check = record_of(assert_built(tmp_path / "engine", package, settings)).check
+    assert check is not None
+    assert check["activations"] == "float32"
+    assert {each["bound"] for each in check["checks"]} == {1e-5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision", [Precision(weights="bf16"), Precision(weights="int4", activation_precision="bf16")], ids=str
 )
-def test_a_bfloat16_package_is_built_from_on_a_cpu(precision: Precision, tmp_path: Path) -> None:
-    package = package_of(tmp_path, "gla", precision)
+def test_a_bfloat16_package_builds_on_a_cpu(precision: Precision, hybrid: Hybrid, tmp_path: Path) -> None:
     settings = EngineSettings(backend="onnx", activations="fp32", chunk=32, check_tokens=72)
-    record = build_engine(package, tmp_path / "engine", settings).engine
-    assert record is not None
+    record = record_of(build_engine(hybrid("gla", precision=precision), tmp_path / "engine", settings))
     assert record.check is not None
     assert "activations" not in record.precisions["weights of products"]
     checks = {check["name"]: check for check in record.check["checks"]}
@@ -131,10 +125,9 @@ def test_a_bfloat16_package_is_built_from_on_a_cpu(precision: Precision, tmp_pat
     assert 1e-3 < checks["final state: relative L2"]["value"] < 5e-2
 
 
-def test_prefill_may_be_left_out(package: Path, tmp_path: Path) -> None:
+def test_prefill_is_optional(package: Path, tmp_path: Path) -> None:
     settings = EngineSettings(targets=("80", "121"), chunk=0, check_tokens=24)
-    record = build_engine(package, tmp_path / "engine", settings).engine
-    assert record is not None
+    record = record_of(build_engine(package, tmp_path / "engine", settings))
     assert list(record.graphs) == ["step"]
     assert record.check is not None
     assert [check["name"].split(":")[0] for check in record.check["checks"]] == ["single steps", "final state"]
@@ -154,7 +147,7 @@ def test_prefill_may_be_left_out(package: Path, tmp_path: Path) -> None:
         (EngineSettings(backend="onnx", activations="bf16"), ["bfloat16", "fp16"]),
     ],
 )
-def test_what_cannot_be_built_is_refused_before_any_work(
+def test_unsupported_settings_are_refused_before_any_work(
     settings: EngineSettings, words: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises((EngineError, InputError)) as refused:
@@ -164,7 +157,7 @@ def test_what_cannot_be_built_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_build_that_fails_leaves_nothing(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_leaves_nothing(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DTYPES, "INT64", "int32")
     settings = EngineSettings(targets=("86",), check_tokens=0)
     with pytest.raises(EngineError, match="input_ids is int32"):
@@ -172,9 +165,9 @@ def test_a_build_that_fails_leaves_nothing(package: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_graphs_of_other_weights_miss_the_bound(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from liger_export.engine.weights import PackagedWeights
-
+def test_graphs_with_other_weights_miss_the_bound(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = PackagedWeights.rows
 
     def changed(self: PackagedWeights, name: str, start: int, stop: int) -> object:
@@ -188,13 +181,22 @@ def test_graphs_of_other_weights_miss_the_bound(package: Path, tmp_path: Path, m
 
 
 def test_inputs_and_existing_outputs_are_kept(package: Path, tmp_path: Path) -> None:
-    settings = EngineSettings(backend="onnx", chunk=16, check_tokens=0)
+    settings = replace(PORTABLE, chunk=16)
     engine = tmp_path / "engine"
-    record = build_engine(package, engine, settings).engine
-    assert record is not None
-    assert record.check is None
+    assert record_of(build_engine(package, engine, settings)).check is None
     with pytest.raises(OutputError, match="exists"):
         build_engine(package, engine, settings)
     with pytest.raises(LigerExportError, match="engine directory"):
         build_engine(engine, tmp_path / "other", settings)
     build_engine(package, engine, settings, overwrite=True)
+
+
+def test_a_full_disk_is_one_error_and_prints_nothing(
+    package: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graphs = tmp_path / "graphs"
+    build_engine(package, graphs, PORTABLE)
+    expected = expected_io(read_manifest(graphs), 1)
+    with pytest.raises(OSError, match="No space left"):
+        TensorRTRTX.open().library.build_graph(graphs / "step.onnx", Path("/dev/full"), ["sm86"], expected, [])
+    assert "Exception" not in "".join(capfd.readouterr())

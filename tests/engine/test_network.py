@@ -1,4 +1,4 @@
-"""What the builder's callbacks must not lose."""
+"""Writing the engine file."""
 
 import errno
 from pathlib import Path
@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from liger_export.engine.network import _writer
+from tests.fakes.tensorrt import fake_tensorrt
 
 
-def test_an_engine_that_could_not_be_written_whole_is_no_engine(tmp_path: Path) -> None:
-    """The library prints what its callbacks raise, and goes on: on a full disk it says that it built."""
-    writer = _writer(SimpleNamespace(IStreamWriter=object), tmp_path / "engine")
+def test_a_failed_write_is_raised_when_the_file_is_closed(tmp_path: Path) -> None:
+    """The library prints exceptions of its callbacks and continues: on a full disk it reports success."""
+    writer = _writer(fake_tensorrt(), tmp_path / "engine")
     assert writer.write(b"first") == 5
 
     def full(data: bytes) -> int:

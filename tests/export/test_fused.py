@@ -15,7 +15,7 @@ from liger_export.parity.compare import mean_kl
 from liger_export.precision import Precision
 from liger_export.runtime import Sampling, load
 from liger_export.runtime.sampling import Sampler
-from liger_export.validate import validate
+from liger_export.validate import ValidationSettings, validate
 from tests.plugins.sessions import needs_library
 from tests.test_matrix import VARIANTS
 from tests.tiny import Shape, write_liger
@@ -52,7 +52,8 @@ def test_fused_equals_stock_on_every_backbone(mixer: str, variant: str, tmp_path
 
 @needs_library
 def test_fused_package_meets_every_bound_of_validate(tmp_path: Path) -> None:
-    report = validate(fused_package(tmp_path), tmp_path / "liger", max_tokens=4096, memory_tokens=256)
+    settings = ValidationSettings(max_tokens=4096, memory_tokens=256)
+    report = validate(fused_package(tmp_path), tmp_path / "liger", settings)
     assert [check.name for check in report.checks if not check.passed] == []
     assert report.lowering == "fused"
     (against_stock,) = (check for check in report.checks if check.name.startswith("fused against stock"))

@@ -1,4 +1,5 @@
-// A CUDA driver that computes nothing: it prints what it is asked to load and launch. Its GPU is CAPABILITY.
+// A stand-in for the CUDA driver (libcuda.so.1) that computes nothing: it prints what it is asked to load and launch.
+// Its GPU has the compute capability CAPABILITY, such as 90.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -41,7 +42,7 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
   std::printf("launch %s %u,%u,%u %u %u %zu %u:", functions[function].c_str(), grid[0], grid[1], grid[2], config->block[0],
               config->shared, (size_t)config->stream, early);
   const std::string& name = functions[function];
-  const int count = name == "step_kernel" ? 20 : name == "many_step_kernel" ? 22 : 5;  // what the kernels launched here take
+  const int count = name == "step_kernel" ? 20 : name == "many_step_kernel" ? 22 : 5;  // parameters of the kernels launched in the tests
   for (int at = 0; at < count; ++at) std::printf(" %llx", *(unsigned long long*)parameters[at]);
   std::printf("\n");
   return 0;

@@ -1,9 +1,9 @@
-"""The PTX and launch parameters that the plugins' ``aot_impl`` returns, launched through the CUDA driver. Needs a GPU.
+"""PTX and launch parameters from the plugins' ``aot_impl``, launched through the CUDA driver. Needs a GPU.
 
-The kernels are got as TensorRT gets them, from what is registered, and are given what TensorRT gives them: a pointer to
-each input, then to each output. Sequences are read token by token and compared with the naive float64 references.
+Like TensorRT, the tests take the kernels from the registered functions and pass a pointer to each input, then to each
+output. Sequences are read token by token and compared with the naive float64 references.
 
-Beside the runtime this needs torch, Triton and pytest alone:
+Besides the runtime, this needs only torch, Triton and pytest:
 
     pytest --noconftest -v tests/plugins/test_launch.py
 """
@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from liger_export.ops import NAIVE_ATTENTIONS
+from liger_export.parity.compare import relative_l2
 from liger_export.plugins.tensorrt import register_plugins, tactics
-from tests.plugins.plugin_module import FakePlugin, KernelLaunchParams
+from tests.fakes.tensorrt_plugin import FakePlugin, KernelLaunchParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 BATCH = 3
 GATE_NORMALIZER, RECURRENT_WEIGHT = 16.0, 0.5
 OPTIONS = {"gate_normalizer": GATE_NORMALIZER, "recurrent_weight": RECURRENT_WEIGHT}
-TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}  # by TensorRT's names
+TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}  # by TensorRT's name
 BOUNDS = {"FLOAT": 1e-5, "HALF": 5e-3, "BF16": 5e-3}
 MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 ERROR_LOG, ERROR_LOG_BYTES = 5, 6  # CU_JIT_ERROR_LOG_BUFFER and _SIZE_BYTES
@@ -34,16 +35,20 @@ ERROR_LOG, ERROR_LOG_BYTES = 5, 6  # CU_JIT_ERROR_LOG_BUFFER and _SIZE_BYTES
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's sizes: key/value heads, query heads for each, head size, window."""
+    """Sizes of a layer."""
 
-    groups: int
-    repeats: int
+    num_key_value_heads: int
+    num_queries_per_kv: int
     head_dim: int
     window: int
 
     @property
+    def num_heads(self) -> int:
+        return self.num_key_value_heads * self.num_queries_per_kv
+
+    @property
     def attributes(self) -> dict[str, float]:
-        sizes = (self.groups * self.repeats, self.groups, self.head_dim, self.window)
+        sizes = (self.num_heads, self.num_key_value_heads, self.head_dim, self.window)
         return dict(zip(("num_heads", "num_key_value_heads", "head_dim", "window_size"), sizes, strict=True)) | OPTIONS
 
 
@@ -52,7 +57,7 @@ SMALL, ODD, LLAMA_8B = Layer(2, 4, 64, 16), Layer(3, 3, 80, 20), Layer(8, 4, 128
 
 @dataclass(frozen=True)
 class Sequences:
-    """Projections [B, T, heads * D] that the dtype holds exactly, float64, and angles [T, D / 2]."""
+    """Projections [B, T, heads * D] in float64, with values that the dtype can represent, and angles [T, D / 2]."""
 
     projections: list[Tensor]
     angles: Tensor
@@ -60,7 +65,8 @@ class Sequences:
     @classmethod
     def random(cls, layer: Layer, dtype: torch.dtype, length: int) -> "Sequences":
         generator = torch.Generator().manual_seed(length)
-        widths = (heads * layer.head_dim for heads in (layer.groups * layer.repeats, layer.groups, layer.groups))
+        key_value = layer.num_key_value_heads
+        widths = (heads * layer.head_dim for heads in (layer.num_heads, key_value, key_value))
         projections = [torch.randn(BATCH, length, width, generator=generator).to(dtype).double() for width in widths]
         frequencies = 100.0 ** -(torch.arange(0, layer.head_dim, 2, dtype=torch.float64) / layer.head_dim)
         return cls(projections, torch.arange(length)[:, None] * frequencies)
@@ -75,14 +81,14 @@ class Sequences:
 
 
 class Driver:
-    """The CUDA driver, in the context that torch has made current."""
+    """The CUDA driver, in torch's current context."""
 
     def __init__(self) -> None:
-        torch.zeros(1, device="cuda")  # the context
+        torch.zeros(1, device="cuda")  # creates the context
         self._library = ctypes.CDLL("libcuda.so.1")
 
     def kernel(self, name: str, ptx: str) -> ctypes.c_void_p:
-        """A function of a module that stays loaded."""
+        """Load a module, which stays loaded, and return its function."""
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         log = ctypes.create_string_buffer(8192)
         options = (ctypes.c_int * 2)(ERROR_LOG, ERROR_LOG_BYTES)
@@ -93,7 +99,7 @@ class Driver:
         return function
 
     def launch(self, function: ctypes.c_void_p, params: KernelLaunchParams, tensors: list[Tensor]) -> None:
-        """Launch with a pointer to each tensor, and wait."""
+        """Launch with a pointer to each tensor and wait."""
         assert all(tensor.is_contiguous() for tensor in tensors)
         shared = self._library.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_BYTES, params.shared_mem)
         self._require(shared, f"{params.shared_mem} bytes of shared memory")
@@ -134,11 +140,11 @@ Step = Callable[[list[Tensor]], None]
 def read(
     step: Step, layer: Layer, dtype: torch.dtype, inputs: Sequences, device: str, *, in_place: bool = False
 ) -> list[Tensor]:
-    """A sequence, token by token: the outputs joined, and the states after the last. Outputs are poisoned first."""
+    """Read a sequence token by token. Return all outputs [B, T, H * D] and the final states. Outputs start as NaN."""
     states = [
-        torch.zeros(BATCH, layer.groups, layer.head_dim, layer.head_dim, device=device),
+        torch.zeros(BATCH, layer.num_key_value_heads, layer.head_dim, layer.head_dim, device=device),
         *(
-            torch.full((BATCH, layer.groups, layer.window, layer.head_dim), float("nan")).to(device, dtype)
+            torch.full((BATCH, layer.num_key_value_heads, layer.window, layer.head_dim), float("nan")).to(device, dtype)
             for _ in "kv"
         ),
     ]
@@ -161,7 +167,7 @@ def assert_close(measured: list[Tensor], expected: list[Tensor], bound: float) -
     for name, found, reference in zip(
         ("output", "state", "window key", "window value"), measured, expected, strict=True
     ):
-        error = float((found.cpu().double() - reference).norm() / reference.norm())
+        error = relative_l2(found.cpu().double().numpy(), reference.numpy())
         assert error <= bound, f"{name}: relative L2 {error:.1e}"
 
 
@@ -172,7 +178,7 @@ def assert_close(measured: list[Tensor], expected: list[Tensor], bound: float) -
     [(layer, tactic) for layer in (SMALL, ODD, LLAMA_8B) for tactic in tactics(layer.head_dim)],
     ids=lambda value: f"D{value.head_dim}" if isinstance(value, Layer) else f"tactic{value}",
 )
-def test_what_the_plugin_hands_over_computes_the_operator(
+def test_the_plugins_kernel_computes_the_operator(
     mixer: str,
     dtype: str,
     layer: Layer,
@@ -191,8 +197,8 @@ def test_what_the_plugin_hands_over_computes_the_operator(
 
 
 @pytest.mark.parametrize("tactic", tactics(SMALL.head_dim))
-def test_the_state_may_be_written_over(tactic: int, plugin: FakePlugin, driver: Driver) -> None:
-    """What TensorRT does where the plugin's output is declared to be its input's memory."""
+def test_the_state_can_be_updated_in_place(tactic: int, plugin: FakePlugin, driver: Driver) -> None:
+    """As TensorRT does if the plugin declares that its output aliases its input."""
     name, ptx, params, _ = plugin.implement("gla", tactic, SMALL.attributes, "HALF", BATCH)
     function = driver.kernel(name, ptx)
     inputs = Sequences.random(SMALL, torch.float16, SMALL.window + 10)
@@ -203,15 +209,15 @@ def test_the_state_may_be_written_over(tactic: int, plugin: FakePlugin, driver: 
             torch.float16,
             inputs,
             "cuda",
-            in_place=over,
+            in_place=in_place,
         )
-        for over in (False, True)
+        for in_place in (False, True)
     ]
-    for apart, over in zip(*results, strict=True):
-        assert torch.equal(apart, over)
+    for separate, shared in zip(*results, strict=True):
+        assert torch.equal(separate, shared)
 
 
-def test_a_row_without_a_token_leaves_no_trace(plugin: FakePlugin, driver: Driver) -> None:
+def test_a_row_without_a_token_changes_nothing(plugin: FakePlugin, driver: Driver) -> None:
     name, ptx, params, _ = plugin.implement("gla", 1, SMALL.attributes, "HALF", BATCH)
     function = driver.kernel(name, ptx)
     inputs = Sequences.random(SMALL, torch.float16, SMALL.window + 10)

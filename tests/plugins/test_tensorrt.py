@@ -1,6 +1,6 @@
-"""The plugins as TensorRT would take them, without TensorRT: the rules that its published Python sources check.
+"""The plugins without TensorRT, against the rules that its published Python sources check.
 
-Kernels are compiled in a process of their own: here Triton may be an interpreter.
+Kernels are compiled in a separate process, because Triton may be set to its interpreter in this one.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from liger_export.errors import KernelError
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.plugins.tensorrt import plugin_kernel, register_plugins, tactics
 from liger_export.plugins.tensorrt.kernel import ARGUMENTS
-from tests.plugins.plugin_module import (
+from tests.fakes.tensorrt_plugin import (
     ATTRIBUTES,
     INPUTS,
     NAMES,
@@ -28,7 +28,7 @@ from tests.plugins.plugin_module import (
     TensorDesc,
 )
 
-pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+pytest.importorskip("triton", reason="needs Triton, which supports only Linux")
 
 VALUES = {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "window_size": 16}
 NUMBERS = {"gate_normalizer": 16.0, "recurrent_weight": 0.5}
@@ -41,14 +41,14 @@ def plugin() -> FakePlugin:
     return fake
 
 
-def test_two_operators_are_registered_whole_and_once(plugin: FakePlugin) -> None:
+def test_two_operators_are_registered_completely_and_once(plugin: FakePlugin) -> None:
     kinds = ("register", "autotune", "aot_impl")
     register_plugins(plugin, "sm_86")
     assert set(plugin.functions) == {(name, kind) for name in NAMES.values() for kind in kinds}
 
 
 @pytest.mark.parametrize("mixer", NAMES)
-def test_signatures_are_those_that_tensorrt_asks_for(mixer: str, plugin: FakePlugin) -> None:
+def test_signatures_are_those_that_tensorrt_requires(mixer: str, plugin: FakePlugin) -> None:
     further: dict[str, list[str]] = {"register": [], "autotune": ["outputs"], "aot_impl": ["outputs", "tactic"]}
     for kind, names in further.items():
         signature = inspect.signature(plugin.functions[NAMES[mixer], kind])
@@ -66,7 +66,7 @@ def test_signatures_are_those_that_tensorrt_asks_for(mixer: str, plugin: FakePlu
 
 
 @pytest.mark.parametrize("mixer", NAMES)
-def test_results_are_annotated_as_tensorrt_asks(mixer: str, plugin: FakePlugin) -> None:
+def test_results_are_annotated_as_tensorrt_requires(mixer: str, plugin: FakePlugin) -> None:
     returned = {
         kind: inspect.signature(plugin.functions[NAMES[mixer], kind]).return_annotation
         for kind in ("register", "autotune", "aot_impl")
@@ -92,7 +92,7 @@ def test_outputs_are_like_the_query_and_the_states(in_place: bool) -> None:
     assert [output.aliases for output in outputs] == [False, in_place, False, False]
 
 
-def test_types_and_tactics_that_fit_are_advertised(plugin: FakePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dtypes_and_fitting_tactics_are_listed(plugin: FakePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("liger_export.plugins.tensorrt.registration.fitting_tactics", lambda *_: [1, 2])
     tensors = [TensorDesc() for _ in INPUTS]
     values = [*VALUES.values(), *NUMBERS.values()]
@@ -127,14 +127,15 @@ print(json.dumps({"kernels": found, "fitting": fitting_tactics(too_wide, "sm_86"
 """
 
 
-def test_kernels_take_inputs_and_outputs_alone() -> None:
+@pytest.mark.slow
+def test_kernels_take_only_inputs_and_outputs() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     found = results["kernels"]
-    assert set(results["fitting"]) < set(tactics(64))  # not all have room
+    assert set(results["fitting"]) < set(tactics(64))  # not all of them fit into shared memory
     assert [(each["grid_x"], each["grid_y"], each["grid_z"]) for each in found] == 2 * [
         (2, 2, "batch"),
         (1, 2, "batch"),

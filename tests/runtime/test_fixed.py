@@ -13,7 +13,7 @@ from liger_export.linearize import LinearizeSettings
 from liger_export.runtime import Session, load
 from liger_export.runtime.cuda import Cuda
 from liger_export.runtime.fixed import FixedSession
-from liger_export.validate import validate
+from liger_export.validate import ValidationSettings, validate
 from tests.tiny import Shape, edit_json, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 75)]
@@ -43,7 +43,8 @@ def test_portable_graphs_validate_within_the_float32_tolerances(mixer: str, tmp_
     checkpoint = write_liger(tmp_path / "liger", SHAPES[mixer], settings=settings, initializer_range=SCALE[mixer])
     convert(checkpoint, tmp_path / "package")
     build_engine(tmp_path / "package", tmp_path / "engine", PORTABLE)
-    report = validate(tmp_path / "engine", checkpoint, text=random_text, max_tokens=4096, memory_tokens=128)
+    settings = ValidationSettings(text=random_text, max_tokens=4096, memory_tokens=128)
+    report = validate(tmp_path / "engine", checkpoint, settings)
     assert [f"{check.name} {check.value:.2g} {check.detail}" for check in report.checks if not check.passed] == []
 
 

@@ -1,18 +1,15 @@
 """How a session drives engines: addresses, turns, padding. The engines here count tokens instead of computing."""
 
-import ctypes
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from liger_export.engine.check import Signature, expected_signature
+from liger_export.engine.graph_io import expected_io
 from liger_export.errors import EnvironmentMismatchError
 from liger_export.package import read_manifest
 from liger_export.package.engines import TENSORRT, TENSORRT_RTX, EngineRecord
@@ -20,86 +17,8 @@ from liger_export.runtime import read_tokenizer
 from liger_export.runtime.cuda import Cuda
 from liger_export.runtime.fixed import FixedSession
 from liger_export.runtime.tensorrt import MODULES, TensorRTGraphs
-
-STREAM = 7
-
-
-def at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    memory = (ctypes.c_uint8 * (prod(shape) * np.dtype(dtype).itemsize)).from_address(address)
-    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
-
-
-@dataclass
-class CountingContext:
-    """Adds the number of real tokens to every state, and gives each token the highest logit after itself."""
-
-    signature: tuple[Signature, Signature]
-    works: bool = True
-    addresses: dict[str, int] = field(default_factory=dict)
-
-    def set_tensor_address(self, name: str, address: int) -> None:
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream: int) -> bool:
-        assert stream == STREAM
-        inputs, outputs = self.signature
-        tensors = {name: at(self.addresses[name], *entry) for name, entry in (inputs | outputs).items()}
-        count = int((tensors["position_ids"] >= 0).sum())
-        for name in outputs:
-            if name != "logits":
-                tensors[name][:] = tensors[name.replace("present", "past_key_values")] + count
-        tensors["logits"].fill(0)
-        np.put_along_axis(tensors["logits"], tensors["input_ids"][..., None], 1, -1)
-        return self.works
-
-
-@dataclass
-class CountingEngine:
-    signature: tuple[Signature, Signature]
-    works: bool = True
-    options: list[Any] = field(default_factory=list)
-    contexts: list[CountingContext] = field(default_factory=list)
-
-    @property
-    def names(self) -> list[str]:
-        return [name for part in self.signature for name in part]
-
-    @property
-    def num_io_tensors(self) -> int:
-        return len(self.names)
-
-    def get_tensor_name(self, index: int) -> str:
-        return self.names[index]
-
-    def create_runtime_config(self) -> Any:
-        self.options.append(SimpleNamespace(cuda_graph_strategy=None))
-        return self.options[-1]
-
-    def create_execution_context(self, options: Any = None) -> CountingContext:
-        assert options is (self.options[-1] if self.options else None)
-        self.contexts.append(CountingContext(self.signature, self.works))
-        return self.contexts[-1]
-
-
-@dataclass
-class CountingCuda:
-    stream: int = STREAM
-    waits: int = 0
-    replays: int = 0
-
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.zeros(shape, dtype)
-
-    def synchronize(self) -> None:
-        self.waits += 1
-
-    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
-        target[...] = source
-
-    def replayed(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        self.replays += 1
-        return enqueue
-
+from tests.fakes.cuda_driver import RecordingDriver
+from tests.fakes.engines import CountingCuda, CountingEngine
 
 RECORD = EngineRecord(
     backend=TENSORRT_RTX,
@@ -120,7 +39,7 @@ def session_of(
     packaged = read_manifest(package)
     graphs = {"portable": replace(packaged.graphs["stock"], in_place=list(in_place))}
     manifest = replace(packaged, engine=RECORD, graphs=graphs)
-    engines = {length: CountingEngine(expected_signature(manifest, length), works) for length in RECORD.files}
+    engines = {length: CountingEngine(expected_io(manifest, length), works) for length in RECORD.files}
     cuda = CountingCuda()
     model = TensorRTGraphs(library, cuda, engines)  # type: ignore[arg-type]
     return FixedSession(manifest, read_tokenizer(package), model, lowering="portable", device="cuda"), cuda, engines
@@ -147,7 +66,7 @@ def test_states_in_place_have_one_buffer_and_long_calls_write_beside_it(package:
     assert cuda.replays == 4  # two turns of two graphs
     for length, engine in engines.items():
         for context in engine.contexts:
-            for name in engine.signature[0]:
+            for name in engine.io.inputs:
                 if name.startswith("past"):
                     present = context.addresses[name.replace("past_key_values", "present")]
                     assert (present == context.addresses[name]) == (length == 1 and name in names)
@@ -159,22 +78,8 @@ def test_states_in_place_have_one_buffer_and_long_calls_write_beside_it(package:
     assert {float(value) for array in session.state().tensors.values() for value in array.flat} == {79.0}
 
 
-class PrintingDriver:
-    """Notes the calls that capture and replay."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        def call(*_: Any) -> int:
-            self.calls.append(name)
-            return 0
-
-        return call
-
-
 def test_a_call_is_made_then_captured_then_replayed() -> None:
-    driver = PrintingDriver()
+    driver = RecordingDriver()
     cuda = Cuda(driver=driver, capability="sm86")
     launch = cuda.replayed(lambda: driver.calls.append("work"))
     capture = ["cuStreamBeginCapture_v2", "work", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy"]

@@ -1,6 +1,6 @@
-"""A stand-in for the module ``tensorrt.plugin`` that keeps what is registered. Needs pytest's machine to have no more.
+"""A stand-in for the module ``tensorrt.plugin`` that keeps registered functions. It needs nothing from NVIDIA.
 
-What NVIDIA's own sources check is checked by them, in tests/engine/test_tensorrt.py, where they are installed.
+The checks of NVIDIA's own sources run in tests/engine/test_tensorrt.py, where those sources are installed.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class TensorDesc:
 
 @dataclass
 class KernelLaunchParams:
-    """Filled in by the plugin; sizes are 1 unless it says otherwise, and it may name no others."""
+    """Launch parameters that a plugin fills in. Sizes default to 1, and other names are rejected."""
 
     grid_x: Any = 1
     grid_y: Any = 1
@@ -59,7 +59,7 @@ class AutoTuneCombination:
 
 
 class FakePlugin:
-    """Keeps what is registered, by operator and kind."""
+    """Keeps registered functions by operator and kind."""
 
     TensorDesc, KernelLaunchParams, SymIntExprs = TensorDesc, KernelLaunchParams, SymIntExprs
     AutoTuneCombination = AutoTuneCombination
@@ -71,7 +71,7 @@ class FakePlugin:
     def register(self, name: str) -> Callable[[Callable[..., Any]], None]:
         namespace, _, operator = name.partition("::")
         defined = vars(self.op).setdefault(namespace, SimpleNamespace())
-        assert not hasattr(defined, operator), f"{name} is defined already"
+        assert not hasattr(defined, operator), f"{name} is already defined"
         setattr(defined, operator, name)
         return self._keep(name, "register")
 
@@ -92,7 +92,7 @@ class FakePlugin:
     def implement(
         self, mixer: str, tactic: int, values: dict[str, float], dtype: str = "HALF", batch: Any = "batch"
     ) -> tuple[str, str, KernelLaunchParams, SymIntExprs]:
-        """What ``aot_impl`` returns for one tactic, called as TensorRT calls it."""
+        """Call ``aot_impl`` for one tactic, as TensorRT does, and return its result."""
         tensors = [TensorDesc(dtype, batch) for _ in INPUTS]
         attributes = {name: values[name] for name in ATTRIBUTES[mixer]}
         outputs = self.functions[NAMES[mixer], "register"](*tensors, **attributes)

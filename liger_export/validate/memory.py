@@ -1,0 +1,34 @@
+"""Memory growth of a package, measured in a separate process and recorded in its manifest."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE
+from liger_export.runtime import Session
+from liger_export.runtime.growth import Growth
+
+__all__ = ["certify_memory"]
+
+
+def certify_memory(package: Path, session: Session, tokens: int) -> Growth:
+    """Measure memory growth in a process that does nothing else, and write the result into the package's manifest.
+
+    The process has one thread: each further thread of a pool allocates its stack when it first gets work, at any time.
+
+    Args:
+        package: package directory.
+        session: a session of the package, which tells the device and the lowering.
+        tokens: tokens to read while memory is sampled.
+    """
+    lowering = FUSED if session.lowering == FUSED_CUDA else session.lowering
+    command = [sys.executable, "-m", "liger_export.runtime.growth", str(package.resolve())]
+    command += ["--tokens", str(tokens), "--threads", "1", "--lowering", lowering]
+    if session.manifest.engine is not None or session.manifest.activations == "bfloat16":
+        command += ["--device", session.device]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    growth = Growth(**json.loads(output))
+    (package / MANIFEST_FILE).write_text(replace(session.manifest, memory=asdict(growth)).to_json(), encoding="utf-8")
+    return growth
