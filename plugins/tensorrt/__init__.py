@@ -1,4 +1,4 @@
-"""Liger attention as ahead-of-time plugins of TensorRT (10.13 and newer): one token of gla or hgrn2, a layer a node."""
+"""Liger attention as ahead-of-time plugins for TensorRT 10.13 and newer: one token of GLA or HGRN2 per node."""
 
 from liger_export.plugins.tensorrt.kernel import PluginKernel, fitting_tactics, plugin_kernel, tactics
 from liger_export.plugins.tensorrt.registration import register_plugins

@@ -1,7 +1,7 @@
-"""The step kernel as TensorRT launches it: pointers to the inputs, then to the outputs, and nothing else.
+"""The step kernel as TensorRT launches it: its only parameters are pointers to the inputs and to the outputs.
 
-Strides, gate normalizer and recurrent weight are constants of the compiled kernel. So are Triton's own two arguments:
-TensorRT would not pass them, and a kernel that needs no scratch memory never reads them.
+Strides, gate normalizer and recurrent weight are constants of the compiled kernel. The two scratch pointers that Triton
+appends are dropped, because TensorRT would not pass them and a kernel without scratch memory never reads them.
 """
 
 import re
@@ -15,42 +15,42 @@ from liger_export.kernels.shapes import AttentionShape, block_of
 
 __all__ = ["PluginKernel", "fitting_tactics", "plugin_kernel", "tactics"]
 
-WIDTHS = (16, 32, 64, 128)  # value columns of a program: the fewer, the more programs a head has
+WIDTHS = (16, 32, 64, 128)  # value columns per program; narrower blocks give more programs per head
 ARGUMENTS = 13  # 9 inputs and 4 outputs
 
 
 @dataclass(frozen=True, slots=True)
 class PluginKernel:
-    """What a plugin hands to TensorRT.
+    """A compiled kernel with the launch parameters that a plugin passes to TensorRT.
 
     Attributes:
-        name: of the kernel in ``ptx``.
-        ptx: its text, with ``ARGUMENTS`` parameters: query, key, value, cos, sin, position_ids, recurrent state, window
-            key and window value, then the output and the next three, all pointers.
-        columns: programs along x.
-        groups: programs along y; along z stands the batch.
-        threads: of a program.
-        shared_bytes: of shared memory that a program needs.
+        name: name of the kernel in ``ptx``.
+        ptx: PTX with ``ARGUMENTS`` pointer parameters: query, key, value, cos, sin, position_ids, recurrent state,
+            window key and window value, then the output and the next value of each of the three states.
+        column_blocks: blocks of value columns, the grid's x.
+        num_key_value_heads: the grid's y. Its z is the batch size.
+        threads: threads per program.
+        shared_bytes: shared memory per program, in bytes.
     """
 
     name: str
     ptx: str
-    columns: int
-    groups: int
+    column_blocks: int
+    num_key_value_heads: int
     threads: int
     shared_bytes: int
 
 
 def tactics(head_dim: int) -> list[int]:
-    """Numbers of the ways to cut the kernel, from 1 on."""
+    """Return the numbers of the tilings for a head size, counted from 1."""
     return [number for number, width in enumerate(WIDTHS, 1) if width <= block_of(head_dim)]
 
 
 def fitting_tactics(shape: AttentionShape, target: str) -> list[int]:
-    """Those of ``tactics`` for whose programs the architecture has enough shared memory; each is compiled to know.
+    """Return the tactics that fit into the shared memory of an architecture. Each is compiled to find out.
 
     Raises:
-        EnvironmentMismatchError: as ``plugin_kernel``.
+        EnvironmentMismatchError: Triton is not installed, or it is set to its interpreter.
     """
     fitting = []
     for tactic in tactics(shape.head_dim):
@@ -62,22 +62,22 @@ def fitting_tactics(shape: AttentionShape, target: str) -> list[int]:
     return fitting
 
 
-@cache  # every layer asks for the same ones
+@cache  # all layers ask for the same kernels
 def plugin_kernel(
     shape: AttentionShape, target: str, tactic: int, *, gate_normalizer: float, recurrent_weight: float
 ) -> PluginKernel:
-    """Compile one token of a layer's attention, rows of the window oldest first. Needs no GPU.
+    """Compile the attention of one layer for a single token, with window rows ordered oldest first. Needs no GPU.
 
     Args:
-        shape: the layer's.
+        shape: shape of the layer.
         target: a key of ``kernels.targets.TARGETS``.
         tactic: one of ``tactics(shape.head_dim)``.
-        gate_normalizer: divides the log gates; 1 for hgrn2.
-        recurrent_weight: share of the recurrence in the output.
+        gate_normalizer: divisor of the log gates; 1 for HGRN2.
+        recurrent_weight: weight of the recurrence in the output.
 
     Raises:
         KernelError: there is no such tactic, or the architecture has too little shared memory.
-        EnvironmentMismatchError: Triton is not installed, or set to its interpreter.
+        EnvironmentMismatchError: Triton is not installed, or it is set to its interpreter.
     """
     if tactic not in tactics(shape.head_dim):
         raise KernelError(f"There is no tactic {tactic}.", f"Choose one of {tactics(shape.head_dim)}.")
@@ -104,13 +104,16 @@ def plugin_kernel(
 
 
 def _without_unused_parameters(ptx: str, name: str) -> str:
-    """Drop the parameters after the ``ARGUMENTS`` first, which nothing may read."""
+    """Drop all parameters after the first ``ARGUMENTS``. Raises KernelError if the kernel reads one of them."""
     head, entry, rest = ptx.partition(f".entry {name}(")
     declared, closing, body = rest.partition(")")
     parameters = [line.strip() for line in declared.split(",")]
     dropped = [parameter.split()[-1] for parameter in parameters[ARGUMENTS:]]
     used = [parameter for parameter in dropped if re.search(rf"\b{parameter}\b", body)]
     if not entry or len(parameters) < ARGUMENTS or used:
-        raise KernelError("Triton laid the kernel's parameters out in another way.", "Install Triton 3.6.")
+        raise KernelError(
+            "This version of Triton lays out kernel parameters differently.",
+            "Install Triton 3.9: pip install 'triton==3.9.*'",
+        )
     kept = ",\n\t".join(parameters[:ARGUMENTS])
     return f"{head}{entry}\n\t{kept}\n{closing}{body}"

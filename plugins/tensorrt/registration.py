@@ -1,7 +1,7 @@
-"""Registration with ``tensorrt.plugin``: what the operators take and give, how they can be cut, and their kernels.
+"""Registration with ``tensorrt.plugin``: inputs and outputs of the operators, their tactics and their kernels.
 
-TensorRT reads the functions' signatures, so these are made from the operators' own forms. Attributes are those of the
-ONNX node, which carries ``plugin_namespace = "liger"``.
+TensorRT inspects the signatures of the registered functions, so they are generated from ``ops.signatures``. Attributes
+are those of the ONNX node, which has ``plugin_namespace = "liger"``.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ FIXED = {
 
 
 def register_plugins(plugin: Any, target: str, *, in_place: bool = False) -> None:
-    """Register ``liger::GLAAttention`` and ``liger::HGRN2Attention``, for calls of one token; once a process is enough.
+    """Register ``liger::GLAAttention`` and ``liger::HGRN2Attention`` for calls of one token. Later calls do nothing.
 
     Args:
         plugin: the module ``tensorrt.plugin``.
         target: the GPU architecture that engines are built for, a key of ``kernels.targets.TARGETS``.
-        in_place: let the recurrent state's output be its input's memory, where TensorRT's aliased plugin I/O is on.
+        in_place: let the output of the recurrent state alias its input. Needs TensorRT's aliased plugin I/O.
     """
     defined = getattr(plugin.op, NAMESPACE, None)
     for mixer in KERNEL_MIXERS:
@@ -63,29 +63,29 @@ class _Registration:
 
     @property
     def outputs(self) -> GenericAlias:
-        """Type of the outputs' descriptions."""
+        """Annotation of the outputs."""
         return GenericAlias(tuple, (self.plugin.TensorDesc,) * len(self.signature.outputs))
 
     @property
     def attributes(self) -> dict[str, type]:
-        """Attributes of the ONNX node and their types, in order."""
+        """Attributes of the ONNX node with their types, in order."""
         return dict.fromkeys((*HEAD_SIZES, *self.signature.sizes), int) | dict.fromkeys(self.signature.options, float)
 
     def describe(self, *tensors: Any, **_: Any) -> tuple[Any, ...]:
-        """Outputs: like the query, and like each state."""
+        """Describe the outputs: one like the query, and one like each state."""
         inputs = dict(zip(self.signature.inputs, tensors, strict=True))
         recurrent = inputs["recurrent_state"]
         states = [inputs[name].like() for name in self.signature.states if name != "recurrent_state"]
         return inputs["query"].like(), recurrent.aliased() if self.in_place else recurrent.like(), *states
 
     def tune(self, *arguments: Any) -> list[Any]:
-        """Every activation dtype, with each way to cut the kernel that the GPU has room for."""
+        """List every activation dtype, with the tactics that fit into the GPU's shared memory."""
         fitting = fitting_tactics(self._shape(arguments), self.target)
         types = [FIXED.get(name, EACH_ACTIVATION) for name in (*self.signature.inputs, *self.signature.outputs)]
         return [self.plugin.AutoTuneCombination(", ".join(types), "LINEAR", fitting)]
 
     def implement(self, *arguments: Any) -> tuple[str, str, Any, Any]:
-        """Name and PTX of the kernel, and how it is launched; it takes no scalars."""
+        """Return the kernel's name, its PTX and its launch parameters; it takes no scalars."""
         query, values = arguments[0], self._values(arguments)
         kernel = plugin_kernel(
             self._shape(arguments),
@@ -95,18 +95,26 @@ class _Registration:
             recurrent_weight=values["recurrent_weight"],
         )
         launch = self.plugin.KernelLaunchParams()
-        launch.grid_x, launch.grid_y, launch.grid_z = kernel.columns, kernel.groups, query.shape_expr[0]
+        launch.grid_x, launch.grid_y = kernel.column_blocks, kernel.num_key_value_heads
+        launch.grid_z = query.shape_expr[0]
         launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_bytes
         return kernel.name, kernel.ptx, launch, self.plugin.SymIntExprs(0)
 
     def _shape(self, arguments: tuple[Any, ...]) -> AttentionShape:
         query, values = arguments[0], self._values(arguments)
-        groups, repeats = values["num_key_value_heads"], values["num_heads"] // values["num_key_value_heads"]
+        num_key_value_heads = values["num_key_value_heads"]
         activation = ACTIVATIONS.get(query.dtype.name)
         if activation is None:
-            raise KernelError(f"The plugin computes nothing in {query.dtype.name}.", "Build in fp16, bf16 or fp32.")
+            raise KernelError(
+                f"The plugin does not support activations in {query.dtype.name}.", "Build in fp16, bf16 or fp32."
+            )
         return AttentionShape(
-            self.signature.mixer, groups, repeats, values["head_dim"], values["window_size"], activation
+            self.signature.mixer,
+            num_key_value_heads,
+            values["num_heads"] // num_key_value_heads,
+            values["head_dim"],
+            values["window_size"],
+            activation,
         )
 
     def _values(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -114,7 +122,7 @@ class _Registration:
         return dict(zip(self.attributes, after, strict=False))
 
     def _typed(self, method: Callable[..., Any], further: tuple[str, ...], returns: Any) -> Callable[..., Any]:
-        """A function that calls ``method``, with the signature that TensorRT checks: tensors, attributes, the rest."""
+        """Wrap ``method`` in the signature that TensorRT checks: tensors, attributes, further parameters."""
         tensor = self.plugin.TensorDesc
         types: dict[str, Any] = dict.fromkeys(self.signature.inputs, tensor) | self.attributes
         types |= {"outputs": self.outputs, "tactic": int}
