@@ -15,7 +15,7 @@ from random_llama import COMMON, SHAPES, TOKENIZER
 
 from liger_export.checkpoint import expected_tensors
 from liger_export.config import LigerConfig
-from liger_export.export import attach_weights, in_place_states, lower, lower_to_cuda, lower_to_fused, trace
+from liger_export.export import attach_weights, in_place_states, lower_to_cuda, lower_to_fused, lower_to_stock, trace
 from liger_export.linearize import LinearizeSettings, liger_config_values
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Graph, Manifest
 from liger_export.package.manifest import MANIFEST_FILE, describe_files
@@ -74,7 +74,7 @@ def main() -> None:
     precision.check_names()
     model = trace(config, values, precision.activations)
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    stored = lower(model, STOCK, {name: precision.scheme(name) for name in matrices})
+    stored = lower_to_stock(model, {name: precision.scheme(name) for name in matrices})
     args.out.mkdir(parents=True)
     attach_weights(stored, RandomWeights(shapes), args.out / "model.onnx.data")
     ir.save(model, args.out / MODEL_FILES[STOCK])

@@ -16,9 +16,9 @@ from liger_export.export import (
     WeightSource,
     attach_weights,
     in_place_states,
-    lower,
     lower_to_cuda,
     lower_to_fused,
+    lower_to_stock,
     require_fusable,
     trace,
     weight_bytes,
@@ -101,7 +101,7 @@ def convert(
     with new_directory(output, overwrite, inputs=read) as partial:
         progress.stage("tracing")
         model = trace(config, values, precision.activations)
-        stored = lower(model, STOCK, {name: precision.scheme(name) for name in matrices})
+        stored = lower_to_stock(model, {name: precision.scheme(name) for name in matrices})
         models = {STOCK: model}
         if lowering == FUSED:
             models |= _fused(model, config, precision.activations, targets, progress)

@@ -10,7 +10,7 @@ from liger_export.engine.check import check_against_package
 from liger_export.engine.graph_io import expected_io
 from liger_export.engine.graphs import drop_functions, write_graphs
 from liger_export.errors import EngineError
-from liger_export.export.portable import check_chunk
+from liger_export.export.portable import check_prefill_length
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, sha256_file
 from liger_export.ort import ort
 from liger_export.package import MANIFEST_FILE, PORTABLE, STOCK, Manifest, read_manifest
@@ -64,7 +64,7 @@ class EngineSettings:
         if self.backend == ONNX and self.activations == "bf16":
             raise EngineError("ONNX Runtime does not support bfloat16 on the CPU.", "Choose fp16 or fp32.")
         if self.chunk:
-            check_chunk(self.chunk)
+            check_prefill_length(self.chunk)
 
 
 def build_engine(

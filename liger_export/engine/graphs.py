@@ -11,7 +11,7 @@ from liger_export.engine.weights import PackagedWeights
 from liger_export.errors import EngineError
 from liger_export.export import attach_weights, trace, weight_bytes
 from liger_export.export.plugin import lower_to_plugins
-from liger_export.export.portable import lower_portable
+from liger_export.export.portable import lower_to_portable
 from liger_export.files import require_space
 from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.package import Manifest
@@ -61,7 +61,7 @@ def write_graphs(
     for length, name in graph_names(chunk).items():
         model = traced.clone()
         is_fused = plugins and length == 1  # a plugin takes one token
-        weights = lower_to_plugins(model, schemes, plugins) if is_fused else lower_portable(model, length, schemes)
+        weights = lower_to_plugins(model, schemes, plugins) if is_fused else lower_to_portable(model, length, schemes)
         if not written:
             require_space(folder, weight_bytes(weights) * (1 + engines))
             attach_weights(weights, source, folder / DATA_FILE)

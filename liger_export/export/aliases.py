@@ -1,4 +1,4 @@
-"""Which states a graph may update in place: the caller then passes one buffer as past and as present."""
+"""Find the states that a graph updates in place, for which one buffer can be both past and present."""
 
 import onnx_ir as ir
 
@@ -6,17 +6,18 @@ from liger_export.onnx_functions.schemas import DOMAIN
 
 __all__ = ["in_place_states"]
 
-# They read all they need of a past state before they write its successor over it.
+# These operators read all they need of a past state before they overwrite it with the next one.
 UPDATES_IN_PLACE = ("LinearAttention", "GroupQueryAttention")
 PAST = "past_key_values."
 
 
 def in_place_states(model: ir.Model) -> list[str]:
-    """Names of the past states that only the operator that gives their successor reads.
+    """Names of the past states that no operator reads except the one that computes their next value.
 
     Args:
-        model: after lowering. A node of the graph takes and gives the states of its layer, and a model-local
-            function is its body; ``liger::Attention`` has none, and updates all of them on a CPU.
+        model: a lowered model. Each attention node has the states of its layer as inputs and outputs, and a
+            model-local function as its body. ``liger::Attention`` has no body; on a CPU it updates all its states in
+            place.
     """
     names = []
     for node in model.graph:

@@ -1,6 +1,6 @@
-"""The ``cuda`` lowering: the fused graph with products, normalisations and residuals in one operator each, for GPUs.
+"""The ``cuda`` lowering: the fused graph with each linear layer, its norm and its residual in one operator, for GPUs.
 
-A decoder layer is five operators: four linear layers and its attention, each one kernel a token.
+A decoder layer is five operators, four linear layers and the attention, and each is one kernel launch per token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from liger_export.onnx_functions.schemas import DOMAIN
 __all__ = ["KERNELS", "attach_kernels", "compiled_kernels", "fuse_for_cuda", "lower_to_cuda"]
 
 KERNELS = "liger.kernels"  # the initializer of compiled GPU kernels
-# Which input of an operator takes it: the library's ``operators.h`` and ``cuda_linear.cpp``.
+# Index of the input that takes the kernels, per operator, as in the library's ``operators.h`` and ``cuda_linear.cpp``.
 KERNELS_INPUT = {
     "Attention": 9,
     "Candidates": 2,
@@ -33,22 +33,22 @@ KERNELS_INPUT = {
     "IntegerLinear": 7,
     "IntegerLogits": 7,
 }
-DENSE = 16  # bits of a weight that is no integers
-TILE = 16  # columns of a dense weight must be a multiple of it
+DENSE = 16  # bits per weight that is not quantized
+TILE = 16  # the columns of a dense weight must be a multiple of this
 
 
 def lower_to_cuda(model: ir.Model, config: LigerConfig, activation: str, targets: Sequence[str]) -> None:
-    """Rewrite a fused graph in place for NVIDIA GPUs, over the same weights, with its kernels compiled. Needs no GPU.
+    """Rewrite a fused graph in place for NVIDIA GPUs and add its compiled kernels. The weights stay. Needs no GPU.
 
     Args:
-        model: what ``lower_to_fused`` has made.
-        config: the model's.
+        model: a model from ``lower_to_fused``.
+        config: its config.
         activation: dtype of activations.
-        targets: keys of ``kernels.targets.TARGETS``.
+        targets: GPU architectures, keys of ``kernels.targets.TARGETS``.
 
     Raises:
-        KernelError: no kernel computes this model's layers, or there is no such target.
-        EnvironmentMismatchError: kernels have to be compiled, and Triton is not installed.
+        KernelError: no kernel supports this model's layers, or a target is unknown.
+        EnvironmentMismatchError: kernels must be compiled and Triton is not installed.
     """
     linears = fuse_for_cuda(model.graph)
     attach_kernels(model.graph, compiled_kernels(config, activation, targets, linears))
@@ -57,16 +57,16 @@ def lower_to_cuda(model: ir.Model, config: LigerConfig, activation: str, targets
 def compiled_kernels(
     config: LigerConfig, activation: str, targets: Sequence[str], linears: Sequence[LinearShape] = ()
 ) -> bytes:
-    """A model's GPU kernels for named architectures, as a bundle. Raises as ``lower_to_cuda``.
+    """A model's GPU kernels for the given architectures, as a bundle. Raises the errors of ``lower_to_cuda``.
 
-    They came with this installation, for the default shapes; others are compiled here.
+    Kernels for the default shapes are installed with this package; others are compiled here.
     """
     shape = AttentionShape.of_model(config, activation)
     return pack([find_or_build(shape, target, tuple(linears)) for target in targets])
 
 
 def fuse_for_cuda(graph: ir.Graph) -> list[LinearShape]:
-    """Rewrite a fused graph's linear layers and rotary angles; returns one layer's shape for each kernel needed."""
+    """Fuse a graph's linear layers and rotary angles. Returns one shape for each distinct kernel that it needs."""
     _unfuse_residuals(graph)
     _normalize_last_positions_only(graph)
     _fuse_angles(graph)
@@ -79,7 +79,7 @@ def fuse_for_cuda(graph: ir.Graph) -> list[LinearShape]:
 
 
 def attach_kernels(graph: ir.Graph, kernels: bytes) -> None:
-    """Make compiled kernels a constant of the graph, which every operator that runs them reads."""
+    """Add compiled kernels as an initializer, and as an input of every operator that launches one."""
     tensor = ir.tensor(np.frombuffer(kernels, dtype=np.uint8), name=KERNELS)
     value = ir.Value(
         name=KERNELS, shape=ir.Shape([len(kernels)]), type=ir.TensorType(ir.DataType.UINT8), const_value=tensor
@@ -94,17 +94,17 @@ def attach_kernels(graph: ir.Graph, kernels: bytes) -> None:
 
 @dataclass
 class _Layer:
-    """A product with a weight, and the nodes around it that its operator computes as well.
+    """A matrix product with a weight, and the nodes around it that one operator computes with it.
 
     Attributes:
         product: FusedMatMul or MatMulNBits.
-        weight: its inputs in the operator's order: the weight, or integers, scales and zero points.
-        shape: what its kernel depends on.
-        bias: optional, as are norm and residual.
-        norm: weight of the normalisation before.
-        residual: what is added behind.
-        epsilon: of the normalisation.
-        nodes: all of them, in order.
+        weight: the weight inputs in the operator's order: the weight, or integers, scales and zero points.
+        shape: the shape that the kernel is compiled for.
+        bias: bias of the product, if any.
+        norm: weight of the normalization before the product, if any.
+        residual: the value added after the product, if any.
+        epsilon: of the normalization.
+        nodes: the nodes to replace, in order.
     """
 
     product: ir.Node
@@ -117,7 +117,7 @@ class _Layer:
     nodes: list[ir.Node] = field(default_factory=list)
 
     def fuse(self, graph: ir.Graph) -> LinearShape:
-        """Put the operator in the place of its nodes."""
+        """Replace the nodes by the operator. Returns its shape."""
         hidden = self._take_before()
         self._take_after(graph)
         name = ("Integer" if self.shape.bits < DENSE else "") + ("Logits" if self.shape.to_float else "Linear")
@@ -135,7 +135,7 @@ class _Layer:
         return self.shape
 
     def _take_before(self) -> ir.Value:
-        """Take the normalisation, if there is one; returns what the operator reads."""
+        """Include the normalization before the product, if any. Returns the operator's input."""
         hidden = present(self.product.inputs[0])
         norm = hidden.producer()
         if norm is None or norm.op_type != "RMSNormalization" or not _only_use(hidden):
@@ -145,7 +145,7 @@ class _Layer:
         return present(norm.inputs[0])
 
     def _take_after(self, graph: ir.Graph) -> None:
-        """Take what is done with the product."""
+        """Include the node that reads the product: activation, cast or residual, if any."""
         output = self.nodes[-1].outputs[0]
         user = _only_use(output)
         if user is None or output in graph.outputs:
@@ -177,7 +177,7 @@ def _layers(graph: ir.Graph) -> Iterator[_Layer]:
 
 
 def _unfuse_residuals(graph: ir.Graph) -> None:
-    """The stock graph's sum with normalisation as two nodes: here the sum belongs to the product before."""
+    """Split the stock graph's fused sum and normalization: here the sum is fused with the product before it."""
     for node in list(graph):
         if node.op_type != "SkipSimplifiedLayerNormalization":
             continue
@@ -204,7 +204,7 @@ def _norm(hidden: ir.Value, weight: ir.Value | None, epsilon: float, name: str |
 
 
 def _fuse_angles(graph: ir.Graph) -> None:
-    """Cosine and sine of positions times frequencies, in one node."""
+    """Compute cosine and sine of positions times frequencies in one node."""
     positions = next(value for value in graph.inputs if value.name == "position_ids")
     for cosine in list(graph):
         product = present(cosine.inputs[0]).producer() if cosine.op_type == "Cos" else None

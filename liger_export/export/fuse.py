@@ -1,4 +1,4 @@
-"""Graph rewrites that save nodes and passes over memory, whatever the precision. Each keeps what the graph computes."""
+"""Graph rewrites that save nodes and memory traffic, for every precision. Results do not change."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer in the graph: x W^T, and the addition of its bias if it has one."""
+    """A linear layer in the graph: the product x W^T, and the addition of a bias, if any."""
 
     product: ir.Node
     addition: ir.Node | None
@@ -41,19 +41,19 @@ class Linear:
 
     @property
     def nodes(self) -> list[ir.Node]:
-        """Its nodes, in order."""
+        """The layer's nodes, in order."""
         return [self.product, *([self.addition] if self.addition else [])]
 
     @property
     def output(self) -> ir.Value:
-        """What it gives."""
+        """The result, [..., out]."""
         return self.nodes[-1].outputs[0]
 
 
 def fuse_transposes(graph: ir.Graph) -> None:
-    """Let x W^T read W as the checkpoint stores it, [out, in], instead of a transposed copy.
+    """Make x W^T read W as the checkpoint stores it, [out, in], instead of a transposed copy.
 
-    A tied embedding then serves as table and as head from one initializer.
+    A tied embedding is then one initializer, read by the table and the head.
     """
     for node in list(graph):
         transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
@@ -66,7 +66,7 @@ def fuse_transposes(graph: ir.Graph) -> None:
 
 
 def linear_layers(graph: ir.Graph) -> Iterator[Linear]:
-    """Every linear layer, after ``fuse_transposes``."""
+    """Yield every linear layer of a graph after ``fuse_transposes``."""
     for node in list(graph):
         if node.op_type == "FusedMatMul" and present(node.inputs[1]).is_initializer():
             users = [use.node for use in node.outputs[0].uses()]
@@ -75,11 +75,11 @@ def linear_layers(graph: ir.Graph) -> Iterator[Linear]:
 
 
 def pack_linears(graph: ir.Graph, kind: Callable[[str], Hashable]) -> dict[str, DenseWeight]:
-    """Compute linear layers that read the same activations in one product: q, k and v; gate and up.
+    """Merge linear layers that read the same activations into one product: q, k and v; gate and up.
 
     Args:
-        graph: after ``fuse_transposes``.
-        kind: of a weight's name; only weights of one kind are packed together.
+        graph: a graph after ``fuse_transposes``.
+        kind: maps a weight's name to a key; only weights with equal keys are merged.
 
     Returns:
         The new initializers, by name.
@@ -115,7 +115,7 @@ def _pack(graph: ir.Graph, group: list[Linear], stored: dict[str, DenseWeight]) 
 
 
 def _stacked(graph: ir.Graph, parts: list[ir.Value], stored: dict[str, DenseWeight]) -> ir.Value:
-    """One initializer for several, named after all of them: ``...q_proj+k_proj+v_proj.weight``."""
+    """Stack several initializers into one, named after all of them: ``...q_proj+k_proj+v_proj.weight``."""
     names = tuple(str(part.name) for part in parts)
     prefix, _, kind = names[0].rpartition(".")
     parent = prefix.rpartition(".")[0]
@@ -128,7 +128,7 @@ def _stacked(graph: ir.Graph, parts: list[ir.Value], stored: dict[str, DenseWeig
 
 
 def fuse_residuals(graph: ir.Graph) -> None:
-    """Add to the residual stream and normalise in one node.
+    """Fuse each addition to the residual stream with the normalization that follows it.
 
     RMSNormalization(x + y) becomes SkipSimplifiedLayerNormalization, whose fourth output is x + y.
     """
@@ -165,7 +165,7 @@ def _rows(value: ir.Value) -> int:
 
 
 def present(value: T | None) -> T:
-    """A value that a traced graph always has. Raises TypeError if it lacks it."""
+    """A value that every traced graph has. Raises TypeError if it is None."""
     if value is None:
-        raise TypeError("the traced graph lacks a value that this node must have")
+        raise TypeError("the traced graph lacks a value that this node needs")
     return value

@@ -1,4 +1,4 @@
-"""The ``fused`` lowering: a layer's attention is one operator of this project's library, fed by packed products."""
+"""The ``fused`` lowering: each layer's attention is one operator of this project's ONNX Runtime library."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,16 +17,16 @@ __all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in KERNEL_MIXERS}
 MOST_LIKELY = "most_likely"
 TEMPERATURE = "temperature"
-# The library's operators, which need no body.
+# Operators that the library implements, and that need no function body.
 NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely")
-VECTOR = 8  # values that the library's CPU kernels compute at a time
+VECTOR = 8  # the library's CPU kernels compute vectors of this many values
 
 
 def require_fusable(config: LigerConfig) -> None:
-    """Check, before any work, that the fused operator computes a model's attention.
+    """Check that the fused operator supports a model's mixer and head size.
 
     Raises:
-        UnsupportedModelError: it has no such mixer, or not of this head size.
+        UnsupportedModelError: it does not.
     """
     if config.mixer not in KERNEL_MIXERS:
         raise UnsupportedModelError(
@@ -41,16 +41,17 @@ def require_fusable(config: LigerConfig) -> None:
 
 
 def lower_to_fused(model: ir.Model) -> None:
-    """Rewrite a stock graph in place, over the same weights.
+    """Rewrite a stock graph in place. The weights stay.
 
-    ``liger::Attention`` takes the place of every layer whose mixer it has; it reads q, k and v as the packed product
-    leaves them. ``liger::GatedSiLU`` takes the place of the four nodes between the feed-forward's products, and
-    ``most_likely``, int64 [B, kept], is an output more: each position's likeliest token. ``candidates``, float32
-    [B, 513], is another: what ``liger::Candidates`` makes of the last position's logits at the input ``temperature``,
-    float32 [], whose default 0 asks for nothing. Layers that keep softmax stay as they are.
+    - ``liger::Attention`` replaces the attention of every layer whose mixer it supports. It reads q, k and v packed, as
+      the product writes them. Layers that keep softmax do not change.
+    - ``liger::GatedSiLU`` replaces the four nodes between the products of the feed-forward.
+    - A new output ``most_likely``, int64 [B, kept], holds the argmax of each position's logits.
+    - A new output ``candidates``, float32 [B, 513], holds the top logits of the last position, as ``liger::Candidates``
+      computes them at the new input ``temperature``, float32 []. At its default, 0, they are not computed.
 
     Args:
-        model: what ``lower`` made of a traced model.
+        model: a model from ``lower_to_stock``.
     """
     graph = model.graph
     for node in list(graph):
@@ -59,8 +60,8 @@ def lower_to_fused(model: ir.Model) -> None:
         elif node.op_type == "Mul" and (split := _gated_by(node)):
             gated = ir.node("GatedSiLU", [split.inputs[0]], domain=DOMAIN, name=node.name)
             ir.convenience.replace_nodes_and_values(graph, node, [node], [gated], node.outputs, gated.outputs)
-    _add_most_likely(graph)
-    _add_candidates(graph)
+    _add_argmax(graph)
+    _add_top_logits(graph)
     remove_unused(graph)
     kept = {node.op_identifier() for node in graph if node.op_type not in NATIVE}
     for identifier in [identifier for identifier in model.functions if identifier not in kept]:
@@ -73,13 +74,13 @@ def _fuse_attention(graph: ir.Graph, node: ir.Node) -> None:
     inputs = [*([packed, None, None] if packed else projections), *rest]
     attributes: dict[str, int | float | str] = {"mixer": MIXER_OF[node.op_type]}
     attributes |= {name: node.attributes.get_int(name, 0) for name in HEAD_SIZES}
-    # hgrn2's gates have no normalizer.
+    # hgrn2's gate has no normalizer.
     attributes |= {name: node.attributes.get_float(name, 1.0) for name in ("gate_normalizer", "recurrent_weight")}
     fused = ir.node("Attention", inputs, attributes, domain=DOMAIN, num_outputs=len(node.outputs), name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [fused], node.outputs, fused.outputs)
 
 
-def _add_most_likely(graph: ir.Graph) -> None:
+def _add_argmax(graph: ir.Graph) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
     node = ir.node("MostLikely", [logits], domain=DOMAIN, name=MOST_LIKELY)
     chosen = node.outputs[0]
@@ -88,7 +89,7 @@ def _add_most_likely(graph: ir.Graph) -> None:
     graph.outputs.append(chosen)
 
 
-def _add_candidates(graph: ir.Graph) -> None:
+def _add_top_logits(graph: ir.Graph) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
     none = ir.tensor(np.array(0, dtype=np.float32), name=TEMPERATURE)
     scalar = ir.TensorType(ir.DataType.FLOAT)
@@ -104,7 +105,7 @@ def _add_candidates(graph: ir.Graph) -> None:
 
 
 def _split_into(values: Sequence[ir.Value | None]) -> ir.Value | None:
-    """What was split into exactly these values, in this order; None if nothing was."""
+    """The value that a Split splits into exactly these values, in this order; None if there is none."""
     split = values[0].producer() if values[0] is not None else None
     if split is None or split.op_type != "Split" or list(split.outputs) != list(values):
         return None
@@ -129,7 +130,7 @@ def _gated_by(node: ir.Node) -> ir.Node | None:
 
 
 def remove_unused(graph: ir.Graph) -> None:
-    """Drop nodes, last to first, and initializers that nothing reads any more."""
+    """Remove nodes and initializers that nothing reads."""
     outputs = set(graph.outputs)
     for node in reversed(list(graph)):
         if not any(value.uses() or value in outputs for value in node.outputs):

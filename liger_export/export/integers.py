@@ -1,4 +1,4 @@
-"""Store matrices as integers: products become MatMulNBits, the embedding table GatherBlockQuantized."""
+"""Quantize matrices: products become MatMulNBits, and the embedding table GatherBlockQuantized."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,12 @@ from liger_export.precision import Scheme
 
 __all__ = ["quantize"]
 
-INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: products of integers, as fast as a CPU reads the weights
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level for integer products, which run as fast as a CPU reads weights
 
 
 @dataclass
 class _Quantizer:
-    """One pass over a graph; a table and a head that share a weight share its initializers."""
+    """One pass over a graph. A table and a head with the same weight share its initializers."""
 
     graph: ir.Graph
     dense: dict[str, DenseWeight]
@@ -44,7 +44,7 @@ class _Quantizer:
         )
 
     def table(self, gather: ir.Node, weight: ir.Value, scheme: Scheme) -> None:
-        """Replace a look-up of rows."""
+        """Replace the lookup in an embedding table."""
         rows, columns = _shape(weight)
         stored = self._stored(weight, scheme, [rows, scheme.row_bytes(columns)])
         attributes = {"bits": scheme.bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1}
@@ -55,7 +55,7 @@ class _Quantizer:
         ir.convenience.replace_nodes_and_values(self.graph, gather, [gather], [node], gather.outputs, node.outputs)
 
     def _stored(self, weight: ir.Value, scheme: Scheme, shape: list[int]) -> IntegerWeight:
-        """The integers of a weight, with a view of ``shape`` as the last of ``packed``."""
+        """Declare a weight's integers, with ``shape`` as the last view in ``packed``."""
         name = str(weight.name)
         rows, columns = _shape(weight)
         earlier = self.done.get(name)
@@ -76,15 +76,15 @@ class _Quantizer:
 
 
 def quantize(graph: ir.Graph, dense: dict[str, DenseWeight], schemes: Mapping[str, Scheme | None]) -> list[Weight]:
-    """Rewrite products and tables that have a scheme.
+    """Quantize the products and tables that have a scheme.
 
     Args:
-        graph: after ``pack_linears``.
-        dense: every weight of the graph, by the name of its initializer.
-        schemes: how checkpoint tensors are rounded; None, or no entry, for those that are not.
+        graph: a graph after ``pack_linears``.
+        dense: every weight of the graph, by initializer name.
+        schemes: how to quantize checkpoint tensors, by name; None, or no entry, keeps a tensor as it is.
 
     Returns:
-        Every weight as the graph now reads it, in the order of the graph's initializers before.
+        Every weight as the graph now reads it, in the order of ``dense``.
     """
     quantizer = _Quantizer(graph, dense)
     for node in list(graph):

@@ -1,15 +1,15 @@
-"""The ``plugin`` lowering: one token a call, a layer's attention one node that a plugin of the engine computes.
+"""The ``plugin`` lowering: one token per call, and each layer's attention is one node that an engine's plugin computes.
 
-All other nodes, and layers whose mixer has no plugin, are as in the ``portable`` lowering, over the same weights. A
-plugin's node carries what TensorRT's parser looks a plugin up by, and its portable body stays in the file as a function
-of the node's name, so that ONNX Runtime computes what the engine must.
+Other nodes, layers whose mixer has no plugin, and the weights are those of the ``portable`` lowering. A plugin's node
+has the attributes by which TensorRT's parser finds the plugin. Its portable body stays in the file as a function of the
+same name, so ONNX Runtime can run the graph and check the engine.
 """
 
 from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from liger_export.export.portable import lower_portable
+from liger_export.export.portable import lower_to_portable
 from liger_export.export.weights import Weight
 from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES_BY_OPERATOR
@@ -22,24 +22,24 @@ def lower_to_plugins(model: ir.Model, schemes: Mapping[str, Scheme | None], oper
     """Rewrite a traced model in place for calls of one token.
 
     Args:
-        model: what ``trace`` returned.
-        schemes: as ``lower_portable``.
-        operators: those that the engine has plugins for.
+        model: a model from ``trace``.
+        schemes: as for ``lower_to_portable``.
+        operators: the ``liger`` operators for which the engine has plugins.
 
     Returns:
-        The weights that the graph now reads: those of the ``portable`` lowering.
+        The weights that the graph now reads, the same as in the ``portable`` lowering.
     """
     for node in model.graph:
         if node.domain == DOMAIN and node.op_type in operators:
             _name_plugin(node)
-    return lower_portable(model, 1, schemes, keep=operators)
+    return lower_to_portable(model, 1, schemes, keep=operators)
 
 
 def _name_plugin(node: ir.Node) -> None:
-    """Give a node what the parser reads of it, attributes in the order in which the plugin is registered with them."""
+    """Add the attributes that the parser reads, and order the others as the plugin registers them."""
     signature = SIGNATURES_BY_OPERATOR[node.op_type]
     ordered = [node.attributes.pop(name) for name in (*HEAD_SIZES, *signature.sizes, *signature.options)]
     for attribute in ordered:
         node.attributes.add(attribute)
     node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
-    node.attributes.add(ir.AttrInt64("aot", 1))  # refuse a plugin that would call Python when it runs
+    node.attributes.add(ir.AttrInt64("aot", 1))  # reject a plugin that calls Python at run time

@@ -1,7 +1,8 @@
-"""The ``portable`` lowering: ai.onnx operators alone, one sequence, a fixed number of tokens a call.
+"""The ``portable`` lowering: only ai.onnx operators, one sequence, and a fixed number of tokens per call.
 
-What other engines parse: no domain but ONNX's own, no model-local function, no size that depends on an input. Calls of
-one token and of many are two graphs that read the same weights; in the second the last tokens may be padding.
+Other engines can parse it: there is no other domain, no model-local function and no size that depends on an input.
+Decoding (one token per call) and prefill (many) are two graphs over the same weights. In a prefill call the last tokens
+may be padding.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,36 +20,36 @@ from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.ops.signatures import SIGNATURES_BY_OPERATOR
 from liger_export.precision import Scheme
 
-__all__ = ["check_chunk", "lower_portable"]
+__all__ = ["check_prefill_length", "lower_to_portable"]
 
-SHARED_CONSTANT = 1 << 16  # elements: every constant of a body, so that layers share them
-
-
-def check_chunk(chunk: int) -> None:
-    """Check that a call of so many tokens can be written out. Raises InputError."""
-    if chunk < CHUNK or chunk % CHUNK:
-        raise InputError(f"A prefill call of {chunk} tokens cannot be built.", f"Choose a multiple of {CHUNK}.")
+SHARED_CONSTANT = 1 << 16  # elements; above the size of every constant in a body, so that layers share them all
 
 
-def lower_portable(
+def check_prefill_length(length: int) -> None:
+    """Check the number of tokens per prefill call. Raises InputError if it is not a multiple of ``CHUNK``."""
+    if length < CHUNK or length % CHUNK:
+        raise InputError(f"A prefill call cannot have {length} tokens.", f"Choose a multiple of {CHUNK}.")
+
+
+def lower_to_portable(
     model: ir.Model, length: int, schemes: Mapping[str, Scheme | None], *, keep: Collection[str] = ()
 ) -> list[Weight]:
-    """Rewrite a traced model in place for calls of ``length`` tokens. Logits are those of every token, padding too.
+    """Rewrite a traced model in place for calls of ``length`` tokens. It returns logits of every token, padding included.
 
     Args:
-        model: what ``trace`` returned.
+        model: a model from ``trace``.
         length: 1, or a multiple of ``CHUNK``.
-        schemes: how each matrix is rounded, by its checkpoint name; None for those stored as the activations are. A
-            rounded embedding table is stored as the activations are, with the values it was rounded to.
+        schemes: how to quantize each matrix, by checkpoint name; None keeps it in the activations' dtype. A quantized
+            embedding table is stored dequantized, in the activations' dtype.
         keep: ``liger`` operators whose nodes stay, for an engine that has them; their bodies stay as functions.
 
     Returns:
-        The weights that the graph now reads, to be written; the same whatever the length.
+        The weights that the graph now reads, to be written by ``attach_weights``. They do not depend on ``length``.
     """
     graph = model.graph
     _fix_sizes(graph, length)
     weights = _store_weights(graph, schemes)
-    _write_attention_out(model, length, keep)
+    _expand_attention(model, length, keep)
     passes.InlinePass(criteria=lambda function: function.name not in keep)(model)
     fold_constants(model)
     for clean in (
@@ -63,7 +64,7 @@ def lower_portable(
 
 
 def _fix_sizes(graph: ir.Graph, length: int) -> None:
-    """One sequence, ``length`` tokens, and logits of all of them."""
+    """Fix the batch to one sequence and the length to ``length``, and compute the logits of every token."""
     kept = graph.inputs[2]
     for node in list(graph):
         if node.op_type == "LastPositions":
@@ -83,14 +84,14 @@ def _fix_sizes(graph: ir.Graph, length: int) -> None:
         value.shape = ir.Shape(dims)
 
 
-def _write_attention_out(model: ir.Model, length: int, keep: Collection[str]) -> None:
-    """Give each ``liger`` node a function of its sizes, for the inliner; a kept one under the node's own name."""
+def _expand_attention(model: ir.Model, length: int, keep: Collection[str]) -> None:
+    """Add a function per operator and set of sizes, and call it from each node, for the inliner; kept nodes stay."""
     written: dict[tuple[str, Sizes], str] = {}
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
         mixer, sizes = SIGNATURES_BY_OPERATOR[node.op_type].mixer, _sizes(node, length)
-        is_kept = node.op_type in keep  # all layers of a mixer have the same sizes
+        is_kept = node.op_type in keep  # its layers all have the same sizes, so one function serves them
         name = written.setdefault((mixer, sizes), node.op_type if is_kept else f"{node.op_type}{len(written)}")
         body = portable_function(mixer, name, sizes)
         body.attribute.extend(node.attributes if is_kept else ())
@@ -127,14 +128,14 @@ def _sizes(node: ir.Node, length: int) -> Sizes:
 
 
 def _store_weights(graph: ir.Graph, schemes: Mapping[str, Scheme | None]) -> list[Weight]:
-    """Products read x W^T with W as the checkpoint stores it; rounded ones through DequantizeLinear."""
+    """Make products read W [out, in] as the checkpoint stores it, quantized ones through DequantizeLinear."""
     names = [name for name, value in graph.initializers.items() if value.const_value is None]
     products = _Products(graph)
     for node in list(graph):
         transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
         weight = transpose.inputs[0] if transpose is not None and transpose.op_type == "Transpose" else None
         if weight is not None and transpose is not None and (scheme := schemes.get(str(weight.name))):
-            products.round(node, transpose, weight, scheme)
+            products.quantize(node, transpose, weight, scheme)
     dense: list[Weight] = []
     for name in names:
         value = graph.initializers[name]
@@ -147,17 +148,17 @@ def _store_weights(graph: ir.Graph, schemes: Mapping[str, Scheme | None]) -> lis
 
 @dataclass
 class _Products:
-    """Linear layers of a graph whose weights become integers."""
+    """The linear layers of a graph whose weights are quantized."""
 
     graph: ir.Graph
     stored: list[SignedWeight] = field(default_factory=list)
 
-    def round(self, product: ir.Node, transpose: ir.Node, weight: ir.Value, scheme: Scheme) -> None:
-        """Read a weight through DequantizeLinear, and add what its zero points are worth.
+    def quantize(self, product: ir.Node, transpose: ir.Node, weight: ir.Value, scheme: Scheme) -> None:
+        """Read a weight through DequantizeLinear, and add the contribution of its zero points as a second product.
 
-        Engines take signed integers whose zero point is 0. With u - z = (u - 8) + (8 - z) in a block of 4-bit integers,
-        x W^T is a product with s (u - 8), and one of each block's sum of x with s (8 - z): exact, and small. Symmetric
-        8-bit integers take the second too: engines refuse their scales below 0 (``SignedWeight``).
+        Engines support only signed integers with zero point 0. In a block of 4-bit integers, u - z = (u - 8) + (8 - z),
+        so x W^T is exactly a product with s (u - 8) plus a small product of each block's sum of x with s (8 - z).
+        Symmetric 8-bit integers need the second product too, because engines reject negative scales (``SignedWeight``).
         """
         assert weight.shape is not None
         rows, columns = weight.shape.numpy()

@@ -1,4 +1,4 @@
-"""Trace a Liger model, without its weights, into one ONNX graph for prefill and decode."""
+"""Trace a Liger model without its weights into one ONNX graph for prefill and decoding."""
 
 import logging
 import warnings
@@ -28,7 +28,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @torch.library.custom_op("liger::last_positions", mutates_args=())
 def last_positions(hidden_states: Tensor, count: Tensor) -> Tensor:
-    """The last ``count`` positions of [B, T, hidden_size]; all of them if ``count`` is 0."""
+    """Return the last ``count`` positions of [B, T, hidden_size], or all of them if ``count`` is 0."""
     return hidden_states[:, -int(count) :].clone()
 
 
@@ -38,8 +38,8 @@ def _last_positions_fake(hidden_states: Tensor, count: Tensor) -> Tensor:
     return hidden_states.new_empty(hidden_states.shape[0], kept, hidden_states.shape[2])
 
 
-class _Stepwise(nn.Module):
-    """The model as a pure function: tokens, positions and past states in, logits and present states out."""
+class _PureModel(nn.Module):
+    """The model as a pure function of tokens, positions and past states. Returns logits and present states."""
 
     def __init__(self, model: LigerForCausalLM, table: tuple[StateTensor, ...]) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class _Stepwise(nn.Module):
 def trace(config: LigerConfig, config_values: dict[str, Any], activations: str = "float32") -> ir.Model:
     """Trace the model that a ``config.json`` describes.
 
-    Inputs are ``input_ids`` and ``position_ids``, int64 [B, T], ``logits_to_keep`` (int64 scalar, 0 for all) and
-    the past states; outputs ``logits`` and the present states, as the state table names them. Initializers carry
-    the checkpoint's tensor names and no data. Liger attention is one ``liger`` node a layer.
+    The graph's inputs are ``input_ids`` and ``position_ids``, int64 [B, T], ``logits_to_keep`` (int64 scalar, 0 for
+    all) and the past states. Its outputs are ``logits`` and the present states. State names are those of the state
+    table. Initializers have the checkpoint's tensor names and no data. Liger attention is one ``liger`` node per layer.
 
     Args:
         config: the model.
@@ -73,8 +73,8 @@ def trace(config: LigerConfig, config_values: dict[str, Any], activations: str =
     model_class = MODEL_CLASSES[config.model_type]
     with torch.device("meta"):
         causal_lm = model_class(model_class.config_class.from_dict(config_values)).eval().to(dtype)
-        causal_lm.model.rotary_emb.float()  # angles are computed in float32, whatever the activations
-        model = _Stepwise(causal_lm, table)
+        causal_lm.model.rotary_emb.float()  # angles are computed in float32 for every activation dtype
+        model = _PureModel(causal_lm, table)
         tokens = torch.zeros(2, 3, dtype=torch.int64)  # sizes that torch.export does not specialize on
         past = tuple(torch.zeros(2, *entry.shape, dtype=getattr(torch, entry.dtype)) for entry in table)
         arguments = (tokens, tokens.clone(), torch.zeros((), dtype=torch.int64), *past)
@@ -107,7 +107,7 @@ _LAST_POSITIONS = Op(_LIGER, "LastPositions", SCHEMAS["LastPositions"])
 
 
 def _translator(attention: AttentionOp) -> Callable[..., Any]:
-    """What turns a call of a torch operator into one ONNX node, sizes as attributes."""
+    """A function that translates a call of a torch operator into one ONNX node, with sizes as attributes."""
     signature = attention.signature
     node = Op(_LIGER, signature.onnx_name, SCHEMAS[signature.onnx_name])
 
@@ -115,10 +115,10 @@ def _translator(attention: AttentionOp) -> Callable[..., Any]:
         arguments = (*arguments, *named.values())
         tensors, options = arguments[: len(signature.inputs)], arguments[len(signature.inputs) :]
         by_name = dict(zip(signature.inputs, tensors, strict=True))
-        _, groups, window_size, head_dim = by_name["window_value"].shape
+        _, num_key_value_heads, window_size, head_dim = by_name["window_value"].shape
         sizes = {
             "num_heads": by_name["query"].shape[-1] // head_dim,
-            "num_key_value_heads": groups,
+            "num_key_value_heads": num_key_value_heads,
             "head_dim": head_dim,
             "window_size": window_size,
         }
@@ -134,7 +134,7 @@ def _translate_last_positions(hidden_states: Any, count: Any) -> Any:
 
 
 def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]) -> None:
-    """Give inputs, outputs and initializers the names of the contract and of the checkpoint."""
+    """Name inputs and outputs as the state table does, and initializers as the checkpoint does."""
     graph = model.graph
     inputs = ["input_ids", "position_ids", "logits_to_keep", *(entry.past_name for entry in table)]
     outputs = ["logits", *(entry.present_name for entry in table)]
@@ -155,11 +155,11 @@ def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]
         if value.name == ROTARY:
             value.const_value = ir.tensor(inverse_frequencies(config.rope, config.head_dim))
         elif value.dtype in FLOATS:
-            value.const_value = None  # what was on the meta device
+            value.const_value = None  # it was on the meta device
 
 
 def _strip_notes(model: ir.Model) -> None:
-    """Drop the exporter's notes: stack traces and file names of the machine that converted."""
+    """Remove the exporter's notes: stack traces and file names of this machine."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.name = "liger"
@@ -175,7 +175,7 @@ def _strip_notes(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's notes about operators of packages that are not installed."""
+    """Silence the exporter's messages about packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

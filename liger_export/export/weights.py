@@ -1,4 +1,4 @@
-"""Stream a checkpoint's weights into one external-data file, a few rows at a time, in the form the graph reads."""
+"""Stream a checkpoint's weights into one external-data file, a few rows at a time, in the layout the graph reads."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -30,30 +30,30 @@ __all__ = [
     "weight_bytes",
 ]
 
-ALIGNMENT = 4096  # a page, so that a runtime can map each tensor from the file
-BLOCK_BYTES = 16 << 20  # of float32 rows at a time and thread
-THREADS = 2  # one reads or writes while the other rounds
+ALIGNMENT = 4096  # bytes per page, so that a runtime can memory-map each tensor
+BLOCK_BYTES = 16 << 20  # of float32 rows per task
+THREADS = 2  # one reads or writes while the other quantizes
 
 Rows = npt.NDArray[np.float32]
-Task = Callable[[int], int]  # writes some rows to a file descriptor, and returns how many bytes
+Task = Callable[[int], int]  # writes some rows to a file descriptor and returns the number of bytes
 
 
 class WeightSource(Protocol):
-    """Where rows come from: a checkpoint, and a way to round its weights."""
+    """A source of rows: a checkpoint, and a method to quantize its weights."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a checkpoint tensor."""
+        """Return the shape of a checkpoint tensor."""
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Rows of a tensor, float32."""
+        """Return rows of a tensor in float32."""
 
     def blocks(self, name: str, start: int, stop: int, scheme: Scheme) -> Blocks:
-        """Rows of a matrix, rounded."""
+        """Return rows of a matrix, quantized."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
-    """Checkpoint tensors, one below the other, as one initializer in the activations' dtype.
+    """Checkpoint tensors, stacked, as one initializer in the activations' dtype.
 
     Attributes:
         value: the initializer, without data.
@@ -64,27 +64,27 @@ class DenseWeight:
     tensors: tuple[str, ...]
 
     def values(self) -> list[tuple[ir.Value, ...]]:
-        """The initializers; those of one tuple are views of the same bytes."""
+        """Return the initializers; those in one tuple are views of the same bytes."""
         return [(self.value,)]
 
     def write(
         self, source: WeightSource, name: str, start: int, stop: int, row: int, offsets: list[int], file: int
     ) -> int:
-        """Write rows of one tensor; ``row`` is where they stand in the whole. Returns the bytes written."""
+        """Write rows of one tensor, starting at row ``row`` of the stack. Returns the bytes written."""
         rows = source.rows(name, start, stop).astype(_numpy_dtype(self.value), copy=False)
         return _write_rows(file, rows, row, offsets[0])
 
 
 @dataclass(frozen=True, slots=True)
 class IntegerWeight:
-    """Matrices, one below the other, as MatMulNBits and GatherBlockQuantized read them.
+    """Matrices, stacked, as MatMulNBits and GatherBlockQuantized read them.
 
     Attributes:
         tensors: checkpoint names.
-        scheme: how they are rounded.
-        packed: the initializer of the integers, and its other shape if a table and a product share it.
+        scheme: how they are quantized.
+        packed: the initializer of the integers, and a second view of it if a table and a product share it.
         scales: the initializer of the scales.
-        zero_points: that of the zero points, if the scheme has any.
+        zero_points: the initializer of the zero points, if the scheme has them.
     """
 
     tensors: tuple[str, ...]
@@ -94,13 +94,13 @@ class IntegerWeight:
     zero_points: ir.Value | None
 
     def values(self) -> list[tuple[ir.Value, ...]]:
-        """The initializers; those of one tuple are views of the same bytes."""
+        """Return the initializers; those in one tuple are views of the same bytes."""
         return [self.packed, (self.scales,), *([(self.zero_points,)] if self.zero_points else [])]
 
     def write(
         self, source: WeightSource, name: str, start: int, stop: int, row: int, offsets: list[int], file: int
     ) -> int:
-        """As ``DenseWeight.write``."""
+        """Write rows as ``DenseWeight.write`` does."""
         blocks = source.blocks(name, start, stop, self.scheme)
         scales = blocks.scales.astype(_numpy_dtype(self.scales), copy=False)
         parts = (blocks.packed, scales, *([] if blocks.zero_points is None else [blocks.zero_points]))
@@ -109,15 +109,15 @@ class IntegerWeight:
 
 @dataclass(frozen=True, slots=True)
 class SignedWeight:
-    """A matrix as engines read DequantizeLinear: signed integers, whose zero point is 0, and scales above 0.
+    """A matrix for DequantizeLinear as engines support it: signed integers with zero point 0, and positive scales.
 
     Attributes:
         tensors: the checkpoint name.
-        scheme: how it is rounded.
+        scheme: how it is quantized.
         integers: the initializer of the integers, [out, in].
-        scales: that of the scales, [out, blocks].
-        offsets: that of what a block's values lie above scale * integer, [out, blocks]. None with symmetric 4-bit
-            integers, whose scales may be below 0.
+        scales: the initializer of the scales, [out, blocks].
+        offsets: the initializer of each block's offset, [out, blocks]: a value is scale * integer + offset. None for
+            symmetric 4-bit integers, whose scales may be negative.
     """
 
     tensors: tuple[str, ...]
@@ -127,22 +127,22 @@ class SignedWeight:
     offsets: ir.Value | None
 
     def values(self) -> list[tuple[ir.Value, ...]]:
-        """As ``IntegerWeight.values``."""
+        """Return the initializers, as ``IntegerWeight.values`` does."""
         return [(self.integers,), (self.scales,), *([(self.offsets,)] if self.offsets else [])]
 
     def write(
         self, source: WeightSource, name: str, start: int, stop: int, row: int, offsets: list[int], file: int
     ) -> int:
-        """As ``DenseWeight.write``."""
+        """Write rows as ``DenseWeight.write`` does."""
         blocks = source.blocks(name, start, stop, self.scheme)
-        sign_bits = np.uint8(0x88 if self.scheme.bits == 4 else 0x80)  # u - 8 is u with its highest bit turned
+        sign_bits = np.uint8(0x88 if self.scheme.bits == 4 else 0x80)  # u - 8 is u with its highest bit flipped
         integers, floats = blocks.packed ^ sign_bits, [blocks.scales]
         if self.offsets is not None:
-            is_below = blocks.scales < 0  # s i = |s| (-i - 1) + |s|, and -i - 1 is i with every bit turned
-            turned = np.repeat(is_below, self.scheme.row_bytes(self.scheme.block_size), axis=1)
-            integers = np.where(turned, ~integers, integers)
+            is_negative = blocks.scales < 0  # s i = |s| (-i - 1) + |s|, and -i - 1 is i with every bit flipped
+            flipped = np.repeat(is_negative, self.scheme.row_bytes(self.scheme.block_size), axis=1)
+            integers = np.where(flipped, ~integers, integers)
             size = abs(blocks.scales)
-            floats = [size, block_offsets(blocks, self.scheme) + np.where(is_below, size, 0)]
+            floats = [size, block_offsets(blocks, self.scheme) + np.where(is_negative, size, 0)]
         parts = [integers, *(each.astype(_numpy_dtype(self.scales)) for each in floats)]
         return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
 
@@ -151,7 +151,7 @@ Weight = DenseWeight | IntegerWeight | SignedWeight
 
 
 def declare_weight(graph: ir.Graph, name: str, shape: list[int], dtype: ir.DataType) -> ir.Value:
-    """An initializer whose data comes later."""
+    """Declare an initializer whose data ``attach_weights`` writes."""
     value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
     graph.initializers[name] = value
     return value
@@ -168,12 +168,12 @@ def attach_weights(
     data_file: Path,
     progress: Progress = NO_PROGRESS,
 ) -> None:
-    """Write every weight to ``data_file`` and refer the graph's initializers to it.
+    """Write every weight to ``data_file`` and make the graph's initializers refer to it.
 
     Args:
-        weights: what ``lower`` returned.
+        weights: the weights that a lowering returned.
         source: the checkpoint.
-        data_file: file to create, beside the future ``model.onnx``.
+        data_file: file to create, in the folder of ``model.onnx``.
         progress: counts the bytes written.
     """
     position, tasks = 0, []
@@ -194,7 +194,7 @@ def attach_weights(
 
 
 def _tasks(weight: Weight, offsets: list[int], source: WeightSource) -> Iterator[Task]:
-    """Cut a weight into pieces of some rows each."""
+    """Split the writing of a weight into tasks of a few rows each."""
     above = 0
     for name in weight.tensors:
         rows, *rest = source.shape(name)
@@ -206,7 +206,7 @@ def _tasks(weight: Weight, offsets: list[int], source: WeightSource) -> Iterator
 
 
 def _results(pool: ThreadPoolExecutor, tasks: Iterator[Task], file: int) -> Iterator[int]:
-    """Run tasks, few at a time so that few pieces are in memory, and yield their results."""
+    """Run tasks and yield their results; few run at once, to limit memory."""
     running: set[Future[int]] = set()
     while True:
         running |= {pool.submit(task, file) for task in islice(tasks, THREADS + 1 - len(running))}
@@ -217,7 +217,7 @@ def _results(pool: ThreadPoolExecutor, tasks: Iterator[Task], file: int) -> Iter
 
 
 def _write_rows(file: int, rows: npt.NDArray[np.generic], row: int, offset: int) -> int:
-    data = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
+    data = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)  # the buffer protocol has no bfloat16
     position = offset + row * (data.nbytes // len(rows))
     written = 0
     while written < data.nbytes:

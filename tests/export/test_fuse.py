@@ -4,13 +4,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from liger_export.config import read_config_json
-from liger_export.export import lower, trace
+from liger_export.export import lower_to_stock, trace
 from tests.tiny import config_of, write_liger
 
 
 def lowered(checkpoint: Path) -> ir.Model:
     model = trace(config_of(checkpoint), read_config_json(checkpoint))
-    lower(model, "stock", {})
+    lower_to_stock(model, {})
     return model
 
 

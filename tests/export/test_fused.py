@@ -117,7 +117,7 @@ def test_candidates_choose_what_all_logits_choose(
 def test_a_graph_without_candidates_is_sampled_from_its_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As packages of earlier versions are."""
     tokens = load(fused_package(tmp_path / "new")).sample_tokens(20, SAMPLINGS[0])
-    monkeypatch.setattr("liger_export.export.fused._add_candidates", lambda *_: None)
+    monkeypatch.setattr("liger_export.export.fused._add_top_logits", lambda *_: None)
     old = load(fused_package(tmp_path / "old"))
     assert "candidates" not in [output.name for output in old._model.get_outputs()]
     assert old.sample_tokens(20, SAMPLINGS[0]) == tokens
@@ -157,6 +157,11 @@ def test_mixers_that_it_lacks_are_refused_before_any_work(
     with pytest.raises(UnsupportedModelError, match=f"{cause}.*--lowering stock"):
         convert(checkpoint, tmp_path / "package", lowering="fused")
     assert not (tmp_path / "package").exists()
+
+
+def test_unknown_lowering_is_rejected(liger_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="stock"):
+        convert(liger_checkpoint, tmp_path / "package", lowering="magic")
 
 
 def test_targets_need_the_fused_lowering_and_must_be_known(tmp_path: Path) -> None:

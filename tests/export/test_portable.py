@@ -1,4 +1,4 @@
-"""The portable lowering: what a graph holds, whatever the mixer, the precision and the length of its calls."""
+"""The portable lowering: the operators, sizes and weights of its graphs, for every mixer and call length."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from liger_export.checkpoint import expected_tensors
 from liger_export.config import MIXERS, read_config_json
 from liger_export.errors import InputError
 from liger_export.export import trace
-from liger_export.export.portable import check_chunk, lower_portable
+from liger_export.export.portable import check_prefill_length, lower_to_portable
 from liger_export.linearize import LinearizeSettings
 from liger_export.precision import Scheme
 from tests.tiny import config_of, write_liger
@@ -33,7 +33,7 @@ def test_graphs_hold_onnx_operators_of_fixed_sizes_over_the_same_weights(mixer: 
     names = []
     for length in LENGTHS:
         model = traced.clone()
-        weights = lower_portable(model, length, schemes)
+        weights = lower_to_portable(model, length, schemes)
         assert {node.domain for node in model.graph} == {""}
         assert not model.functions
         assert dict(model.opset_imports) == {"": 23}
@@ -49,17 +49,17 @@ def test_graphs_hold_onnx_operators_of_fixed_sizes_over_the_same_weights(mixer: 
     assert "model.layers.0.self_attn.q_proj.weight" not in names[0]
 
 
-def test_layers_share_what_depends_on_positions_alone(tmp_path: Path) -> None:
+def test_layers_share_nodes_that_depend_only_on_positions(tmp_path: Path) -> None:
     counts = {}
     for layers in (2, 4):
         checkpoint = write_liger(tmp_path / str(layers), num_hidden_layers=layers)
         model = trace(config_of(checkpoint), read_config_json(checkpoint))
-        lower_portable(model, 32, {})
+        lower_to_portable(model, 32, {})
         counts[layers] = sum(node.op_type in ("Less", "GreaterOrEqual", "And") for node in model.graph)
     assert counts[2] == counts[4]
 
 
-@pytest.mark.parametrize("chunk", [1, 8, 24, -16])
-def test_calls_that_are_no_whole_sub_chunks_are_refused(chunk: int) -> None:
+@pytest.mark.parametrize("length", [1, 8, 24, -16])
+def test_prefill_calls_that_are_not_whole_chunks_are_rejected(length: int) -> None:
     with pytest.raises(InputError, match="multiple of 16"):
-        check_chunk(chunk)
+        check_prefill_length(length)
