@@ -34,7 +34,7 @@ def check_prefill_length(length: int) -> None:
 def lower_to_portable(
     model: ir.Model, length: int, schemes: Mapping[str, Scheme | None], *, keep: Collection[str] = ()
 ) -> list[Weight]:
-    """Rewrite a traced model in place for calls of ``length`` tokens. It returns logits of every token, padding included.
+    """Rewrite a traced model in place for calls of ``length`` tokens, with logits of all of them, padding included.
 
     Args:
         model: a model from ``trace``.
