@@ -1,7 +1,8 @@
-"""``convert``: checkpoint and adapters in, package out."""
+"""``convert``: write a package from a Liger checkpoint and its adapters."""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ __all__ = ["convert"]
 
 DATA_FILE = MODEL_FILES[STOCK] + ".data"
 MINIMUM_ONNXRUNTIME = "1.31.0"
-GRAPH_BYTES = 64 << 20  # room for everything but the weights
+GRAPH_BYTES = 64 << 20  # disk space for everything but the weights
 
 
 def convert(
@@ -63,14 +64,14 @@ def convert(
     """Merge adapters into a Liger checkpoint, trace it into one ONNX graph, and write a package.
 
     Args:
-        checkpoint: a Liger checkpoint directory with a ``tokenizer.json``.
-        output: package directory to create; complete or absent afterwards.
+        checkpoint: Liger checkpoint directory with a ``tokenizer.json``.
+        output: package directory to create; it is written completely or not at all.
         adapters: PEFT LoRA adapter directories, merged in this order.
-        lowering: ``stock``, or ``fused`` for a second graph over the same weights.
-        targets: GPU architectures, keys of ``kernels.targets.TARGETS``; with any, ``fused`` adds a third graph, for
-            CUDA, and compiles its kernels.
-        precision: how weights are stored; default: float32.
-        calibration: text for the method that reads one, and for no other.
+        lowering: ``stock``, or ``fused`` to add a second graph over the same weights.
+        targets: GPU architectures, keys of ``kernels.targets.TARGETS``. With ``fused``, they add a third graph, for
+            CUDA, and its compiled kernels.
+        precision: how to store the weights; default: float32.
+        calibration: text for the ``gptq`` method; required by it, and by no other method.
         overwrite: replace ``output`` if it exists.
         progress: counts the bytes of weights written.
 
@@ -82,55 +83,65 @@ def convert(
     """
     precision = precision or Precision()
     precision.check_calibration(calibration)
-    opened = open_liger(checkpoint)
-    values = _with_generation_ends(opened.values, checkpoint)
-    config = LigerConfig.from_dict(values)
-    _check_lowering(lowering, targets, config)
-    weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
-    tokenizer = _read_tokenizer(checkpoint)
-    weights.check()
-    matrices = {name: shape for name, shape in expected_tensors(config).items() if len(shape) == 2}
-    precision.check(matrices, config.tie_word_embeddings)
-
-    tokens = read_calibration(calibration, tokenizer) if calibration else None
-    source: WeightSource = RoundedCheckpoint(weights, precision.method)
-    if tokens is not None:
-        source = CalibratedCheckpoint(weights, config, precision, tokens)
-
-    read = (checkpoint, *adapters, *([calibration.text] if calibration else []))
-    with new_directory(output, overwrite, inputs=read) as partial:
-        progress.stage("tracing")
-        model = trace(config, values, precision.activations)
-        stored = lower_to_stock(model, {name: precision.scheme(name) for name in matrices})
-        models = {STOCK: model}
-        if lowering == FUSED:
-            models |= _fused(model, config, precision.activations, targets, progress)
-        _sort_by_layer(stored, config)
-        nbytes = weight_bytes(stored)
+    model = _Model.open(checkpoint, adapters, precision)
+    _check_lowering(lowering, targets, model.config)
+    tokens = read_calibration(calibration, model.tokenizer) if calibration else None
+    source = model.weight_source(tokens)
+    inputs = (checkpoint, *adapters, *([calibration.text] if calibration else []))
+    with new_directory(output, overwrite, inputs) as partial:
+        graphs, weights = _build_graphs(model, lowering, targets, progress)
+        nbytes = weight_bytes(weights)
         require_space(output, nbytes + GRAPH_BYTES)
         progress.stage("writing weights")
         progress.start(nbytes)
-        attach_weights(stored, source, partial / DATA_FILE, progress)
-        graphs = _write_graphs(models, partial, targets)
+        attach_weights(weights, source, partial / DATA_FILE, progress)
+        described = _write_graphs(graphs, partial, targets)
         copy_files(TOKENIZER_FILES, checkpoint, partial)
         progress.stage("hashing")
-        manifest = Manifest(
-            source=_describe_source(weights.checkpoint),
-            adapters=[_describe_adapter(adapter) for adapter in weights.adapters],
-            config=values,
-            precision=precision,
-            calibration=_describe_calibration(calibration, tokens),
-            graphs=graphs,
-            files=describe_files(partial),
-        )
+        manifest = _describe(model, described, _describe_calibration(calibration, tokens), partial)
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
-def _sort_by_layer(stored: list[Weight], config: LigerConfig) -> None:
-    """In the order in which calibration computes them, and the table last: a tied one is the head."""
-    order = {name: place for place, name in enumerate(expected_tensors(config))}
-    stored.sort(key=lambda weight: (EMBEDDING in weight.tensors, order[weight.tensors[0]]))
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A checkpoint with its adapters, checked, and the precision to store it in.
+
+    Attributes:
+        values: the checkpoint's ``config.json``, with the end-of-text ids of its ``generation_config.json``.
+        config: ``values``, parsed.
+        weights: the checkpoint's tensors with the adapters merged.
+        tokenizer: the checkpoint's tokenizer.
+        precision: how to store the weights.
+    """
+
+    values: dict[str, Any]
+    config: LigerConfig
+    weights: MergedCheckpoint
+    tokenizer: Tokenizer
+    precision: Precision
+
+    @classmethod
+    def open(cls, checkpoint: Path, adapters: tuple[Path, ...], precision: Precision) -> "_Model":
+        """Open and check everything that can be checked without reading weights."""
+        opened = open_liger(checkpoint)
+        values = _with_end_tokens(opened.values, checkpoint)
+        weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
+        model = cls(values, LigerConfig.from_dict(values), weights, _read_tokenizer(checkpoint), precision)
+        weights.check()
+        precision.check(model.matrices, model.config.tie_word_embeddings)
+        return model
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights that ``precision`` applies to, by tensor name."""
+        return {name: shape for name, shape in expected_tensors(self.config).items() if len(shape) == 2}
+
+    def weight_source(self, tokens: Tensor | None) -> WeightSource:
+        """The weights in their precision; rounded for calibration ``tokens``, int64 [N, T], if there are any."""
+        if tokens is None:
+            return RoundedCheckpoint(self.weights, self.precision.method)
+        return CalibratedCheckpoint(self.weights, self.config, self.precision, tokens)
 
 
 def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig) -> None:
@@ -142,34 +153,83 @@ def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig
         require_fusable(config)
     elif targets:
         raise UnsupportedModelError(
-            "Only the fused lowering has GPU kernels.", "Add --lowering fused, or drop --targets."
+            "Only the fused lowering has GPU kernels.", "Add --lowering fused or omit --targets."
         )
 
 
-def _fused(
-    model: ir.Model, config: LigerConfig, activations: str, targets: tuple[str, ...], progress: Progress
-) -> dict[str, ir.Model]:
-    """The fused graph and, with GPU kernels, the one for CUDA, both without data yet."""
-    models = {FUSED: model.clone()}
-    lower_to_fused(models[FUSED])
+def _build_graphs(
+    model: _Model, lowering: str, targets: tuple[str, ...], progress: Progress
+) -> tuple[dict[str, ir.Model], list[Weight]]:
+    """Trace the model once. Returns a graph per lowering, still without data, and the weights in file order."""
+    progress.stage("tracing")
+    stock = trace(model.config, model.values, model.precision.activations)
+    weights = lower_to_stock(stock, {name: model.precision.scheme(name) for name in model.matrices})
+    graphs = {STOCK: stock}
+    if lowering == FUSED:
+        graphs[FUSED] = stock.clone()
+        lower_to_fused(graphs[FUSED])
     if targets:
         progress.stage("compiling GPU kernels")
-        models[FUSED_CUDA] = models[FUSED].clone()
-        lower_to_cuda(models[FUSED_CUDA], config, activations, targets)
-    return models
+        graphs[FUSED_CUDA] = graphs[FUSED].clone()
+        lower_to_cuda(graphs[FUSED_CUDA], model.config, model.precision.activations, targets)
+    return graphs, _in_file_order(weights, model.config)
 
 
-def _write_graphs(models: dict[str, ir.Model], directory: Path, targets: tuple[str, ...]) -> dict[str, Graph]:
-    """Write every lowering over the weights that the stock graph refers to; returns what the manifest says of them."""
-    weights = models[STOCK].graph.initializers
-    for lowering, model in models.items():
-        for name, value in model.graph.initializers.items():
+def _in_file_order(weights: list[Weight], config: LigerConfig) -> list[Weight]:
+    """Sort weights as calibration computes them, the embedding table last: if tied, it is also the head."""
+    order = {name: place for place, name in enumerate(expected_tensors(config))}
+    return sorted(weights, key=lambda weight: (EMBEDDING in weight.tensors, order[weight.tensors[0]]))
+
+
+def _write_graphs(graphs: dict[str, ir.Model], directory: Path, targets: tuple[str, ...]) -> dict[str, Graph]:
+    """Write the graphs, all over the weights of the stock graph. Returns their entries in the manifest."""
+    weights = graphs[STOCK].graph.initializers
+    for lowering, graph in graphs.items():
+        for name, value in graph.graph.initializers.items():
             value.const_value = weights[name].const_value if value.const_value is None else value.const_value
-        ir.save(model, directory / MODEL_FILES[lowering])
+        ir.save(graph, directory / MODEL_FILES[lowering])
     return {
-        lowering: _describe_graph(model, targets if lowering == FUSED_CUDA else ())
-        for lowering, model in models.items()
+        lowering: _describe_graph(graph, targets if lowering == FUSED_CUDA else ())
+        for lowering, graph in graphs.items()
     }
+
+
+def _read_tokenizer(checkpoint: Path) -> Tokenizer:
+    """Read ``tokenizer.json``. Raises CheckpointError."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{checkpoint} has no tokenizer.json.", "Save the model's fast tokenizer there.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{path} cannot be read ({error}).", "Save the model's fast tokenizer again.") from error
+
+
+def _with_end_tokens(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Use the end-of-text ids of ``generation_config.json``, as transformers' ``generate`` does."""
+    path = checkpoint / "generation_config.json"
+    if not path.is_file():
+        return values
+    try:
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).", "Restore the original file.") from error
+    return values if ends is None else {**values, "eos_token_id": ends}
+
+
+def _describe(
+    model: _Model, graphs: dict[str, Graph], calibration: dict[str, object] | None, directory: Path
+) -> Manifest:
+    """The manifest of a package whose other files are all in ``directory``."""
+    return Manifest(
+        source=_describe_source(model.weights.checkpoint),
+        adapters=[_describe_adapter(adapter) for adapter in model.weights.adapters],
+        config=model.values,
+        precision=model.precision,
+        calibration=calibration,
+        graphs=graphs,
+        files=describe_files(directory),
+    )
 
 
 def _describe_graph(model: ir.Model, targets: tuple[str, ...]) -> Graph:
@@ -179,29 +239,6 @@ def _describe_graph(model: ir.Model, targets: tuple[str, ...]) -> Graph:
         in_place=in_place_states(model),
         targets=list(targets),
     )
-
-
-def _read_tokenizer(checkpoint: Path) -> Tokenizer:
-    """The tokenizer that the package will have. Raises CheckpointError if there is none that can be read."""
-    path = checkpoint / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{checkpoint} holds no tokenizer.json.", "Save the model's fast tokenizer there.")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} cannot be read ({error}).", "Save the model's fast tokenizer again.") from error
-
-
-def _with_generation_ends(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """A config whose end-of-text ids are also those that transformers' ``generate`` would stop at."""
-    path = checkpoint / "generation_config.json"
-    if not path.is_file():
-        return values
-    try:
-        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}).", "Restore the original file.") from error
-    return values if ends is None else {**values, "eos_token_id": ends}
 
 
 def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:
