@@ -1,4 +1,4 @@
-"""``inspect``: a package described in rows of text."""
+"""``inspect``: describe a package or engine in rows of text."""
 
 import json
 from collections import Counter
@@ -19,12 +19,12 @@ __all__ = ["Summary", "inspect"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What ``inspect`` shows.
+    """Description of a package or engine.
 
     Attributes:
-        manifest: the package's.
-        rows: name and value.
-        damage: what is wrong with the files, if anything is.
+        manifest: its manifest.
+        rows: names and values to show.
+        damage: the error in its files, or None if they are intact.
     """
 
     manifest: Manifest
@@ -33,10 +33,10 @@ class Summary:
 
 
 def inspect(directory: Path) -> Summary:
-    """Describe a package and check its files.
+    """Describe a package or engine, and verify its files.
 
     Raises:
-        PackageError: there is no manifest that can be read.
+        PackageError: the manifest is missing or unreadable. Damaged files do not raise; see ``Summary.damage``.
     """
     manifest = read_manifest(directory)
     config = manifest.model_config
@@ -54,11 +54,11 @@ def inspect(directory: Path) -> Summary:
         *_precision_row(manifest),
         ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
-        ("state a session", f"{bytes_per_session(manifest.state):,} bytes, at any length of text"),
+        ("state per session", f"{bytes_per_session(manifest.state):,} bytes, whatever the length of the text"),
         *_state_rows(manifest),
-        ("memory grown", _growth(manifest)),
+        ("memory growth", _growth(manifest)),
         *((name, f"{entry['bytes']:,} bytes") for name, entry in manifest.files.items()),
-        ("files", "as written (SHA-256 of each holds)" if damage is None else damage.cause),
+        ("files", "as written (SHA-256 verified)" if damage is None else damage.cause),
         ("validated", _verdict(directory / REPORT_FILE, sha256_file(directory / MANIFEST_FILE))),
     ]  # fmt: skip
     if damage is None and manifest.engine is None:
@@ -67,7 +67,7 @@ def inspect(directory: Path) -> Summary:
 
 
 def _graphs(manifest: Manifest) -> str:
-    """Each lowering, what it needs to run, and its GPU kernels."""
+    """Each lowering with its requirements and GPU kernels."""
     engine = manifest.engine
     if engine is not None and engine.backend != ONNX:
         return f"portable ({engine.backend} {engine.backend_version} and a GPU of {', '.join(engine.targets)})"
@@ -85,7 +85,7 @@ def _attention(config: LigerConfig) -> str:
 
 
 def _precision_row(manifest: Manifest) -> list[tuple[str, str]]:
-    """A package's; of an engine ``EngineRecord.precisions`` says more."""
+    """The precision of a package; for an engine, ``EngineRecord.precisions`` has the details."""
     if manifest.engine is not None:
         return []
     return [("precision", f"{manifest.precision.storage}, activations {manifest.activations}")]
@@ -111,11 +111,11 @@ def _growth(manifest: Manifest) -> str:
 
 
 def _verdict(path: Path, manifest_sha256: str) -> str:
-    """One line on a package's report: passed, missed, of another manifest, or absent."""
+    """The result of ``validate`` in one line, read from its report at ``path``."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["manifest_sha256"] != manifest_sha256:
-            return f"no: {path.name} belongs to another package"
+            return f"no: {path.name} is the report of another package"
         missed = [check["name"] for check in values["checks"] if not check["passed"]]
         on = values.get("device", "cpu")
         how = "" if on in ("cpu", "cuda") else f" ({on})"

@@ -1,4 +1,4 @@
-"""From a pretrained checkpoint to a Liger checkpoint: the same weights under a Liger config."""
+"""``linearize``: write a Liger checkpoint with the weights of a pretrained transformer."""
 
 import json
 import math
@@ -33,17 +33,17 @@ DOWNLOADED_FILES = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearizeSettings:
-    """How to linearize; the defaults are the Liger paper's. None stands for a default that depends on the model.
+    """Settings of ``linearize``. Defaults are those of the Liger paper; None is a default that depends on the model.
 
     Attributes:
-        mixer: what replaces softmax attention, a key of ``config.MIXERS``.
-        window_size: keys in the softmax window, the current one included.
-        gate_normalizer: divisor of the log gate, for gla and gsa; default 16.
-        recurrent_weight: share of the recurrence beside the window, for gla, hgrn2 and gsa; default 0.5.
-        num_slots: memory slots, for gsa; default the head size.
-        feature_dim: outputs of a learned feature map, for lolcats; default the head size.
-        keep_softmax_every: n keeps softmax attention in layers n, 2n, 3n, ... counted from 1.
-        softmax_window: keys in those layers' window; default 1,024, or what the base has if that is less.
+        mixer: replacement for softmax attention, a key of ``config.MIXERS``.
+        window_size: keys in the softmax window, including the current one.
+        gate_normalizer: divisor of the log gate (gla, gsa); default: 16.
+        recurrent_weight: weight of the recurrence, the window gets the rest (gla, hgrn2, gsa); default: 0.5.
+        num_slots: memory slots per key/value head (gsa); default: the head size.
+        feature_dim: outputs of each learned feature map (lolcats); default: the head size.
+        keep_softmax_every: keep softmax attention in every n-th layer: n, 2n, 3n, ..., counted from 1.
+        softmax_window: keys in the window of those layers; default: 1,024, or the base's limit if that is smaller.
     """
 
     mixer: str = "gla"
@@ -62,10 +62,10 @@ class LinearizeSettings:
                 raise InputError(f"{name} is {value}.", "It must be a number greater than zero.")
 
     def mixer_fields(self) -> dict[str, int | float]:
-        """The mixer's own fields, those given and the defaults of the rest that have one.
+        """The config fields of the mixer: given values, and defaults for the others if they have one.
 
         Raises:
-            InputError: a field was given that the mixer does not have.
+            InputError: a given field does not belong to the mixer.
         """
         own = MIXERS[self.mixer].fields
         fields = {name: LIGER_DEFAULTS[name] for name in own if name in LIGER_DEFAULTS}
@@ -73,7 +73,10 @@ class LinearizeSettings:
             value = getattr(self, name)
             if value is not None and name not in own:
                 having = sorted(key for key, mixer in MIXERS.items() if name in mixer.fields)
-                raise InputError(f"The mixer {self.mixer} has no {name}.", f"It is an option of {', '.join(having)}.")
+                raise InputError(
+                    f"The mixer {self.mixer} has no {name}.",
+                    f"Omit it, or choose a mixer that has it: {', '.join(having)}.",
+                )
             if value is not None:
                 fields[name] = value
         return fields
@@ -84,19 +87,22 @@ def linearize(
 ) -> LigerConfig:
     """Write a Liger checkpoint with the weights and tokenizer of ``base``.
 
-    Liger adds no parameters (arXiv 2503.01496, section 3): weight files are copied byte for byte. LoLCATs' feature
-    maps are written beside them, as the identity.
+    Liger adds no parameters (arXiv 2503.01496, section 3): weight files are copied byte for byte. The feature maps of
+    LoLCATs are added in a file of their own, initialized to the identity.
 
     Args:
-        base: a local Hugging Face checkpoint directory, or a hub id where there is a network.
+        base: local Hugging Face checkpoint directory, or a Hub ID to download.
         output: directory to create.
-        settings: how to linearize.
+        settings: mixer, window and their options; default: those of the Liger paper.
         overwrite: replace ``output`` if it exists.
+
+    Returns:
+        The config of the Liger checkpoint.
 
     Raises:
         CheckpointError: ``base`` is incomplete or damaged.
-        UnsupportedModelError: its architecture or a setting is not supported.
-        InputError: settings do not go together.
+        UnsupportedModelError: the architecture of ``base`` or a setting is not supported.
+        InputError: settings contradict each other or the base.
         OutputError: ``output`` exists or cannot be written.
     """
     directory = _local_directory(base)
@@ -116,17 +122,18 @@ def linearize(
 
 
 def liger_config_values(base: dict[str, Any], settings: LinearizeSettings) -> dict[str, Any]:
-    """The ``config.json`` of the Liger checkpoint made from a base's ``config.json``.
+    """Derive the ``config.json`` of a Liger checkpoint from the ``config.json`` of its base.
 
     Raises:
-        UnsupportedModelError: no Liger model type joins this architecture and mixer.
+        CheckpointError: ``base`` has no ``model_type``.
+        UnsupportedModelError: the architecture or the mixer is not supported.
         InputError: a setting does not fit the base or the mixer.
     """
     backbone = base.get("model_type")
     if not isinstance(backbone, str):
         raise CheckpointError(f"config.json has {backbone!r} as model_type.", "Restore the original file.")
     if backbone in MODEL_TYPES:
-        raise UnsupportedModelError(f"The checkpoint is a Liger model already ({backbone}).", "Use it as it is.")
+        raise UnsupportedModelError(f"The checkpoint is already a Liger model ({backbone}).", "Use it directly.")
     if backbone not in BACKBONES:
         raise UnsupportedModelError(
             f"config.json has model_type {backbone!r}.", f"Supported: {', '.join(sorted(BACKBONES))}."
@@ -147,11 +154,14 @@ def liger_config_values(base: dict[str, Any], settings: LinearizeSettings) -> di
 
 
 def _softmax_fields(base: dict[str, Any], settings: LinearizeSettings) -> dict[str, Any]:
-    """Which layers keep softmax attention, and in which window; checked against the base's own windows."""
+    """The config fields for layers that keep softmax attention. Raises InputError if a window exceeds the base's."""
     every, layers = settings.keep_softmax_every, Fields(base).integer("num_hidden_layers")
     if every is None:
         if settings.softmax_window is not None:
-            raise InputError("softmax_window is given, but no layer keeps softmax.", "Give keep_softmax_every too.")
+            raise InputError(
+                "softmax_window is set, but no layer keeps softmax attention.",
+                "Also set keep_softmax_every, or omit softmax_window.",
+            )
         _check_windows(base, range(layers), settings.window_size, "window_size")
         return {}
     if not 2 <= every <= layers:
@@ -172,13 +182,13 @@ def _check_windows(base: dict[str, Any], layers: Iterable[int], window: int, nam
         bound = base_window(base["model_type"], base, layer)
         if bound and window > bound:
             raise InputError(
-                f"{name} is {window}, and the base's own sliding window in layer {layer} is {bound} keys.",
-                f"The layer was never trained to see further: choose a {name} of at most {bound}.",
+                f"{name} is {window}, but the base has a sliding window of {bound} keys in layer {layer}.",
+                f"Choose a {name} of at most {bound}: the layer was not trained on longer distances.",
             )
 
 
 def _initial_tensors(config: LigerConfig) -> dict[str, Tensor]:
-    """Start values of what the mixer learns, by tensor name."""
+    """Initial values of the mixer's learned parameters, by tensor name."""
     names = learned_tensors(config)
     initial = initial_parameters(config) if names else {}
     return {name: initial[name.rsplit(".", 1)[1]].clone() for name in names}
@@ -194,6 +204,6 @@ def _local_directory(base: str) -> Path:
         return Path(snapshot_download(base, allow_patterns=DOWNLOADED_FILES))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{base} is neither a local directory nor a hub id that could be fetched ({error}).",
+            f"{base} is not a local directory and cannot be downloaded from the Hugging Face Hub ({error}).",
             "Pass the path of a Hugging Face checkpoint directory.",
         ) from error

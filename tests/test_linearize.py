@@ -79,13 +79,13 @@ def test_every_nth_layer_keeps_softmax_in_a_bounded_window(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (LinearizeSettings(mixer="gla", num_slots=4), "gla has no num_slots.*option of gsa"),
+        (LinearizeSettings(mixer="gla", num_slots=4), "gla has no num_slots.*mixer that has it: gsa"),
         (LinearizeSettings(mixer="lolcats", gate_normalizer=8.0), "lolcats has no gate_normalizer.*gla, gsa"),
         (LinearizeSettings(mixer="gsa", num_slots=3), r"does not divide head_dim \(8\).*1, 2, 4, 8"),
         (LinearizeSettings(recurrent_weight=1.0), "between 0 and 1"),
         (LinearizeSettings(keep_softmax_every=1), "from 2 to 2"),
         (LinearizeSettings(keep_softmax_every=9), "from 2 to 2"),
-        (LinearizeSettings(softmax_window=9), "no layer keeps softmax"),
+        (LinearizeSettings(softmax_window=9), "no layer keeps softmax attention"),
         (LinearizeSettings(window_size=0), "window_size is 0"),
     ],
 )
@@ -104,7 +104,7 @@ def test_numbers_that_make_no_sense_are_refused_as_the_setting_they_are(name: st
 
 def test_a_window_wider_than_the_bases_own_is_refused(tmp_path: Path) -> None:
     base = str(write_base(tmp_path / "base", backbone="mistral", sliding_window=32))
-    with pytest.raises(InputError, match=r"sliding window in layer 0 is 32.*at most 32"):
+    with pytest.raises(InputError, match=r"sliding window of 32 keys in layer 0.*at most 32"):
         linearize(base, tmp_path / "liger", LinearizeSettings(window_size=64))
     settings = LinearizeSettings(window_size=8, keep_softmax_every=2, softmax_window=64)
     with pytest.raises(InputError, match="softmax_window of at most 32"):
@@ -126,7 +126,7 @@ def test_a_checkpoint_without_its_feature_maps_is_refused_with_the_fix(tmp_path:
     ("changes", "words"),
     [
         ({"model_type": "gpt2"}, "Supported: llama"),
-        ({"model_type": "liger_gla"}, "Liger model already"),
+        ({"model_type": "liger_gla"}, "already a Liger model"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn.*before its context was extended"),
     ],

@@ -155,7 +155,7 @@ def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) ->
     data.write_bytes(data.read_bytes()[:-5])
     result = liger_export("inspect", package_copy)
     assert_refused(result, "was truncated")
-    assert "state a session" in result.stdout
+    assert "state per session" in result.stdout
 
 
 def test_inspect_shows_what_was_measured_of_memory(package_copy: Path) -> None:
