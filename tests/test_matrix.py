@@ -1,4 +1,4 @@
-"""Every mixer on every backbone, and backbones tied, biased and scaled: convert, then validate against PyTorch."""
+"""Convert every mixer on every backbone, and tied, biased and scaled backbones, and validate against PyTorch."""
 
 from itertools import product
 from pathlib import Path
@@ -15,12 +15,12 @@ from liger_export.state import bytes_per_session
 from liger_export.validate import ValidationSettings, validate
 from tests.tiny import Shape, config_of, write_liger
 
-# Sums that never decay lose digits in float32, least where many features share the error: LoLCATs is validated at the
-# head size and window that models have.
+# Sums that never decay lose digits in float32, more so with few features. LoLCATs is validated at the head size and
+# window of real models.
 SHAPES = {mixer: Shape(window=8) for mixer in MIXERS} | {"lolcats": Shape(2, 1, head_dim=64, window=64)}
 SCALE = dict.fromkeys(MIXERS, 0.3) | {"lolcats": 0.05}
 
-# At these head sizes some wavelengths are kept, some blended and some scaled.
+# At these head sizes it keeps some wavelengths, blends some and scales some.
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 1e4,
@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-tied-biased": ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
 }
-# Every mixer on every backbone; what else a backbone may have is none of a mixer's business, but for angles and biases.
+# Every mixer on every backbone. Of the other variants, only angles and biases can affect a mixer.
 CELLS = [
     *product(MIXERS, ("llama", "mistral", "qwen2", "qwen3")),
     *product(("gla", "lolcats"), ("llama-llama3-rope", "qwen3-tied-biased")),
@@ -73,7 +73,7 @@ def test_package_validates_within_the_float32_tolerances(
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_hybrid_validates_and_its_manifest_says_what_it_holds(mixer: str, tmp_path: Path, random_text: Path) -> None:
+def test_hybrid_validates_and_its_manifest_lists_its_state(mixer: str, tmp_path: Path, random_text: Path) -> None:
     settings = LinearizeSettings(mixer=mixer, keep_softmax_every=2, softmax_window=96)
     checkpoint = write_liger(
         tmp_path / "liger", SHAPES[mixer], settings=settings, num_hidden_layers=2, initializer_range=SCALE[mixer]

@@ -19,7 +19,7 @@ __all__ = [
 
 
 def register() -> None:
-    """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know the Liger model types. Calling it again is harmless."""
+    """Register the Liger model types with ``AutoConfig`` and ``AutoModelForCausalLM``. Repeated calls are harmless."""
     for model_type, model_class in MODEL_CLASSES.items():
         AutoConfig.register(model_type, model_class.config_class, exist_ok=True)
         AutoModelForCausalLM.register(model_class.config_class, model_class, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a Liger model carries from one forward to the next; the size does not depend on the tokens seen."""
+"""The state that a Liger model carries from one forward to the next; its size does not grow with the tokens seen."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,15 +14,15 @@ __all__ = ["LigerCache"]
 
 @dataclass
 class LigerCache:
-    """The state tensors of every layer, in the order of the state table, and the tokens seen.
+    """The state tensors of every layer, and the number of tokens seen.
 
     Attributes:
-        layers: per layer, its state tensors, each [B, ...].
-        seen: int64 [B], tokens seen by each sequence, padding not counted.
-        columns: columns of ``input_ids`` consumed, padding included; what ``generate`` slices by.
+        layers: each layer's state tensors, [B, ...], in the order of the state table.
+        seen: int64 [B], tokens seen by each sequence, without padding.
+        columns: columns of ``input_ids`` consumed, padding included; ``generate`` slices by it.
     """
 
-    is_compileable: ClassVar[bool] = False  # what ``generate`` asks before it compiles a decoding step
+    is_compileable: ClassVar[bool] = False  # ``generate`` reads it before it compiles a decoding step
 
     layers: list[tuple[Tensor, ...]]
     seen: Tensor
@@ -36,10 +36,10 @@ class LigerCache:
 
         Args:
             config: the model.
-            batch_size: sequences.
-            dtype: the activation dtype, which the window is kept in. Recurrent state is float32, or float64
-                for a float64 model.
-            device: where the tensors live.
+            batch_size: number of sequences.
+            dtype: the activation dtype, also of the window. Recurrent state is float32, or float64 for a float64
+                model.
+            device: device of the tensors.
         """
         wide = torch.promote_types(dtype, torch.float32)
         table = state_table(config)
@@ -51,10 +51,10 @@ class LigerCache:
         return cls(by_layer(table, tensors), torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def get_seq_length(self) -> int:
-        """Columns consumed; the name is what ``generate`` calls."""
+        """Columns consumed, under the name that ``generate`` calls."""
         return self.columns
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Pick sequences by index [B], as beam search does."""
+        """Select sequences by index [B], for beam search."""
         self.layers = [tuple(tensor.index_select(0, beam_idx) for tensor in layer) for layer in self.layers]
         self.seen = self.seen.index_select(0, beam_idx)

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class LigerRotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotary angles, computed from the position: no table, no longest context."""
+    """Cosines and sines of the rotary angles, computed from positions. There is no table, and no maximum context."""
 
     inv_freq: Tensor
 
@@ -41,7 +41,7 @@ class LigerRotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", torch.tensor(self.frequencies), persistent=False)
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[B, T] to cosine and sine, each [B, T, D / 2], in float32 or, if ``dtype`` is float64, float64."""
+        """Map positions [B, T] to cosine and sine, each [B, T, D / 2]; float64 if ``dtype`` is, otherwise float32."""
         wide = torch.promote_types(dtype, torch.float32)
         angles = position_ids.clamp(min=0).unsqueeze(-1).to(wide) * self.inv_freq.to(wide)
         return angles.cos(), angles.sin()
@@ -49,11 +49,11 @@ class LigerRotaryEmbedding(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where the tokens of one forward stand.
+    """The positions of the tokens in one forward.
 
     Attributes:
         cos: [B, T, D / 2], cosine of the rotary angles.
-        sin: [B, T, D / 2].
+        sin: [B, T, D / 2], sine of the rotary angles.
         position_ids: int64 [B, T], -1 at padding.
     """
 
@@ -62,11 +62,11 @@ class Positions:
     position_ids: Tensor
 
 
-State = tuple[Tensor, ...]  # one layer's, in the order of the state table
+State = tuple[Tensor, ...]  # one layer's tensors, in the order of the state table
 
 
 class LigerAttention(nn.Module):
-    """The backbone's projections, and its q/k norms if it has them, around a mixer."""
+    """A mixer between the backbone's projections, with q/k norms if the backbone has them."""
 
     def __init__(self, config: LigerConfig, layer: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class LigerAttention(nn.Module):
                 self.register_buffer(name, value, persistent=False)
 
     def initialize(self) -> None:
-        """Set learned tensors to their start values, those that no checkpoint has given a value."""
+        """Set learned tensors to their start values, except those loaded from a checkpoint."""
         for name, value in self.initial.items():
             init.copy_(getattr(self, name), value)
 
@@ -100,7 +100,7 @@ class LigerAttention(nn.Module):
         return self.o_proj(mixed), tuple(next_state)
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query [B, T, H * D], key and value [B, T, G * D]."""
+        """Compute query [B, T, H * D], key and value [B, T, G * D]."""
         query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if hasattr(self, "q_norm"):
             query = self.q_norm(query.unflatten(-1, (-1, self.head_dim))).flatten(-2)
@@ -108,7 +108,7 @@ class LigerAttention(nn.Module):
         return query, key, value
 
     def mix(self, projected: tuple[Tensor, Tensor, Tensor], positions: Positions, state: State) -> tuple[Tensor, ...]:
-        """The mixer's output [B, T, H * D], then the next state tensors."""
+        """Run the mixer. Returns its output [B, T, H * D], then the next state tensors."""
         learned = [getattr(self, name) for name in self.attention.signature.parameters]
         at = (positions.cos, positions.sin, positions.position_ids)
         return self.attention(*projected, *at, *state, *learned, *self.options)
@@ -128,13 +128,13 @@ class LigerMLP(nn.Module):
         return output
 
     def gated(self, hidden_states: Tensor) -> Tensor:
-        """What ``down_proj`` reads, [B, T, intermediate_size]."""
+        """Compute the input of ``down_proj``, [B, T, intermediate_size]."""
         inner: Tensor = F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
         return inner
 
 
 class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
-    """Pre-norm attention and feed-forward, each with a residual."""
+    """Attention and feed-forward, each with a norm before it and a residual around it."""
 
     def __init__(self, config: LigerConfig, layer: int) -> None:
         super().__init__()
@@ -144,14 +144,14 @@ class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
-        """The residual stream [B, T, hidden_size] after the layer, and the layer's next state."""
+        """Return the residual stream [B, T, hidden_size] after the layer, and the layer's next state."""
         attended, state = self.self_attn(self.input_layernorm(hidden_states), positions, state)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), state
 
 
 class LigerPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What every Liger model class shares."""
+    """The base class of the Liger models."""
 
     config_class = LigerPreTrainedConfig
     base_model_prefix = "model"
@@ -161,14 +161,14 @@ class LigerPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, LigerRotaryEmbedding):  # not in checkpoints: transformers loads it uninitialised
+        if isinstance(module, LigerRotaryEmbedding):  # not in checkpoints: transformers leaves it uninitialized
             init.copy_(module.inv_freq, torch.tensor(module.frequencies))
         if isinstance(module, LigerAttention):
             module.initialize()
 
 
 class LigerModel(LigerPreTrainedModel):
-    """Embedding, decoder layers and final norm."""
+    """The embedding, the decoder layers and the final norm."""
 
     def __init__(self, config: LigerPreTrainedConfig) -> None:
         super().__init__(config)
@@ -193,21 +193,21 @@ class LigerModel(LigerPreTrainedModel):
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, columns], zero at padding, for every column so far or for this call's T alone.
-            position_ids: int64 [B, T], counted from the sequence's first token; -1 marks padding, which may only
-                end a row. Instead of ``attention_mask``; default: continue from the cache.
-            past_key_values: the cache that an earlier call returned.
+            attention_mask: [B, columns], zero at padding, for every column so far or only this call's T.
+            position_ids: int64 [B, T], counted from the sequence's first token, instead of ``attention_mask``; -1 marks
+                padding, which is allowed only at the end of a row. Default: continue from the cache.
+            past_key_values: the cache that the previous call returned.
             inputs_embeds: [B, T, hidden_size], instead of ``input_ids``.
             use_cache: return a cache; default: only outside training.
 
         Raises:
-            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``, or both ``attention_mask`` and
+            ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` are given, or both ``attention_mask`` and
                 ``position_ids``.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass input_ids or inputs_embeds, and not both.")
+            raise ValueError("Pass either input_ids or inputs_embeds.")
         if attention_mask is not None and position_ids is not None:
-            raise ValueError("Pass attention_mask or position_ids, not both: each says where the tokens are.")
+            raise ValueError("Pass attention_mask or position_ids, not both: each defines the positions.")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length = hidden_states.shape[:2]
         past = past_key_values
@@ -216,23 +216,13 @@ class LigerModel(LigerPreTrainedModel):
 
         order = None
         if position_ids is None:
-            steps = torch.arange(length, device=hidden_states.device)
-            position_ids = past.seen[:, None] + steps
-            if attention_mask is not None and not bool((is_token := attention_mask[:, -length:].bool()).all()):
-                order = is_token.logical_not().argsort(dim=1, stable=True)  # tokens first, padding last
-                position_ids = torch.where(steps < is_token.sum(1, keepdim=True), position_ids, -1)
-                hidden_states = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states))
+            position_ids = past.seen[:, None] + torch.arange(length, device=hidden_states.device)
+            if attention_mask is not None:
+                position_ids, order = _move_padding_last(position_ids, attention_mask[:, -length:].bool())
+        if order is not None:
+            hidden_states = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states))
 
-        if hidden_states.is_cuda:
-            register_cuda_kernels()
-        cos, sin = self.rotary_emb(position_ids, hidden_states.dtype)
-        positions = Positions(cos, sin, position_ids)
-        layer_states = []
-        for layer, state in zip(self.layers, past.layers, strict=True):
-            hidden_states, state = layer(hidden_states, positions, state)
-            layer_states.append(state)
-        hidden_states = self.norm(hidden_states)
-
+        hidden_states, layer_states = self._run_layers(hidden_states, position_ids, past.layers)
         if order is not None:
             hidden_states = torch.empty_like(hidden_states).scatter(
                 1, order.unsqueeze(-1).expand_as(hidden_states), hidden_states
@@ -242,9 +232,40 @@ class LigerModel(LigerPreTrainedModel):
             cache = LigerCache(layer_states, past.seen + (position_ids >= 0).sum(1), past.columns + length)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=cache)
 
+    def _run_layers(
+        self, hidden_states: Tensor, position_ids: Tensor, states: list[State]
+    ) -> tuple[Tensor, list[State]]:
+        """Return the normalized hidden states [B, T, hidden_size] and every layer's next state."""
+        if hidden_states.is_cuda:
+            register_cuda_kernels()
+        cos, sin = self.rotary_emb(position_ids, hidden_states.dtype)
+        positions = Positions(cos, sin, position_ids)
+        next_states = []
+        for layer, state in zip(self.layers, states, strict=True):
+            hidden_states, next_state = layer(hidden_states, positions, state)
+            next_states.append(next_state)
+        return self.norm(hidden_states), next_states
+
+
+def _move_padding_last(position_ids: Tensor, is_token: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Positions with padding at the end of each row, and the order of the columns that puts it there.
+
+    Args:
+        position_ids: int64 [B, T], as if every column were a token.
+        is_token: bool [B, T].
+
+    Returns:
+        Positions [B, T], -1 at padding, and the order, int64 [B, T]; None if there is no padding.
+    """
+    if bool(is_token.all()):
+        return position_ids, None
+    columns = torch.arange(is_token.shape[1], device=is_token.device)
+    position_ids = torch.where(columns < is_token.sum(1, keepdim=True), position_ids, -1)
+    return position_ids, is_token.logical_not().argsort(dim=1, stable=True)
+
 
 def _activation_dtype(hidden_states: Tensor) -> torch.dtype:
-    """Dtype of the projections, which autocast may lower below that of the residual stream."""
+    """Dtype of the projections; under autocast it may be narrower than that of the residual stream."""
     device = hidden_states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
 
@@ -262,7 +283,7 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, **options: Any) -> Any:
-        """As every transformers model; a local checkpoint of the Liger paper's implementation loads too."""
+        """Load a model as transformers does, or a local checkpoint of the Liger paper's implementation."""
         directory = Path(str(name))
         if not directory.is_dir() or read_config_json(directory).get("liger_format") is not None:
             return super().from_pretrained(name, *arguments, **options)
@@ -270,7 +291,7 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
         options["config"] = cls.config_class.from_dict(checkpoint.values)
         weights = {name: checkpoint.weights.read(name) for name in expected_tensors(checkpoint.config)}
         model = super().from_pretrained(None, *arguments, state_dict=weights, **options)
-        model.name_or_path = model.config.name_or_path = str(directory)  # PEFT looks there for the config.json
+        model.name_or_path = model.config.name_or_path = str(directory)  # PEFT reads the config.json there
         return model
 
     def forward(
@@ -285,9 +306,13 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, vocab_size], or of the last ``logits_to_keep`` positions, and the loss if labels are given.
+        """Compute logits [B, T, vocab_size], or [B, logits_to_keep, vocab_size], and the loss if labels are given.
 
-        Arguments as ``LigerModel.forward``; ``labels`` [B, T] are shifted inside, -100 is ignored.
+        The other arguments are those of ``LigerModel.forward``.
+
+        Args:
+            labels: int64 [B, T]; shifted here, so pass ``input_ids``. -100 is ignored.
+            logits_to_keep: number of last positions to compute logits for; 0 for all.
         """
         decoded = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
@@ -307,7 +332,7 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
         logits_to_keep: int = 1,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Drop the columns the cache has consumed, and the empty cache that ``generate`` brings of its own."""
+        """Drop the columns that the cache has consumed, and the empty cache that ``generate`` creates."""
         cache = past_key_values if isinstance(past_key_values, LigerCache) else None
         return {
             "input_ids": input_ids[:, cache.columns if cache else 0 :],

@@ -1,7 +1,7 @@
-"""``liger::gla_attention`` and its siblings: the attention of one layer as one torch operator a mixer.
+"""The attention of one layer as a torch operator, one per mixer: ``liger::gla_attention`` and its siblings.
 
-The operator is what the model calls, what the exporter traces to one node a layer, and where a faster kernel
-registers itself. Its gradient recomputes the forward, so training keeps only the operator's inputs.
+The model calls the operator, the exporter traces it to one node per layer, and faster kernels register for it. Its
+backward recomputes the forward, so training stores only the operator's inputs.
 """
 
 from collections.abc import Callable
@@ -20,28 +20,28 @@ __all__ = ["ATTENTIONS", "AttentionOp"]
 
 @dataclass(frozen=True)
 class AttentionOp:
-    """The operator ``liger::{mixer}_attention``. Its form says what it takes and gives."""
+    """The operator ``liger::{mixer}_attention``, with the inputs and outputs of its signature."""
 
     signature: AttentionSignature
     forward: Callable[..., tuple[Tensor, ...]]
 
     @property
     def name(self) -> str:
-        """Name of the operator, of torch's ``liger`` namespace."""
+        """Name of the operator in torch's ``liger`` namespace."""
         return f"{self.signature.mixer}_attention"
 
     @property
     def torch_op(self) -> Any:
-        """The operator as ``torch.export`` sees it."""
+        """The registered overload, as ``torch.export`` sees it."""
         return getattr(torch.ops.liger, self.name).default
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
-        """Run the operator on its tensors and options, in order."""
+        """Run the operator on its tensors and options, in the signature's order."""
         outputs: tuple[Tensor, ...] = self.torch_op(*arguments)
         return outputs
 
     def register(self) -> None:
-        """Define the operator, its shapes and its gradient with torch."""
+        """Register the operator, its output shapes and its gradient with torch."""
         tensors = ", ".join(f"Tensor {name}" for name in self.signature.inputs)
         options = "".join(f", float {name}" for name in self.signature.options)
         schema = f"({tensors}{options}) -> ({', '.join('Tensor' for _ in self.signature.outputs)})"
@@ -52,13 +52,13 @@ class AttentionOp:
     def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         tensors, options = arguments[: len(self.signature.inputs)], arguments[len(self.signature.inputs) :]
         call, state = tensors[: len(CALL_INPUTS)], tensors[len(CALL_INPUTS) :][: len(self.signature.states)]
-        learned = tensors[len(call) + len(state) :]
+        parameters = tensors[len(call) + len(state) :]
         heads = Heads.of(state[-1].shape[-1], *call)
-        output, *next_state = self.forward(heads, state, learned, *options)
+        output, *next_state = self.forward(heads, state, parameters, *options)
         return output.flatten(2), *next_state
 
     def run(self, *arguments: Any) -> tuple[Tensor, ...]:
-        """The operator's implementation in PyTorch, on any device."""
+        """Run the PyTorch implementation of the operator, on any device."""
         return tuple(tensor.contiguous() for tensor in self._forward(*arguments))
 
     def _fake(self, *arguments: Any) -> tuple[Tensor, ...]:

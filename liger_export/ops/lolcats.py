@@ -19,7 +19,7 @@ WINDOW_FACTOR = -2.1972245773362196  # its sigmoid is 0.1
 
 
 def initial_lolcats_parameters(config: LigerConfig) -> dict[str, Tensor]:
-    """Learned tensors before training: maps that leave a head as it is, and window factors of 0.1.
+    """Start values of the learned tensors: identity maps, and window factors whose sigmoid is 0.1.
 
     Returns:
         query_map and key_map, each [H, D, F / 2], and window_factors [H], float32.
@@ -30,7 +30,7 @@ def initial_lolcats_parameters(config: LigerConfig) -> dict[str, Tensor]:
 
 
 def features(heads: Tensor, feature_map: Tensor) -> Tensor:
-    """phi(x) = concat(softmax(x A), softmax(-x A)), clamped from below: positive, F = 2 * feature_dim wide.
+    """phi(x) = concat(softmax(x A), softmax(-x A)), at least ``FEATURE_FLOOR``: [B, H, T, F], F = 2 * feature_dim.
 
     Args:
         heads: [B, H, T, D].
@@ -48,11 +48,11 @@ def lolcats_attention(
     state: tuple[Tensor, Tensor],
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend from T new tokens, blockwise: inside a block pair by pair, to what lies before through the state.
+    """Attend from T new tokens, in blocks: pairwise to the keys in a block's span, through the state to older keys.
 
     Args:
         query: [B, T, H, D], rotated.
-        span: the window's and the call's keys, rotated, and values.
+        span: keys, rotated, and values of the window and the call.
         position_ids: int64 [B, T].
         maps: query and key map, each [H, D, F / 2], and window factors [H].
         state: S [B, H, F, D] and z [B, H, F], sums over the keys that have left the window.
@@ -61,10 +61,12 @@ def lolcats_attention(
     Returns:
         Output [B, T, H, D], and the two sums after the last token, all in the dtype of the state.
     """
-    length, repeats = query.shape[1], query.shape[2] // span.keys.shape[1]
+    length, num_queries_per_kv = query.shape[1], query.shape[2] // span.keys.shape[1]
     query_map, key_map, window_factors = (learned.to(state[0].dtype) for learned in maps)
     query = query.transpose(1, 2).to(state[0].dtype)  # [B, H, T, D]
-    keys, values = (rows.to(state[0].dtype).repeat_interleave(repeats, 1) for rows in (span.keys, span.values))
+    keys, values = (
+        rows.to(state[0].dtype).repeat_interleave(num_queries_per_kv, 1) for rows in (span.keys, span.values)
+    )
     key_features = features(keys, key_map) * (span.positions >= 0)[:, None, :, None]  # [B, H, W + T, F]
 
     blocks = Blocks(length, window)
@@ -81,7 +83,7 @@ def lolcats_attention(
 
     numerator = weights @ blocks.spans(values) + query_features @ sums
     denominator = weights.sum(-1) + (query_features @ normalizers.unsqueeze(-1)).squeeze(-1)
-    is_token = in_window.any(-1)  # a token sees itself
+    is_token = in_window.any(-1)  # every token sees itself
     output = numerator / torch.where(is_token, denominator, 1).unsqueeze(-1)
     output = blocks.joined(torch.where(is_token.unsqueeze(-1), output, 0)).transpose(1, 2)
     return output, *_leaving(key_features, values, state, span.added)
@@ -90,9 +92,9 @@ def lolcats_attention(
 def _entering(
     key_features: Tensor, values: Tensor, state: tuple[Tensor, Tensor], blocks: Blocks
 ) -> tuple[Tensor, Tensor]:
-    """The sums over all keys before each block's span."""
+    """The sums over all keys before each block's span: [B, H, N, F, D] and [B, H, N, F]."""
     count, size = -(-blocks.length // blocks.size), blocks.size
-    before = (count - 1) * size  # rows that precede the last block's span; block n's are preceded by n * size
+    before = (count - 1) * size  # rows before the last block's span; n * size rows precede that of block n
     chunks = [rows[:, :, :before].unflatten(2, (count - 1, size)) for rows in (key_features, values)]
     added = chunks[0].transpose(-1, -2) @ chunks[1]  # [B, H, N - 1, F, D]
     sums = torch.cat((state[0].unsqueeze(2), added), dim=2).cumsum(2)

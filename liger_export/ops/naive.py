@@ -1,14 +1,14 @@
-"""The equations written out, one token at a time: the reference every fast path is tested against.
+"""The equations, token by token: the reference for every fast implementation.
 
-Nothing here is shared with the fast paths. Give float64 tensors to get a float64 answer. The attentions take a whole
+Nothing here is shared with the fast implementations. Float64 inputs give float64 results. Each attention takes a whole
 sequence:
 
 - query [B, T, H, D], key and value [B, T, G, D], as projected;
-- angles [B, T, D / 2], rotary angles;
+- angles [B, T, D / 2], rotary angles in radians;
 - window_size W, keys in the window, the current one included;
-- the mixer's own numbers and learned tensors, by name.
+- the mixer's options, sizes and learned tensors, by name.
 
-They return the output [B, T, H, D] and the final state as the state table lists it: the recurrent tensors, then the
+It returns the output [B, T, H, D] and the final state in the order of the state table: the recurrent tensors, then the
 window's rotated keys and its values, each [B, G, W, D], oldest first, zero past the length.
 """
 
@@ -33,9 +33,9 @@ def naive_gla_attention(
     gate_normalizer: float,
     recurrent_weight: float,
 ) -> Tensors:
-    """Liger-GLA: the gate is made of the key, both feature maps are softmax (arXiv 2503.01496, equations 5 to 8)."""
+    """Liger-GLA: the gate is computed from the key; feature maps are softmax (arXiv 2503.01496, equations 5 to 8)."""
     gate = -torch.log1p(torch.exp(-key)) / gate_normalizer  # logsigmoid
-    recurrent, state = naive_gla_recurrence(query.softmax(-1), key.softmax(-1), value, gate, _no_matrix(key, value))
+    recurrent, state = naive_gla_recurrence(query.softmax(-1), key.softmax(-1), value, gate, _zero_state(key, value))
     window = naive_softmax_attention(query, key, value, angles, window_size)
     return _mixed(recurrent_weight, (recurrent, state), window)
 
@@ -45,7 +45,7 @@ def naive_hgrn2_attention(
 ) -> Tensors:
     """Liger-HGRN2: forget gate f = sigmoid(k), key 1 - f (arXiv 2404.07904, equation 7)."""
     gate, written = -torch.log1p(torch.exp(-key)), 1 / (1 + torch.exp(key))
-    recurrent, state = naive_gla_recurrence(query.softmax(-1), written, value, gate, _no_matrix(key, value))
+    recurrent, state = naive_gla_recurrence(query.softmax(-1), written, value, gate, _zero_state(key, value))
     window = naive_softmax_attention(query, key, value, angles, window_size)
     return _mixed(recurrent_weight, (recurrent, state), window)
 
@@ -61,10 +61,10 @@ def naive_gsa_attention(
     gate_normalizer: float,
     recurrent_weight: float,
 ) -> Tensors:
-    """Liger-GSA: M slots, a divisor of D, of keys and of values, written at one rate (arXiv 2409.07146, section 3).
+    """Liger-GSA: M slots of keys and of values with the same gates; M divides D (arXiv 2409.07146, section 3).
 
-    K_t = diag(a_t) K_{t-1} + (1 - a_t) k_t^T, V_t likewise, and o_t = V_t^T softmax(K_t q_t); each slot's log a_t is
-    made of the mean of its D / M values of the key.
+    K_t = diag(a_t) K_{t-1} + (1 - a_t) k_t^T, V_t likewise, and o_t = V_t^T softmax(K_t q_t). Each slot's log a_t is
+    computed from the mean of D / M values of the key.
     """
     means = torch.stack([part.mean(-1) for part in key.chunk(num_slots, -1)], dim=-1)  # [B, T, G, M]
     gate = -torch.log1p(torch.exp(-means)) / gate_normalizer
@@ -92,12 +92,11 @@ def naive_lolcats_attention(
     key_map: Tensor,
     window_factors: Tensor,
 ) -> Tensors:
-    """LoLCATs, every pair of tokens written out (arXiv 2410.10254, section 3.2).
+    """LoLCATs, pair by pair (arXiv 2410.10254, section 3.2).
 
-    A key weighs sigmoid(w_h) exp(q_t . k_i / sqrt(D) - m_t) inside the window, m_t being the largest score there, and
-    phi(q_t) . phi(k_i) behind it. The state sums phi(k_i) v_i^T, and phi(k_i), over the keys behind it.
-
-    Learned are the maps [H, D, F / 2] and the factors w [H].
+    The weight of a key is sigmoid(w_h) exp(q_t . k_i / sqrt(D) - m_t) inside the window, where m_t is the largest score
+    there, and phi(q_t) . phi(k_i) before the window. The state is the sums of phi(k_i) v_i^T and of phi(k_i) over the
+    keys before the window. The maps [H, D, F / 2] and the factors w [H] are learned.
     """
     query, key = naive_rotary(query, angles), naive_rotary(key, angles)
     buffers = _last_rows(key, window_size), _last_rows(value, window_size)
@@ -112,13 +111,13 @@ def naive_lolcats_attention(
         weights = torch.cat((far, near), dim=-1)
         weighted = torch.einsum("bhi,bihd->bhd", weights, values[:, : t + 1])
         outputs.append(weighted / weights.sum(-1, keepdim=True))
-    behind = slice(max(0, query.shape[1] - window_size))
-    sums = torch.einsum("bihf,bihd->bhfd", key_features[:, behind], values[:, behind])
-    return torch.stack(outputs, dim=1), sums, key_features[:, behind].sum(1), *buffers
+    older = slice(max(0, query.shape[1] - window_size))
+    sums = torch.einsum("bihf,bihd->bhfd", key_features[:, older], values[:, older])
+    return torch.stack(outputs, dim=1), sums, key_features[:, older].sum(1), *buffers
 
 
 def naive_softmax_attention(query: Tensor, key: Tensor, value: Tensor, angles: Tensor, window_size: int) -> Tensors:
-    """The base's own attention, rotary (arXiv 2104.09864), in a bounded window."""
+    """The base model's own attention with rotary embedding (arXiv 2104.09864), in a bounded window."""
     query, key = naive_rotary(query, angles), naive_rotary(key, angles)
     output = naive_window_attention(query, key, value, window_size)
     return output, _last_rows(key, window_size), _last_rows(value, window_size)
@@ -197,17 +196,17 @@ def _hedgehog(rows: Tensor, feature_map: Tensor) -> Tensor:
 
 
 def _per_query_head(shared: Tensor, query: Tensor, dim: int) -> Tensor:
-    """Repeat G key/value heads, which stand in ``dim``: query head h reads number h * G // H."""
+    """Repeat the G key/value heads in ``dim`` to H: query head h reads key/value head h * G // H."""
     return shared.repeat_interleave(query.shape[2] // shared.shape[dim], dim)
 
 
 def _mixed(recurrent_weight: float, recurrence: Tensors, window: Tensors) -> Tensors:
-    """The outputs, which stand first, weighed against each other; then both states."""
+    """The weighted mean of both outputs, which come first, followed by both states."""
     output = recurrent_weight * recurrence[0] + (1 - recurrent_weight) * window[0]
     return output, *recurrence[1:], *window[1:]
 
 
-def _no_matrix(key: Tensor, value: Tensor) -> Tensor:
+def _zero_state(key: Tensor, value: Tensor) -> Tensor:
     return key.new_zeros(key.shape[0], key.shape[2], key.shape[3], value.shape[3])
 
 

@@ -1,7 +1,7 @@
-"""Softmax attention over the last W keys, and the buffer of W rows that carries it from call to call.
+"""Softmax attention over the last W keys, and the buffer of W rows that carries them from call to call.
 
-Reference: ``naive_window_attention``. In the buffer [B, G, W, D] rows are oldest first; rows past the
-sequence's length are zero on the way out and never read on the way in.
+Reference: ``naive_window_attention``. Rows of the buffer [B, G, W, D] are oldest first. Rows past the sequence's length
+are never read, and are written as zeros.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from torch import Tensor
 
 __all__ = ["Blocks", "Span", "join_window", "leave_window", "rotate", "window_attention"]
 
-NO_POSITION = -(2**40)  # further than any window from every real position
+NO_POSITION = -(2**40)  # farther than any window from every real position
 
 
 def rotate(hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in Llama's half-split order; computed in the dtype of ``cos``, returned in the input's.
+    """Apply rotary embedding in Llama's half-split order, in the dtype of ``cos``; the result has the input's dtype.
 
     Args:
         hidden_states: [B, T, heads, D].
@@ -31,13 +31,13 @@ def rotate(hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def window_attention(
     query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor, window_key: Tensor, window_value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend from T new tokens to the window, blockwise, and move the window on.
+    """Attend from T new tokens to the window, in blocks, and update the window.
 
     Args:
         query: [B, T, H, D], rotated.
         key: [B, T, G, D], rotated.
         value: [B, T, G, D].
-        position_ids: int64 [B, T], consecutive within a row; -1 marks padding, which may only end a row.
+        position_ids: int64 [B, T], consecutive within a row; -1 marks padding, allowed only at the end of a row.
         window_key: [B, G, W, D], the past keys.
         window_value: [B, G, W, D], the past values.
 
@@ -53,14 +53,14 @@ def window_attention(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The window's rows and after them the call's own, newest last.
+    """The window's rows followed by the call's own, newest last.
 
     Attributes:
         keys: [B, G, W + T, D].
         values: [B, G, W + T, D].
         positions: int64 [B, W + T], ``NO_POSITION`` where a row holds no token.
         seen: int64 [B], tokens before this call.
-        added: int64 [B], tokens of this call, padding not counted.
+        added: int64 [B], tokens of this call, without padding.
     """
 
     keys: Tensor
@@ -71,7 +71,7 @@ class Span:
 
 
 def join_window(key: Tensor, value: Tensor, position_ids: Tensor, window_key: Tensor, window_value: Tensor) -> Span:
-    """Join the window with the call's rotated keys and its values. Arguments as ``window_attention``."""
+    """Join the window with the call's rotated keys and its values. The arguments are those of ``window_attention``."""
     window = window_key.shape[2]
     is_token = position_ids >= 0  # [B, T]
     seen = torch.where(is_token[:, 0], position_ids[:, 0], 0)
@@ -83,7 +83,7 @@ def join_window(key: Tensor, value: Tensor, position_ids: Tensor, window_key: Te
 
 
 def leave_window(span: Span, window: int) -> tuple[Tensor, Tensor]:
-    """The window's keys and values after the call, each [B, G, W, D]."""
+    """Return the window's keys and values after the call, each [B, G, W, D]."""
     held = (span.seen + span.added).clamp(max=window)
     rows = torch.arange(window, device=held.device)
     source, filled = (window + span.added - held)[:, None] + rows, rows < held[:, None]  # [B, W]
@@ -91,7 +91,7 @@ def leave_window(span: Span, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _newest_last(buffer: Tensor, seen: Tensor) -> Tensor:
-    """Shift a buffer that is not full yet so that its newest row stands last; zero what is not a row."""
+    """Shift the rows of a buffer that is not full to its end; zero the rest."""
     window = buffer.shape[2]
     held = seen.clamp(max=window)
     source = torch.arange(window, device=seen.device) - (window - held)[:, None]  # [B, W]
@@ -105,7 +105,7 @@ def _take_rows(rows: Tensor, source: Tensor, filled: Tensor) -> Tensor:
 
 
 def _blockwise(query: Tensor, span: Span, position_ids: Tensor, window: int) -> Tensor:
-    """Banded attention in blocks of C queries against the C + W keys that they can see.
+    """Banded attention: blocks of C queries attend to the C + W keys that they can see.
 
     Args:
         query: [B, T, H, D].
@@ -113,14 +113,14 @@ def _blockwise(query: Tensor, span: Span, position_ids: Tensor, window: int) -> 
         position_ids: [B, T].
         window: W.
     """
-    length, groups = query.shape[1], span.keys.shape[1]
+    length, num_key_value_heads = query.shape[1], span.keys.shape[1]
     blocks = Blocks(length, window)
-    query = blocks.queries(query.transpose(1, 2)).unflatten(1, (groups, -1))  # [B, G, H/G, N, C, D]
+    query = blocks.queries(query.transpose(1, 2)).unflatten(1, (num_key_value_heads, -1))  # [B, G, H/G, N, C, D]
     keys, values = (blocks.spans(rows).unsqueeze(2) for rows in (span.keys, span.values))  # [B, G, 1, N, C + W, D]
     distance = blocks.distances(position_ids, span.positions)
     visible = ((distance >= 0) & (distance < window))[:, None, None]
     scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5  # [B, G, H/G, N, C, C + W]
-    # A finite fill keeps rows that see nothing (padding) free of NaN, forwards and backwards.
+    # With a finite fill, rows that see nothing (padding) give no NaN, in the forward and the backward pass.
     scores = scores.float() if scores.dtype != torch.float64 else scores
     weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
     output = weights.to(values.dtype) @ values
@@ -129,33 +129,33 @@ def _blockwise(query: Tensor, span: Span, position_ids: Tensor, window: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """T queries in N blocks of C, each beside the C + W rows of a span that hold all its window's keys."""
+    """T queries in N blocks of C, each with the C + W rows of a span that its queries can see."""
 
     length: int
     window: int
 
     @property
     def size(self) -> int:
-        """C."""
+        """C, queries per block."""
         return min(self.length, max(self.window, 32))
 
     @property
     def padding(self) -> int:
-        """Rows appended to fill the last block."""
+        """Number of rows appended to fill the last block."""
         return -self.length % self.size
 
     def queries(self, rows: Tensor) -> Tensor:
-        """[B, heads, T, D] to [B, heads, N, C, D]."""
+        """Split [B, heads, T, D] into [B, heads, N, C, D]."""
         padded: Tensor = F.pad(rows, (0, 0, 0, self.padding)).unflatten(2, (-1, self.size))
         return padded
 
     def spans(self, rows: Tensor) -> Tensor:
-        """[B, heads, W + T, D] to [B, heads, N, C + W, D]."""
+        """Take each block's rows: [B, heads, W + T, D] to [B, heads, N, C + W, D]."""
         padded = F.pad(rows, (0, 0, 0, self.padding))
         return padded.unfold(2, self.size + self.window, self.size).transpose(-1, -2)
 
     def distances(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """How many tokens each key lies behind each query: int64 [B, N, C, C + W], negative if ahead.
+        """Distance in tokens from each key to each query: int64 [B, N, C, C + W], negative for later keys.
 
         Args:
             query_positions: [B, T].
@@ -167,5 +167,5 @@ class Blocks:
         return query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
 
     def joined(self, rows: Tensor) -> Tensor:
-        """[B, heads, N, C, D] to [B, heads, T, D]."""
+        """Join blocks: [B, heads, N, C, D] to [B, heads, T, D]."""
         return rows.flatten(2, 3)[:, :, : self.length]

@@ -1,4 +1,4 @@
-"""The cuda lowering: the stock package's numbers from operators that only a GPU has, written out here in stock ones."""
+"""The cuda lowering computes what stock does; its GPU-only operators are replaced by stock ones here."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "
 
 
 def cuda_graph(directory: Path, variant: str = "llama", mixer: str = "gla", **precision: str) -> tuple[Path, ir.Model]:
-    """A package, and the graph that it would have for CUDA."""
+    """A package and its graph for CUDA."""
     backbone, overrides = VARIANTS[variant]
     settings, sizes = LinearizeSettings(mixer=mixer), {"num_hidden_layers": 3, **SIZES}
     shape = Shape(window=8)
@@ -38,8 +38,8 @@ def cuda_graph(directory: Path, variant: str = "llama", mixer: str = "gla", **pr
     return package, model
 
 
-def written_out(node: ir.Node) -> list[ir.Node]:
-    """A node that only a GPU computes, in stock operators; the last ones give its outputs."""
+def in_stock_operators(node: ir.Node) -> list[ir.Node]:
+    """The stock operators that compute what a GPU-only node does; the last ones have its outputs."""
     if node.op_type == "RotaryAngles":
         minimum = ir.node("Constant", [], {"value": ir.tensor(np.array(0))})
         axis = ir.node("Constant", [], {"value": ir.tensor(np.array([-1]))})
@@ -88,7 +88,7 @@ def written_out(node: ir.Node) -> list[ir.Node]:
 def on_a_cpu(package: Path, model: ir.Model) -> onnxruntime.InferenceSession:
     for node in list(model.graph):
         if node.domain == DOMAIN and (node.op_type == "RotaryAngles" or node.op_type.endswith(("Linear", "Logits"))):
-            nodes = written_out(node)
+            nodes = in_stock_operators(node)
             outputs = [output for new in nodes[-len(node.outputs) :] for output in new.outputs]
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, outputs)
     ir.save(model, package / "written-out.onnx")
@@ -98,7 +98,7 @@ def on_a_cpu(package: Path, model: ir.Model) -> onnxruntime.InferenceSession:
 
 
 def distance(package: Path, model: ir.Model) -> float:
-    """Relative L2 of its logits to the stock graph's."""
+    """Relative L2 between the logits of a model and of the stock graph."""
     stock = load(package, lowering="stock")
     past = {entry.past_name: np.zeros((1, *entry.shape), entry.dtype) for entry in stock.manifest.state}
     expected, _ = stock.run(TOKENS, 0, past)
@@ -116,7 +116,7 @@ def test_the_graph_for_cuda_computes_what_stock_does_on_every_backbone(
     assert distance(*cuda_graph(tmp_path, variant, mixer)) < 1e-5
 
 
-@needs_library  # integer products round activations to 8 bits: a last bit's difference before them is seen behind
+@needs_library  # integer products round activations to 8 bits, which amplifies differences in the last bit
 @pytest.mark.parametrize(("weights", "bound"), [("fp16", 5e-3), ("int4", 5e-3), ("int8", 5e-3)])
 def test_the_graph_for_cuda_computes_what_stock_does_in_every_precision(
     weights: str, bound: float, tmp_path: Path
@@ -138,12 +138,12 @@ def test_a_layer_is_five_nodes(weights: str, linear: str, head: str, tmp_path: P
 
 @needs_library
 @pytest.mark.parametrize(("weights", "product"), [("fp32", "FusedMatMul"), ("int4", "MatMulNBits")])
-def test_a_layer_wider_than_kernels_take_is_left_to_onnx_runtime(
+def test_a_layer_wider_than_kernels_support_is_left_to_onnx_runtime(
     weights: str, product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("liger_export.export.cuda.MAX_COLUMNS", SIZES["hidden_size"])
     package, model = cuda_graph(tmp_path, weights=weights)
-    assert [node.op_type for node in model.graph].count(product) == 3  # from the intermediate size, one a layer
+    assert [node.op_type for node in model.graph].count(product) == 3  # from the intermediate size, one per layer
     assert distance(package, model) < 5e-3
 
 

@@ -1,4 +1,4 @@
-"""The fused lowering: the stock package's numbers from a smaller graph over the same weights."""
+"""The fused lowering computes what stock does, in a smaller graph over the same weights."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_candidates_choose_what_all_logits_choose(
     package = fused_package(tmp_path)
     tokens = load(package).sample_tokens(60, sampling)
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "candidates_temperature", 0.0)  # as if they could never decide
+        patch.setattr(Sampler, "candidates_temperature", 0.0)  # as if the top logits never sufficed
         assert load(package).sample_tokens(60, sampling) == tokens
     if sampling.top_k or not sampling.temperature:
         unread = load(package)
@@ -115,7 +115,7 @@ def test_candidates_choose_what_all_logits_choose(
 
 @needs_library
 def test_a_graph_without_candidates_is_sampled_from_its_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As packages of earlier versions are."""
+    """Packages of earlier versions have no such output."""
     tokens = load(fused_package(tmp_path / "new")).sample_tokens(20, SAMPLINGS[0])
     monkeypatch.setattr("liger_export.export.fused._add_top_logits", lambda *_: None)
     old = load(fused_package(tmp_path / "old"))
@@ -138,7 +138,7 @@ def test_a_layer_is_eight_nodes_over_the_same_weights(weights: str, tmp_path: Pa
     assert graphs["fused"].in_place == graphs["stock"].in_place
 
 
-def test_layers_that_keep_softmax_stay_as_they_are(tmp_path: Path) -> None:
+def test_layers_that_keep_softmax_do_not_change(tmp_path: Path) -> None:
     settings = LinearizeSettings(keep_softmax_every=2, softmax_window=16)
     checkpoint = write_liger(tmp_path / "liger", settings=settings)
     convert(checkpoint, tmp_path / "package", lowering="fused")
@@ -150,7 +150,7 @@ def test_layers_that_keep_softmax_stay_as_they_are(tmp_path: Path) -> None:
     ("settings", "cause"),
     [(LinearizeSettings(mixer="gsa"), "no mixer gsa"), (LinearizeSettings(mixer="lolcats"), "no mixer lolcats")],
 )
-def test_mixers_that_it_lacks_are_refused_before_any_work(
+def test_unsupported_mixers_are_rejected_before_any_work(
     settings: LinearizeSettings, cause: str, tmp_path: Path
 ) -> None:
     checkpoint = write_liger(tmp_path / "liger", settings=settings)

@@ -1,4 +1,4 @@
-"""Integer packages against the same model with the weights that the integers stand for."""
+"""Quantized packages against the same model with dequantized weights."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "
 
 @torch.no_grad()
 def logits_of_rounded_model(checkpoint: Path, precision: Precision) -> torch.Tensor:
-    """PyTorch's logits with every weight rounded and read back."""
+    """PyTorch's logits with every weight quantized and dequantized."""
     model = load_model(checkpoint)
     for name, parameter in model.named_parameters():
         scheme = precision.scheme(name) if parameter.dim() == 2 else None
@@ -34,7 +34,7 @@ def logits_of_rounded_model(checkpoint: Path, precision: Precision) -> torch.Ten
 
 
 def multiply_in_float32(package: Path) -> None:
-    """Let MatMulNBits multiply float32 activations, which it otherwise rounds to 8 bits: exact enough to compare."""
+    """Make MatMulNBits multiply float32 activations, which it otherwise rounds to 8 bits."""
     model = onnx.load(package / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -98,7 +98,7 @@ def test_manifest_says_how_weights_are_stored(tmp_path: Path) -> None:
     assert Precision.from_dict(stored) == precision
 
 
-def test_sizes_that_blocks_do_not_divide_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_sizes_that_are_not_multiples_of_the_block_are_rejected_and_nothing_is_left(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger")
     with pytest.raises(QuantizationError, match="not a multiple of 32"):
         convert(checkpoint, tmp_path / "package", precision=Precision(weights="int4"))

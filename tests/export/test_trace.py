@@ -30,7 +30,7 @@ def test_inputs_and_outputs_are_the_state_contract(traced: ir.Model, liger_check
     assert shapes[:4] == [["batch", "length"], ["batch", "length"], [], ["batch", "2", "8", "8"]]
 
 
-def test_liger_attention_is_one_node_a_layer(traced: ir.Model) -> None:
+def test_liger_attention_is_one_node_per_layer(traced: ir.Model) -> None:
     nodes = [node for node in traced.graph if node.op_type == "GLAAttention"]
     assert len(nodes) == 2
     attributes = {name: attribute.value for name, attribute in nodes[0].attributes.items()}
@@ -49,7 +49,7 @@ def test_initializers_carry_the_checkpoints_names(traced: ir.Model, liger_checkp
     assert names == set(expected_tensors(config_of(liger_checkpoint)))
 
 
-def test_graph_tells_nothing_of_the_machine_that_made_it(package: Path) -> None:
+def test_graph_does_not_name_files_of_this_machine(package: Path) -> None:
     text = (package / "model.onnx").read_bytes()
     assert b"site-packages" not in text
     assert str(Path(__file__).parent).encode() not in text

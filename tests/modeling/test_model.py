@@ -16,7 +16,9 @@ from liger_export.state import state_table
 from tests.tiny import VOCABULARY, Shape, edit_json, load_model, relative_l2, write_liger
 
 shapes = st.builds(
-    lambda groups, repeats, head_dim, window: Shape(groups * repeats, groups, head_dim, window),
+    lambda num_key_value_heads, num_queries_per_kv, head_dim, window: Shape(
+        num_key_value_heads * num_queries_per_kv, num_key_value_heads, head_dim, window
+    ),
     st.integers(1, 3),
     st.integers(1, 3),
     st.sampled_from([2, 6, 10]),
@@ -105,10 +107,10 @@ LLAMA3_ROPE = {
         ("qwen3", {"attention_bias": True}),
     ],
 )
-def test_with_every_layer_softmax_the_decoder_is_transformers_own(
+def test_with_softmax_in_every_layer_the_model_equals_transformers_own(
     tmp_path: Path, backbone: str, overrides: dict[str, Any]
 ) -> None:
-    """All but the mixers is checked against independent implementations: rope scaling, biases, norms, head."""
+    """Everything but the mixers against independent implementations: rope scaling, biases, norms, head."""
     window = overrides.get("sliding_window", 64)
     checkpoint = write_liger(tmp_path / "liger", Shape(window=8), backbone=backbone, **overrides)
     edit_json(checkpoint / "config.json", softmax_layers=[0, 1], softmax_window=window)
@@ -219,7 +221,7 @@ def test_positions_beyond_the_trained_context_are_allowed() -> None:
         assert model(tokens).logits.isfinite().all()
 
 
-def test_conflicting_arguments_are_refused() -> None:
+def test_conflicting_arguments_are_rejected() -> None:
     model, tokens = random_model(Shape()), random_tokens(4)
     with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
         model()

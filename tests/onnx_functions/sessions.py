@@ -1,4 +1,4 @@
-"""An operator's ONNX form as a session of ONNX Runtime, and calls of it."""
+"""ONNX Runtime sessions of an operator's stock body, and calls of them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -25,12 +25,12 @@ def attributes_of(case: Case) -> dict[str, float]:
 
 
 def model_of(case: Case, layers: int = 1) -> onnx.ModelProto:
-    """A graph of the operator alone; with more layers, each reads the one before's output as its query."""
-    width, half, groups = case.head_dim, case.head_dim // 2, case.num_key_value_heads
+    """A graph of one operator node per layer; each layer reads the previous output as its query."""
+    width, half, num_key_value_heads = case.head_dim, case.head_dim // 2, case.num_key_value_heads
     shapes: dict[str, list[str | int]] = {
         "query": ["B", "T", case.num_attention_heads * width],
-        "key": ["B", "T", groups * width],
-        "value": ["B", "T", groups * width],
+        "key": ["B", "T", num_key_value_heads * width],
+        "value": ["B", "T", num_key_value_heads * width],
         "cos": ["B", "T", half],
         "sin": ["B", "T", half],
         "position_ids": ["B", "T"],
@@ -75,32 +75,32 @@ def zero_states(case: Case, batch: int) -> Arrays:
 
 
 def call(case: Case, inputs: Sequences, states: Arrays, start: int, stop: int) -> Arrays:
-    """Run tokens ``start`` to ``stop`` from ``states``; gives the output and the next states by their names."""
+    """Run tokens ``start`` to ``stop`` from ``states``. Returns the output and the next states, by name."""
     positions = np.tile(np.arange(start, stop), (len(inputs.query), 1))
     results = call_at(case, inputs.between(start, stop), states, positions)
     if case.mixer != "lolcats":
-        # GroupQueryAttention writes only the rows it fills; the rest is what the output's memory held, and the
-        # runtime hands it zeroed memory.
+        # GroupQueryAttention writes only the rows it fills. The package's runtime gives it zeroed memory; here the rest
+        # is undefined.
         for name in ("window_key", "window_value"):
             results[name][:, :, stop:] = 0
     return results
 
 
 def call_at(case: Case, inputs: Sequences, states: Arrays, positions: np.ndarray) -> Arrays:
-    """Run one call over all of ``inputs``, each row at its own positions."""
+    """Run one call on all of ``inputs``; each row has its own positions."""
     feed = shared_feed(inputs, positions) | {f"{name}.0": array for name, array in states.items()}
     return dict(zip(("output", *case.signature.states), session_of(case).run(None, feed), strict=True))
 
 
 def shared_feed(inputs: Sequences, positions: np.ndarray) -> Arrays:
-    """All but the states."""
+    """Every input except the states."""
     projections = dict(zip(("query", "key", "value"), inputs.projections, strict=True))
     tensors = {**projections, "cos": inputs.angles.cos(), "sin": inputs.angles.sin(), **inputs.learned}
     return {name: tensor.float().numpy() for name, tensor in tensors.items()} | {"position_ids": positions}
 
 
 def run(case: Case, inputs: Sequences, cuts: Sequence[int] = (), *, poison: bool = False) -> Arrays:
-    """Run the sequences in several calls. ``poison`` puts NaN into unused window rows before every call."""
+    """Run the sequences in several calls. ``poison`` fills unused window rows with NaN before every call."""
     states, joined = zero_states(case, len(inputs.query)), []
     for start, stop in pairwise((0, *cuts, inputs.length)):
         if poison:

@@ -1,4 +1,4 @@
-"""The portable form of every mixer, one token and many, on ONNX Runtime, against its equations in float64."""
+"""Every mixer's portable body, for one token and many, on ONNX Runtime, against its equations in float64."""
 
 from functools import cache
 from itertools import pairwise
@@ -15,7 +15,7 @@ from tests.onnx_functions.sessions import Arrays, shared_feed, zero_states
 from tests.ops.cases import Case, Sequences, assert_equal, every_mixer, reference, sequences
 
 BOUND = 1e-5
-CHUNK = 32
+PREFILL_LENGTH = 32
 
 
 def sizes_of(case: Case, length: int) -> Sizes:
@@ -35,13 +35,13 @@ def sizes_of(case: Case, length: int) -> Sizes:
 
 @cache
 def session_of(case: Case, length: int) -> onnxruntime.InferenceSession:
-    """A graph of the operator alone, for one call of ``length`` tokens."""
+    """A graph of one operator node, for calls of ``length`` tokens."""
     function = portable_function(case.mixer, "Attention", sizes_of(case, length))
-    width, groups = case.head_dim, case.num_key_value_heads
+    width, num_key_value_heads = case.head_dim, case.num_key_value_heads
     shapes = {
         "query": [1, length, case.num_attention_heads * width],
-        "key": [1, length, groups * width],
-        "value": [1, length, groups * width],
+        "key": [1, length, num_key_value_heads * width],
+        "value": [1, length, num_key_value_heads * width],
         "cos": [1, length, width // 2],
         "sin": [1, length, width // 2],
         "position_ids": [1, length],
@@ -65,9 +65,9 @@ def session_of(case: Case, length: int) -> onnxruntime.InferenceSession:
 
 
 def run(case: Case, inputs: Sequences, cuts: list[int], *, poison: bool = False) -> Arrays:
-    """Read one sequence in calls that end at ``cuts``, of one token or of ``CHUNK``, the last tokens padding.
+    """Run one sequence in calls that end at ``cuts``, of one token or padded to ``PREFILL_LENGTH`` tokens.
 
-    ``poison`` puts NaN into unused window rows before every call, and large values at padding.
+    ``poison`` fills unused window rows with NaN before every call, and padding with large values.
     """
     states, joined = zero_states(case, 1), []
     for start, stop in pairwise((0, *cuts, inputs.length)):
@@ -75,7 +75,7 @@ def run(case: Case, inputs: Sequences, cuts: list[int], *, poison: bool = False)
             for name in ("window_key", "window_value"):
                 states[name] = states[name].copy()
                 states[name][:, :, start:] = np.nan
-        length = 1 if stop - start == 1 else CHUNK
+        length = 1 if stop - start == 1 else PREFILL_LENGTH
         feed = shared_feed(inputs.between(start, stop), np.arange(start, stop)[None])
         for name in ("query", "key", "value", "cos", "sin"):
             padding = ((0, 0), (0, length - (stop - start)), (0, 0))
@@ -88,7 +88,7 @@ def run(case: Case, inputs: Sequences, cuts: list[int], *, poison: bool = False)
 
 
 def pieces(length: int) -> list[int]:
-    return list(range(CHUNK, length, CHUNK))
+    return list(range(PREFILL_LENGTH, length, PREFILL_LENGTH))
 
 
 @every_mixer
@@ -111,17 +111,24 @@ def test_single_steps_equal_reference(mixer: str, window: int) -> None:
 @given(
     data=st.data(),
     length=st.integers(2, 70),
-    groups=st.integers(1, 2),
-    repeats=st.integers(1, 3),
+    num_key_value_heads=st.integers(1, 2),
+    num_queries_per_kv=st.integers(1, 3),
     head_dim=st.sampled_from([8, 10]),
     window=st.integers(1, 40),
     slots=st.sampled_from([1, 2]),
 )
 @every_mixer
 def test_any_split_equals_reference_with_poison_in_unused_rows_and_padding(
-    mixer: str, data: st.DataObject, length: int, groups: int, repeats: int, head_dim: int, window: int, slots: int
+    mixer: str,
+    data: st.DataObject,
+    length: int,
+    num_key_value_heads: int,
+    num_queries_per_kv: int,
+    head_dim: int,
+    window: int,
+    slots: int,
 ) -> None:
-    case = Case(mixer, groups, repeats, head_dim, window, slots)
+    case = Case(mixer, num_key_value_heads, num_queries_per_kv, head_dim, window, slots)
     drawn = data.draw(st.sets(st.integers(1, length - 1), max_size=6))
     cuts = sorted({*drawn, *pieces(length)})
     inputs = sequences(case, length, batch=1)

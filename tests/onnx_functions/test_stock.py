@@ -1,4 +1,4 @@
-"""The ONNX form of every mixer, on ONNX Runtime, against its equations in float64."""
+"""Every mixer's stock body on ONNX Runtime against its equations in float64."""
 
 import numpy as np
 import pytest
@@ -33,19 +33,26 @@ def test_single_steps_equal_reference(mixer: str) -> None:
 @given(
     data=st.data(),
     length=st.integers(2, 70),
-    groups=st.integers(1, 2),
-    repeats=st.integers(1, 3),
+    num_key_value_heads=st.integers(1, 2),
+    num_queries_per_kv=st.integers(1, 3),
     head_dim=st.sampled_from([8, 16]),
     window=st.integers(1, 20),
     slots=st.sampled_from([1, 4, 8]),
 )
 @every_mixer
 def test_any_split_equals_reference_with_nan_in_unused_rows(
-    mixer: str, data: st.DataObject, length: int, groups: int, repeats: int, head_dim: int, window: int, slots: int
+    mixer: str,
+    data: st.DataObject,
+    length: int,
+    num_key_value_heads: int,
+    num_queries_per_kv: int,
+    head_dim: int,
+    window: int,
+    slots: int,
 ) -> None:
-    case = Case(mixer, groups, repeats, head_dim, window, slots)
+    case = Case(mixer, num_key_value_heads, num_queries_per_kv, head_dim, window, slots)
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=6)))
-    # One sequence: GroupQueryAttention continues several only by one token a call.
+    # One sequence: GroupQueryAttention continues several sequences only by one token per call.
     inputs = sequences(case, length, batch=1)
     assert_equal(run(case, inputs, cuts, poison=True), reference(case, inputs), BOUND)
 
@@ -57,7 +64,7 @@ def test_several_sequences_prefill_together_and_then_step(mixer: str) -> None:
     assert_equal(run(case, inputs, [21, *range(22, 30)], poison=True), reference(case, inputs), BOUND)
 
 
-def test_lolcats_takes_head_sizes_that_are_no_multiples_of_eight() -> None:
+def test_lolcats_supports_head_sizes_that_are_not_multiples_of_eight() -> None:
     case = Case("lolcats", head_dim=10)
     inputs = sequences(case, 30)
     assert_equal(run(case, inputs, [17, 18]), reference(case, inputs), BOUND)
@@ -70,7 +77,7 @@ def test_lolcats_continues_several_sequences_by_several_tokens() -> None:
 
 
 @pytest.mark.parametrize(("mixer", "added"), [*((each, 1) for each in SIGNATURES), ("lolcats", 4)])
-def test_rows_of_a_batch_may_stand_at_different_positions(mixer: str, added: int) -> None:
+def test_rows_of_a_batch_may_be_at_different_positions(mixer: str, added: int) -> None:
     case, seen = Case(mixer), (3, 23)
     rows = [sequences(case, max(seen) + added).row(index) for index in range(2)]
     states = [call(case, row, zero_states(case, 1), 0, length) for row, length in zip(rows, seen, strict=True)]

@@ -1,4 +1,4 @@
-"""What the tests of both forms of an operator share: a mixer at some shape, random inputs, and the naive answer."""
+"""A mixer at a shape, random inputs, and the reference result: shared by the tests of every implementation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ every_mixer = pytest.mark.parametrize("mixer", sorted(SIGNATURES))
 
 @dataclass(frozen=True)
 class Case:
-    """A mixer at one shape. Fields are named as in ``LigerConfig``: the state table and the operators read them."""
+    """A mixer at one shape, with the fields of ``LigerConfig`` from which its tensors' shapes are derived."""
 
     mixer: str
     num_key_value_heads: int = 2
@@ -58,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences' projections and rotary angles in float64, and the mixer's learned tensors."""
+    """Projections and rotary angles of some sequences in float64, and the mixer's learned tensors."""
 
     query: Tensor
     key: Tensor
@@ -95,26 +95,26 @@ def stacked(rows: list[Sequences]) -> Sequences:
 
 
 def sequences(case: Case, length: int, *, batch: int = 2, key_scale: float = 1.0) -> Sequences:
-    """Random inputs that float32 holds exactly, so that the reference answers for what every form reads.
+    """Random inputs that float32 represents exactly, so that every implementation reads what the reference reads.
 
-    Strong keys come with weak queries, or float32 could not hold the scores.
+    ``key_scale`` divides the queries, so that scores stay in float32's range.
     """
     generator = torch.Generator().manual_seed(length)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(*shape, generator=generator) * scale).double()
 
-    width, groups = case.head_dim, case.num_key_value_heads
+    width, num_key_value_heads = case.head_dim, case.num_key_value_heads
     query = normal(batch, length, case.num_attention_heads * width, scale=1 / key_scale)
-    key = normal(batch, length, groups * width, scale=key_scale).clamp(-60, 60)
-    value = normal(batch, length, groups * width)
+    key = normal(batch, length, num_key_value_heads * width, scale=key_scale).clamp(-60, 60)
+    value = normal(batch, length, num_key_value_heads * width)
     frequencies = 100.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = (torch.arange(length)[:, None] * frequencies).expand(batch, -1, -1)
     return Sequences(query, key, value, angles, {name: normal(*shape) for name, shape in case.learned_shapes.items()})
 
 
 def reference(case: Case, inputs: Sequences) -> dict[str, Tensor]:
-    """Output [B, T, H * D] and final states by the equations."""
+    """Output [B, T, H * D] and final states, computed by the naive reference."""
     heads = [tensor.unflatten(-1, (-1, case.head_dim)) for tensor in inputs.projections]
     numbers = {name: getattr(case, name) for name in (*case.signature.options, *case.signature.sizes)}
     attention = NAIVE_ATTENTIONS[case.mixer]
@@ -123,7 +123,7 @@ def reference(case: Case, inputs: Sequences) -> dict[str, Tensor]:
 
 
 def assert_equal(measured: Mapping[str, Any], expected: dict[str, Tensor], bound: float) -> None:
-    """Compare tensors or arrays with the reference's of the same names."""
+    """Compare tensors or arrays with the expected ones of the same names, by relative L2."""
     for name, tensor in expected.items():
         found = torch.as_tensor(measured[name])
         if not tensor.any():  # nothing has left the window yet

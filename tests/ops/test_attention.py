@@ -1,4 +1,4 @@
-"""Every mixer's operator against its naive reference, and the laws that all of them share."""
+"""Every mixer's operator against its naive reference, and the properties that all mixers share."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,7 +24,7 @@ def empty_state(case: Case, dtype: torch.dtype) -> list[Tensor]:
 
 
 def arguments(case: Case, inputs: Sequences, state: list[Tensor], positions: Tensor, dtype: torch.dtype) -> list[Any]:
-    """What the operator takes, in order."""
+    """The operator's arguments, in order."""
     wide = torch.promote_types(dtype, torch.float32)
     tensors = [tensor.to(dtype) for tensor in inputs.projections]
     tensors += [inputs.angles.cos().to(wide), inputs.angles.sin().to(wide), positions, *state]
@@ -38,7 +38,7 @@ def positions_of(start: int, stop: int) -> Tensor:
 def run(
     case: Case, inputs: Sequences, cuts: Sequence[int] = (), dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
-    """The operator over a sequence in several calls: the outputs joined, and the final state."""
+    """Run the operator on a sequence in several calls. Returns the joined outputs and the final state."""
     state, outputs = empty_state(case, dtype), []
     for start, stop in pairwise([0, *cuts, inputs.length]):
         here = arguments(case, inputs.between(start, stop), state, positions_of(start, stop), dtype)
@@ -93,7 +93,7 @@ def test_window_edges_equal_the_naive_reference_step_by_step(mixer: str) -> None
 
 @every_mixer
 def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
-    """Keys of a size that closes and opens gates fully, in the form for many tokens and in single steps."""
+    """Keys so large that gates open and close fully, in one call and in single steps."""
     case = Case(mixer)
     inputs = sequences(case, 40, key_scale=30.0)
     expected = reference(case, inputs)
@@ -102,7 +102,7 @@ def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
 
 
 @every_mixer
-def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
+def test_padding_at_the_end_of_a_row_changes_nothing(mixer: str) -> None:
     case = Case(mixer)
     inputs, state = sequences(case, 20), empty_state(case, torch.float64)
     positions = positions_of(0, 20)
@@ -117,7 +117,7 @@ def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
 
 @every_mixer
 def test_gradient_equals_gradient_of_naive_reference(mixer: str) -> None:
-    """Token by token in the reference, chunk by chunk in the operator; through the final states too."""
+    """The reference runs token by token, the operator in chunks; gradients also flow through the final states."""
     case = Case(mixer, head_dim=4, window_size=5, num_slots=2)
     inputs = sequences(case, 19)
     wanted = [tensor.requires_grad_() for tensor in (*inputs.projections, *inputs.learned.values())]
@@ -134,8 +134,8 @@ def weighted_sum(results: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 @every_mixer
-def test_some_projections_may_need_no_gradient(mixer: str, wanted: tuple[int, ...]) -> None:
-    """As in LoRA on a few projections: the rest of the operator's outputs then have no gradient either."""
+def test_gradients_of_some_projections_equal_those_of_all(mixer: str, wanted: tuple[int, ...]) -> None:
+    """LoRA on a few projections: only these need gradients."""
     case = Case(mixer, window_size=4)
     every = [tensor.requires_grad_() for tensor in sequences(case, 20).projections]
     output = run(case, sequences(case, 20).projected(*every))["output"]

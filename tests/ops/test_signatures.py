@@ -13,12 +13,12 @@ def test_every_mixer_has_an_operator_a_reference_and_a_body_per_lowering() -> No
     assert {signature.onnx_name for signature in SIGNATURES.values()} < set(SCHEMAS)
 
 
-def test_numbers_that_an_operator_takes_are_fields_of_its_mixer() -> None:
+def test_options_and_sizes_of_an_operator_are_fields_of_its_mixer() -> None:
     for mixer, fields in ((mixer, set(row.fields)) for mixer, row in MIXERS.items()):
         assert {*SIGNATURES[mixer].options, *SIGNATURES[mixer].sizes} <= fields
 
 
-def test_states_stand_in_the_order_of_the_state_table_on_both_sides() -> None:
+def test_input_and_output_states_are_in_the_order_of_the_state_table() -> None:
     lolcats = SIGNATURES["lolcats"]
     assert lolcats.states == ("recurrent_state", "normalizer", "window_key", "window_value")
     assert lolcats.inputs[6:] == (*lolcats.states, "query_map", "key_map", "window_factors")
@@ -28,7 +28,7 @@ def test_states_stand_in_the_order_of_the_state_table_on_both_sides() -> None:
     ]
 
 
-def test_learned_tensors_start_in_the_shapes_that_the_mixers_row_states() -> None:
+def test_initial_parameters_have_the_shapes_in_the_mixers_row() -> None:
     for name, row in MIXERS.items():
         case = Case(name)
         initial = initial_parameters(case)

@@ -7,11 +7,11 @@ from tests.tiny import relative_l2
 
 
 def random_heads(
-    length: int, heads: int, groups: int, head_dim: int
+    length: int, heads: int, num_key_value_heads: int, head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(length)
     query = torch.randn(2, length, heads, head_dim, dtype=torch.float64)
-    key, value = torch.randn(2, 2, length, groups, head_dim, dtype=torch.float64)
+    key, value = torch.randn(2, 2, length, num_key_value_heads, head_dim, dtype=torch.float64)
     return query, key, value
 
 
@@ -19,27 +19,27 @@ def positions(length: int, start: int = 0) -> torch.Tensor:
     return torch.arange(start, start + length).expand(2, -1)
 
 
-def empty(groups: int, window: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.zeros(2, 2, groups, window, head_dim, dtype=torch.float64))  # type: ignore[return-value]
+def empty(num_key_value_heads: int, window: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.zeros(2, 2, num_key_value_heads, window, head_dim, dtype=torch.float64))  # type: ignore[return-value]
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(1, 80),
     window=st.integers(1, 40),
-    groups=st.integers(1, 3),
+    num_key_value_heads=st.integers(1, 3),
     num_queries_per_kv=st.integers(1, 3),
     head_dim=st.sampled_from([2, 6, 8]),
 )
 def test_blockwise_window_equals_naive_window(
-    length: int, window: int, groups: int, num_queries_per_kv: int, head_dim: int
+    length: int, window: int, num_key_value_heads: int, num_queries_per_kv: int, head_dim: int
 ) -> None:
-    query, key, value = random_heads(length, groups * num_queries_per_kv, groups, head_dim)
-    output, _, _ = window_attention(query, key, value, positions(length), *empty(groups, window, head_dim))
+    query, key, value = random_heads(length, num_key_value_heads * num_queries_per_kv, num_key_value_heads, head_dim)
+    output, _, _ = window_attention(query, key, value, positions(length), *empty(num_key_value_heads, window, head_dim))
     assert relative_l2(output, naive_window_attention(query, key, value, window)) < 1e-12
 
 
-def test_window_counts_keys_with_the_current_one_included() -> None:
+def test_window_size_includes_the_current_key() -> None:
     query, key, value = random_heads(5, 1, 1, 4)
     output, _, _ = window_attention(query, key, value, positions(5), *empty(1, 1, 4))
     assert relative_l2(output, value) < 1e-12
@@ -69,7 +69,7 @@ def test_rows_past_the_length_are_never_read() -> None:
         assert torch.equal(expected, measured)
 
 
-def test_padding_leaves_no_trace_and_reads_as_zero() -> None:
+def test_padding_does_not_change_the_state_and_its_output_is_zero() -> None:
     query, key, value = random_heads(6, 2, 1, 4)
     at = positions(6).clone()
     at[1, 4:] = -1
