@@ -22,7 +22,7 @@ from lm_eval.api.model import TemplateLM
 from tqdm import tqdm
 
 from liger_export.errors import InputError, LigerExportError
-from liger_export.metrics import losses_and_hits
+from liger_export.metrics import losses_and_top1
 from liger_export.runtime import Sampling, SavedState, load
 
 __all__ = ["PackageLM", "main", "register"]
@@ -156,7 +156,7 @@ class PackageLM(TemplateLM):  # type: ignore[misc]
         pieces = (to_read[start : start + PIECE] for start in range(0, len(to_read), PIECE))
         for rows in chain([logits[None]] if tokens else [], map(self._session.all_logits, pieces)):
             wanted = torch.tensor([tokens[scored : scored + len(rows)]])
-            sums = losses_and_hits(torch.from_numpy(rows)[None], wanted).sum(1)
+            sums = losses_and_top1(torch.from_numpy(rows)[None], wanted).sum(1)
             loss, hits, scored = loss + float(sums[0]), hits + int(sums[1]), scored + len(rows)
         return -loss, hits == len(tokens)
 
