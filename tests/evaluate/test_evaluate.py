@@ -146,7 +146,7 @@ def test_damaged_models_are_refused(base: Path, package_copy: Path, text: Path, 
 
     smaller = Path(shutil.copytree(base, tmp_path / "smaller"))
     edit_json(smaller / "config.json", vocab_size=90)
-    with pytest.raises(InputError, match="its model knows 90"):
+    with pytest.raises(InputError, match="the model knows 90"):
         text_blocks(open_model(smaller), text, LENGTH)
 
     (smaller / "tokenizer.json").write_text("{}")
