@@ -1,53 +1,53 @@
-"""What is measured: a package in ONNX Runtime, and a transformer with its KV cache in PyTorch.
+"""The measured systems: a package in ONNX Runtime, and a transformer with its KV cache in PyTorch.
 
-torch and transformers are imported where a transformer is opened, so that a package's process holds neither.
+torch and transformers are imported only when a transformer is loaded, so a package's process contains neither.
 """
 
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
-from liger_export.errors import CheckpointError, UnsupportedModelError
+from liger_export.errors import UnsupportedModelError
 from liger_export.runtime import load
 from liger_export.runtime.buffers import CPU
 
-__all__ = ["FILLED_ABOVE", "Contender", "PackageContender", "TransformerContender"]
+__all__ = ["FILLED_ABOVE", "PackageSystem", "System", "TransformerSystem"]
 
-FILLED_ABOVE = 4096  # a transformer's own prefill is quadratic: hours at 32k tokens and a billion parameters
+FILLED_ABOVE = 4096  # a transformer's prefill is quadratic: hours at 32k tokens and a billion parameters
 
 
-class Contender(Protocol):
-    """A model that reads a context and continues it by one token at a time, most likely first.
+class System(Protocol):
+    """A model that reads a context and continues it greedily, one token at a time.
 
     Attributes:
-        vocab_size: tokens it knows.
+        vocab_size: number of tokens in the vocabulary.
     """
 
     vocab_size: int
 
     def reads(self, context: int) -> bool:
-        """Whether ``prefill`` really reads so many tokens; a cache is filled with random values otherwise."""
+        """Return True if ``prefill`` reads a context of this length, False if it fills a cache with random values."""
 
     def prefill(self, tokens: list[int]) -> int:
-        """Start over, read tokens and return the most likely next one."""
+        """Start over, read tokens and return the argmax of the next token."""
 
     def step(self, token: int) -> int:
-        """Read one token and return the most likely next one."""
+        """Read one token and return the argmax of the next."""
 
     def memory_bytes(self) -> int:
-        """Bytes of the tensors that are carried to the next token."""
+        """Return the bytes of all tensors that are carried to the next token."""
 
 
-class PackageContender:
-    """A package. Its memory is one set of state tensors; the session has two, and neither grows."""
+class PackageSystem:
+    """A package. Its memory is one set of state tensors. A session holds two sets, and neither grows."""
 
     def __init__(self, directory: Path, threads: int) -> None:
-        """Open a package whose files were checked before. Raises as ``load``."""
+        """Open a package whose files have already been checked. Raises the same errors as ``load``."""
         self._session = load(directory, device=CPU, threads=threads)
         self.vocab_size = self._session.manifest.model_config.vocab_size
 
     def reads(self, context: int) -> bool:
-        """Always."""
+        """Return True: a package reads every context."""
         return True
 
     def prefill(self, tokens: list[int]) -> int:
@@ -56,51 +56,42 @@ class PackageContender:
         return int(self._session.prefill(tokens).argmax())
 
     def step(self, token: int) -> int:
-        """One token through the same graph."""
+        """Read one token with the same graph."""
         return int(self._session.step(token).argmax())
 
     def memory_bytes(self) -> int:
-        """As the manifest has it."""
+        """Return the size of the state in the manifest."""
         return self._session.state_bytes
 
 
-class TransformerContender:
-    """A causal language model of transformers on the CPU, with the cache that ``generate`` gives it by default.
+class TransformerSystem:
+    """A causal language model in transformers on the CPU, with the cache that ``generate`` uses by default.
 
-    A prompt is read in one call, as ``generate`` does, and logits are computed for its last token alone.
+    As in ``generate``, a prompt is read in one call, and logits are computed only for its last token.
     """
 
     def __init__(self, directory: Path, threads: int, dtype: str) -> None:
-        """Load a checkpoint. Raises CheckpointError if transformers cannot."""
+        """Load a checkpoint. Raises CheckpointError if transformers cannot load it."""
         import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
+
+        from liger_export.checkpoint.causal_lm import load_causal_lm
 
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-            line = str(error).strip().split("\n")[0].rstrip(".")
-            raise CheckpointError(
-                f"The model of {directory} cannot be loaded ({line}).", "Restore the original checkpoint."
-            ) from error
-        self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self._model: Any = model.eval()
+        self._model: Any = load_causal_lm(directory, getattr(torch, dtype))
         self._cache: Any = None
+        self.vocab_size = int(self._model.config.get_text_config().vocab_size)
 
     def reads(self, context: int) -> bool:
-        """Up to ``FILLED_ABOVE`` tokens."""
+        """Return True up to ``FILLED_ABOVE`` tokens."""
         return context <= FILLED_ABOVE
 
     def prefill(self, tokens: list[int]) -> int:
-        """Start over and read tokens; beyond ``FILLED_ABOVE``, read the last one after a cache of random values."""
+        """Start over and read tokens. Above ``FILLED_ABOVE``, fill the cache at random and read only the last token."""
         self._cache = None
         if not self.reads(len(tokens)):
             self._fill(tokens[0], len(tokens) - 1)
@@ -108,11 +99,11 @@ class TransformerContender:
         return self._read(tokens)
 
     def step(self, token: int) -> int:
-        """One token, the cache growing by its keys and values."""
+        """Read one token; its keys and values are added to the cache."""
         return self._read([token])
 
     def memory_bytes(self) -> int:
-        """Bytes of all keys and values. Raises UnsupportedModelError if the model keeps anything else."""
+        """Return the bytes of all keys and values. Raises UnsupportedModelError if the model keeps anything else."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers())
 
     def _read(self, tokens: list[int]) -> int:
@@ -125,7 +116,7 @@ class TransformerContender:
         return int(output.logits[0, -1].argmax())
 
     def _fill(self, token: int, length: int) -> None:
-        """Read one token, which shapes the cache, and add random keys and values up to ``length``."""
+        """Read one token to allocate the cache, then append random keys and values up to ``length``."""
         import torch
 
         self._read([token])
@@ -137,7 +128,7 @@ class TransformerContender:
         layers = list(getattr(self._cache, "layers", ()))
         if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
             raise UnsupportedModelError(
-                "The model measured against keeps something else than keys and values in every layer.",
-                "Measure against a transformer with softmax attention, such as the package's base.",
+                "The model to compare with has layers whose memory is not keys and values.",
+                "Compare with a transformer that uses softmax attention, such as the package's base.",
             )
         return layers

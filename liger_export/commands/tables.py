@@ -77,20 +77,20 @@ def position_tables(evaluations: "Sequence[Evaluation]") -> tuple[Table, Table]:
 
 
 def bench_table(report: "BenchReport") -> Table:
-    """Speed and memory by context, the spread below each median; two contenders stand below each other."""
+    """Speed and memory by context, the spread below each median; two systems stand below each other."""
     title = report.package if report.against is None else f"{report.package} against {report.against}"
     names = ("prefill\ntokens/s", "first\ntoken", "decode\ntokens/s", "peak\nRSS", "carried")
     figures = (Column(name, justify="right", no_wrap=True) for name in names)
     table = Table(Column("at context", no_wrap=True), *figures, box=SIMPLE, title=escape(title))
     for row in report.rows:
         table.add_row(
-            f"{row.contender}\n[dim]at {row.context:,}",
+            f"{row.system}\n[dim]at {row.context:,}",
             _spread(row.prefill_tokens_per_second, _rate),
             _time_spread(row.first_token_seconds),
             _spread(row.decode_tokens_per_second, _rate),
             megabytes(row.peak_rss_bytes.median),
             megabytes(row.memory_bytes),
-            end_section=row.contender == report.contenders[-1],
+            end_section=row.system == report.systems[-1],
         )
     table.caption, table.caption_justify = "\n".join(escape(line) for line in report.footnotes), "left"
     return table
