@@ -122,7 +122,7 @@ def replay_distance(package: Path) -> dict[str, float]:
 
 
 def speed(package: Path, bandwidth: float) -> dict[str, object]:
-    """Measure prefill and decoding. Each token reads the whole data file, except an embedding table of its own."""
+    """Measure prefill and decoding. Each token reads the whole data file, except a separate embedding table."""
     started = time.perf_counter()
     session = load(package, device="cuda")
     opened = time.perf_counter() - started

@@ -125,7 +125,7 @@ class BenchReport:
 
     @property
     def footnotes(self) -> tuple[str, ...]:
-        """How the results were measured and what they exclude, one sentence per line."""
+        """Description of the measurement and of what it excludes, one sentence per line."""
         settings, versions = self.settings, ", ".join(f"{name} {text}" for name, text in self.machine.versions.items())
         lines = [
             f"{self.machine.processor}, threads: {settings.threads}; {versions}.",

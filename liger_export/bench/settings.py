@@ -22,7 +22,7 @@ def default_threads() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """What to measure, and how.
+    """Settings of a benchmark.
 
     Attributes:
         contexts: numbers of tokens read before decoding, in ascending order.

@@ -33,7 +33,7 @@ class TaughtAttention(nn.Module):
     """An attention layer that learns to match softmax attention, and outputs the softmax attention in training."""
 
     def __init__(self, attention: LigerAttention, window: int | None) -> None:
-        """Wrap a layer's attention. ``window`` is the base model's own attention window, None for all keys."""
+        """Wrap a layer's attention. ``window`` is the base model's attention window, None for all keys."""
         super().__init__()
         self.attention = attention
         self.window = window
