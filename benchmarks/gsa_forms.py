@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper, parser
+from onnx import TensorProto, helper
 
 from liger_export.bench.timing import Spread, timed
+from liger_export.onnx_functions.schemas import Kind, Operator
+from liger_export.onnx_functions.stock import parse_body
 from liger_export.onnx_functions.stock.gsa import FIRST_PASS, SLOT_SIZES, chunks, one_token
-from liger_export.onnx_functions.stock.parts import SIZES, Kind, Operator
+from liger_export.onnx_functions.stock.snippets import SIZES
 
 SHAPES = [(8, 2, 32, 32), (32, 8, 64, 64), (32, 8, 128, 64)]  # H, G, D, M
 BOUND = 1e-5
@@ -135,7 +137,7 @@ def session(form: str, shape: tuple[int, int, int, int], threads: int) -> onnxru
     }
     outputs = ("logits", "next_slot_key")
     body = SIZES + SLOT_SIZES + FORMS[form]
-    operator = Operator("FirstPass", tuple(inputs), outputs, dict.fromkeys(attributes, Kind.INT), body)
+    operator = Operator("FirstPass", tuple(inputs), outputs, dict.fromkeys(attributes, Kind.INT))
     node = helper.make_node("FirstPass", list(inputs), outputs, domain="liger", **attributes)
     graph = helper.make_graph(
         [node],
@@ -144,7 +146,7 @@ def session(form: str, shape: tuple[int, int, int, int], threads: int) -> onnxru
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
     )
     imports = [helper.make_opsetid(name, version) for name, version in (("", 23), ("com.microsoft", 1), ("liger", 1))]
-    function = parser.parse_function(operator.text)
+    function = parse_body(operator, body)
     model = helper.make_model(graph, functions=[function], opset_imports=imports, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from common import copy_bandwidth, graph_microseconds
 
-from liger_export.kernels.launch import chunk, step, step_in_place
+from liger_export.kernels.launch import chunkwise, step, step_in_place
 from liger_export.ops import NAIVE_ATTENTIONS
 
 H, G, D, W, T = 32, 8, 128, 64, 4096
@@ -44,7 +44,7 @@ def errors() -> None:
         state = tuple(torch.zeros_like(tensor) for tensor in state)
         heads = [part.double().unflatten(-1, (-1, D)).cpu() for part in projections]
         expected, memory, *_ = NAIVE_ATTENTIONS["gla"](*heads, angles.cpu(), W, **OPTIONS)
-        whole = chunk("gla", projections, (cos, sin, position_ids), state, **OPTIONS)
+        whole = chunkwise("gla", projections, (cos, sin, position_ids), state, **OPTIONS)
         outputs, after_steps = [], state
         for t in range(length):
             here = slice(t, t + 1)
@@ -70,7 +70,7 @@ def steps(batch: int) -> None:
 def prefill() -> None:
     """Time many tokens of one sequence."""
     for dtype in (torch.bfloat16, torch.float32):
-        time = graph_microseconds([partial(chunk, "gla", *layer(1, T, dtype), **OPTIONS)])
+        time = graph_microseconds([partial(chunkwise, "gla", *layer(1, T, dtype), **OPTIONS)])
         print(f"chunk, T {T}, {dtype}: {time:.0f} us", flush=True)
 
 

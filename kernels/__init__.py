@@ -1,13 +1,18 @@
 """GPU kernels of the ``liger::`` operators, in Triton.
 
-- ``shapes``: which layers the kernels compute;
-- ``step``: one token, a layer a launch; ``chunk``: any number of tokens, five launches;
-- ``linear``: linear layers of few tokens; ``candidates``: the largest logits; ``pointwise``: what is left;
-- ``overlap``: how a kernel begins before the one before has ended;
-- ``plans``: constants, warps and grids, one plan a kernel;
-- ``launch``: the kernels as functions of torch tensors; ``register``: as the CUDA form of the operators;
-- ``build``: compiled ahead of time for named GPUs, on any machine; ``prebuilt``: what the wheel carries of that;
-  ``bundle``: builds as one tensor of a graph.
+Kernels:
 
-Importing any of these but the kernels themselves needs no Triton.
+- ``step``: one token of a layer's attention in one launch; ``batched``: the same for large batches;
+- ``chunkwise`` and ``window``: attention for several tokens in five launches;
+- ``linear``: linear layers for few tokens; ``top_logits``: the largest logits; ``pointwise``: everything else;
+- ``features`` and ``dependent_launch``: functions that the kernels share.
+
+Around them:
+
+- ``shapes``: layer shapes that the kernels support; ``plans``: constants, warps and grid of each kernel;
+- ``launch``: the kernels as functions of torch tensors; ``register``: the kernels as CUDA operators of PyTorch;
+- ``targets``, ``arguments``, ``compiler``, ``build``: ahead-of-time compilation for named GPUs, on any machine;
+- ``prebuilt``: kernels that a wheel carries; ``bundle``: builds as one tensor of a graph.
+
+Only the modules with kernels need Triton to be imported.
 """

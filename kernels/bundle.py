@@ -1,21 +1,23 @@
-"""Builds as one run of bytes, which a fused graph carries to the operator library.
+"""Builds as one run of bytes, which a CUDA graph carries to the operator library.
 
-A bundle is a text of lines, ended by ``end``, and behind it the cubins. Its lines:
+A bundle is a text header, ended by the line ``end``, followed by the cubins. The header's lines:
 
     liger-kernels VERSION
-    shape MIXER GROUPS REPEATS HEAD_DIM WINDOW ACTIVATION
+    shape MIXER NUM_KEY_VALUE_HEADS NUM_QUERIES_PER_KV HEAD_DIM WINDOW ACTIVATION
     kernel CAPABILITY NAME SYMBOL THREADS SHARED_BYTES DEPENDENT GRID OFFSET SIZE ARGUMENTS
 
-with one kernel a line. DEPENDENT is 1 where a kernel may begin before the one before has ended. GRID is three axes
-TIMES:OF:PER (``plans.Axis``), joined by commas; ARGUMENTS are NAME:TYPE, joined by commas, in the order of the launch;
-OFFSET counts from the first byte behind the text. The reader is plugins/ort/cuda_kernels.cpp.
+There is one ``kernel`` line per kernel and target. NAME is ``Plan.name``; SYMBOL is the function in the cubin.
+DEPENDENT is 1 for kernels launched with programmatic dependent launch. GRID is three axes TIMES:OF:PER
+(``plans.Axis``), separated by commas. ARGUMENTS are NAME:TYPE, separated by commas, in launch order. OFFSET counts from
+the first byte after the header. The reader is plugins/ort/cuda_kernels.cpp.
 """
 
 from dataclasses import astuple
 from typing import Any
 
 from liger_export.errors import KernelError
-from liger_export.kernels.build import TARGETS, Build
+from liger_export.kernels.build import Build
+from liger_export.kernels.targets import TARGETS
 
 __all__ = ["pack"]
 
@@ -23,16 +25,16 @@ VERSION = 2
 
 
 def pack(builds: list[Build]) -> bytes:
-    """Builds of one shape, for one target each, as a bundle.
+    """Pack builds of one shape, each for another target, into a bundle.
 
     Raises:
-        KernelError: there are no builds, or they are of several shapes.
+        KernelError: there are no builds, or they have different shapes.
     """
     shapes = {build.shape for build in builds}
     if len(shapes) != 1:
-        raise KernelError(f"A bundle holds kernels of one shape, not of {len(shapes)}.", "Pack each shape by itself.")
+        raise KernelError(f"A bundle holds kernels of one shape, not of {len(shapes)}.", "Pack one bundle per shape.")
     lines = [f"liger-kernels {VERSION}", " ".join(map(str, ("shape", *astuple(shapes.pop()))))]
-    offsets: dict[bytes, int] = {}  # layers of different sizes may share code
+    offsets: dict[bytes, int] = {}  # kernels with the same code share it
     size = 0
     for build in builds:
         for name, description in build.kernels.items():

@@ -1,6 +1,6 @@
-"""What the step and the chunk kernels share: feature maps, gates, rotary embedding. Everything in float32.
+"""Feature maps, gates and rotary embedding, shared by all attention kernels. Results are float32.
 
-Inside kernels a mixer is its number of ``plans.MIXER_NUMBERS``.
+Kernels identify a mixer by its number in ``plans.MIXER_NUMBERS``.
 """
 
 import triton
@@ -15,7 +15,7 @@ GLA = tl.constexpr(MIXER_NUMBERS["gla"])
 
 @triton.jit
 def softmax_rows(rows, real):
-    """Softmax along the last axis of [N, D]; columns where ``real`` is false get 0."""
+    """Softmax along the last axis of [N, D]. Columns where ``real`` is false become 0."""
     rows = tl.where(real, rows, float("-inf"))
     powers = tl.exp(rows - tl.max(rows, axis=1)[:, None])
     return powers / tl.sum(powers, axis=1)[:, None]
@@ -23,7 +23,7 @@ def softmax_rows(rows, real):
 
 @triton.jit
 def key_features(keys, real, MIXER: tl.constexpr):
-    """What keys [N, D] write: softmax (arXiv 2503.01496, eq. 5) or 1 - sigmoid (arXiv 2404.07904, eq. 7)."""
+    """Key features [N, D]: softmax (arXiv 2503.01496, eq. 5) or 1 - sigmoid (arXiv 2404.07904, eq. 7)."""
     if MIXER == GLA:
         features = softmax_rows(keys, real)
     else:
@@ -33,21 +33,20 @@ def key_features(keys, real, MIXER: tl.constexpr):
 
 @triton.jit
 def log_gates(keys, real, gate_normalizer):
-    """Log decays logsigmoid(key) / normalizer, at most 0; 0 where ``real`` is false."""
-    # Never the exponential of a positive number: exact for the strongest gates.
+    """Log decays logsigmoid(key) / normalizer, at most 0. Columns where ``real`` is false become 0."""
+    # The exponent is never positive, so that the strongest gates stay exact.
     gates = tl.minimum(keys, 0.0) - tl.log(1 + tl.exp(-tl.abs(keys)))
     return tl.where(real, gates / gate_normalizer, 0.0)
 
 
 @triton.jit
 def rotated(rows, partners, cos, sin, dims, D: tl.constexpr):
-    """Rotary embedding in half-split order: dimension d turns with its partner, d + D / 2 or d - D / 2.
+    """Rotary embedding in half-split order: dimension d is rotated with its partner, d + D / 2 or d - D / 2.
 
     Args:
         rows: [N, BLOCK_D].
-        partners: [N, BLOCK_D], the same rows by partner.
-        cos: [N or 1, BLOCK_D], by dimension modulo D / 2.
-        sin: likewise.
+        partners: [N, BLOCK_D], the partners' values in the same rows.
+        cos, sin: [N or 1, BLOCK_D], of the angle of dimension d modulo D / 2.
         dims: [1, BLOCK_D], 0 to BLOCK_D - 1.
         D: head size.
     """

@@ -1,4 +1,4 @@
-"""The kernels as functions of torch tensors, and as the CUDA implementation of the ``liger::`` operators."""
+"""The attention kernels as functions of torch tensors."""
 
 from typing import Any
 
@@ -6,11 +6,20 @@ import torch
 from torch import Tensor
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
-from liger_export.kernels.build import DEPENDENT_LAUNCH, compiles_many_steps
-from liger_export.kernels.plans import BLOCK, CHUNK, MANY_COLUMNS, chunk_plans, many_step_plan, step_plan
+from liger_export.kernels.compiler import compiles_batched_steps
+from liger_export.kernels.plans import (
+    BATCHED_COLUMNS,
+    BLOCK,
+    CHUNK,
+    Plan,
+    batched_step_plan,
+    chunkwise_plans,
+    step_plan,
+)
 from liger_export.kernels.shapes import AttentionShape
+from liger_export.kernels.targets import DEPENDENT_LAUNCH_CAPABILITY
 
-__all__ = ["chunk", "oldest_first", "step", "step_in_place"]
+__all__ = ["chunkwise", "oldest_first", "shape_of", "step", "step_in_place"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -23,21 +32,21 @@ def step(
     gate_normalizer: float = 1.0,
     recurrent_weight: float = 0.5,
 ) -> Tensors:
-    """One token, states out of place and the window oldest first: the operator's contract.
+    """Run one token as the operator does: states out of place, the window oldest first.
 
     Args:
-        mixer: one of ``MIXERS``.
-        projections: query [B, 1, H * D], key and value [B, 1, G * D]; parts of a packed row will do.
+        mixer: one of ``KERNEL_MIXERS``.
+        projections: query [B, 1, H * D], key and value [B, 1, G * D]; they may be slices of one packed row.
         positions: cos and sin, float32 [B, 1, D / 2], and position_ids, int64 [B, 1], -1 for no token.
         state: recurrent_state, float32 [B, G, D, D], window_key and window_value [B, G, W, D].
         gate_normalizer: divides the log gates; 1 for hgrn2.
-        recurrent_weight: share of the recurrence in the output.
+        recurrent_weight: weight of the recurrence in the output.
 
     Returns:
         Output [B, 1, H * D], and the next three state tensors.
 
     Raises:
-        KernelError: no kernel computes this shape.
+        KernelError: no kernel supports this shape.
         EnvironmentMismatchError: Triton is not installed.
     """
     next_state = tuple(torch.empty_like(tensor) for tensor in state)
@@ -53,22 +62,22 @@ def step_in_place(
     gate_normalizer: float = 1.0,
     recurrent_weight: float = 0.5,
 ) -> Tensor:
-    """One token, states in place; arguments as ``step``.
+    """Run one token with states updated in place. Arguments as for ``step``.
 
-    The window is a ring: the row of position p is p % W. Until W tokens that is the contract's order, oldest first;
-    ``oldest_first`` restores it after. Every row is read once a step and one is written.
+    The window is a ring: position p has row p % W. For the first W tokens this is the operator's order, oldest first;
+    after that ``oldest_first`` restores it. A step reads every row once and writes one.
 
     Returns:
         Output [B, 1, H * D].
 
     Raises:
-        KernelError: no kernel computes this shape.
+        KernelError: no kernel supports this shape.
         EnvironmentMismatchError: Triton is not installed.
     """
     return _step(mixer, projections, positions, state, state, (gate_normalizer, recurrent_weight))
 
 
-def chunk(
+def chunkwise(
     mixer: str,
     projections: Tensors,
     positions: Tensors,
@@ -76,31 +85,32 @@ def chunk(
     gate_normalizer: float = 1.0,
     recurrent_weight: float = 0.5,
 ) -> Tensors:
-    """Any number of tokens T from any state, states out of place and the window oldest first.
+    """Run any number of tokens T from any state, states out of place and the window oldest first.
 
-    Arguments as ``step``, with T in the place of 1; padding may only end a row. Beside its results it takes
-    T / 64 states' worth of memory, and keys in float32 twice, while it runs.
+    Arguments as for ``step``, with T instead of 1. Padding may only end a row. Besides its results, a call allocates
+    T / 64 copies of the state, two copies of the keys in float32, and two in their dtype.
 
     Returns:
         Output [B, T, H * D], and the next three state tensors.
 
     Raises:
-        KernelError: no kernel computes this shape.
+        KernelError: no kernel supports this shape, or T is too large for 32-bit offsets.
         EnvironmentMismatchError: Triton is not installed.
     """
     shape = shape_of(mixer, projections, state)
     batch, length, width = projections[0].shape
     query, key, value = projections
     if max(length * part.stride(1) for part in projections) >= 2**31:
-        raise KernelError(f"The chunk kernel was given {length} tokens in one call.", "Cut them into several calls.")
+        raise KernelError(f"One call has {length} tokens, too many for the kernels.", "Split them into several calls.")
     try:
-        from liger_export.kernels import chunk as kernels
+        from liger_export.kernels.chunkwise import output_kernel, pass_kernel, prepare_kernel
+        from liger_export.kernels.window import leave_kernel, window_kernel
     except ImportError as error:
         raise no_triton() from error
     cos, sin, position_ids = (tensor.contiguous() for tensor in positions)
     counts = (position_ids >= 0).sum(1, dtype=torch.int32)
     memory, *window = state
-    heads, head_dim, padded = (batch, shape.groups), shape.head_dim, length + -length % CHUNK
+    heads, head_dim, padded = (batch, shape.num_key_value_heads), shape.head_dim, length + -length % CHUNK
 
     features, gates = (query.new_empty(*heads, padded, head_dim, dtype=torch.float32) for _ in range(2))
     decayed_keys, rotated_keys = (query.new_empty(*heads, padded, head_dim) for _ in range(2))
@@ -113,35 +123,34 @@ def chunk(
     lengths = (length, padded)
     prepared = (features, gates, decayed_keys, block_gates)
     arguments = {
-        "prepare_kernel": (
+        prepare_kernel: (
             *(key, cos, sin, counts, *prepared, rotated_keys),
             *(*key_strides, *lengths, gate_normalizer),
         ),
-        "pass_kernel": (
+        pass_kernel: (
             *(value, decayed_keys, block_gates, counts, memory, entering, next_memory),
             *(*value_strides, padded),
         ),
-        "window_kernel": (
+        window_kernel: (
             *(query, value, rotated_keys, cos, sin, position_ids, counts, *window, output),
             *(*query_strides, *value_strides, *lengths),
         ),
-        "output_kernel": (
+        output_kernel: (
             *(query, value, *prepared, counts, entering, output),
             *(*query_strides, *value_strides, *lengths, recurrent_weight),
         ),
-        "leave_kernel": (
+        leave_kernel: (
             *(value, rotated_keys, position_ids, counts, *window, *next_window),
             *(*value_strides, *lengths),
         ),
     }
-    for name, plan in chunk_plans(shape).items():
-        kernel = getattr(kernels, name)
-        kernel[plan.programs(batch, length)](*arguments[name], **plan.constants, **plan.options)
+    for (kernel, tensors), plan in zip(arguments.items(), chunkwise_plans(shape).values(), strict=True):
+        kernel[plan.programs(batch, length)](*tensors, **plan.constants, **plan.options)
     return output, next_memory, *next_window
 
 
 def oldest_first(window: Tensor, seen: Tensor) -> Tensor:
-    """The contract's order of a ring [B, G, W, D] after ``seen`` tokens, int64 [B]."""
+    """Reorder a ring [B, G, W, D] oldest first, after ``seen`` tokens, int64 [B]."""
     size = window.shape[2]
     start = torch.where(seen > size, seen % size, 0)
     rows = (start[:, None] + torch.arange(size, device=window.device)) % size
@@ -149,24 +158,25 @@ def oldest_first(window: Tensor, seen: Tensor) -> Tensor:
 
 
 def shape_of(mixer: str, projections: Tensors, state: Tensors) -> AttentionShape:
-    """The shape that an operator's tensors have.
+    """Return the attention shape of an operator's tensors.
 
     Raises:
-        KernelError: no kernel computes it, or a tensor is laid out as no kernel reads it.
+        KernelError: no kernel supports the shape, or a tensor's dtype or layout.
     """
     query, key, value = projections
     memory, window_key, window_value = state
-    _, groups, window, head_dim = window_key.shape
+    _, kv_heads, window, head_dim = window_key.shape
     activation = str(query.dtype).removeprefix("torch.")
-    shape = AttentionShape(mixer, groups, query.shape[-1] // (groups * head_dim), head_dim, window, activation)
+    queries_per_kv = query.shape[-1] // (kv_heads * head_dim)
+    shape = AttentionShape(mixer, kv_heads, queries_per_kv, head_dim, window, activation)
     if {tensor.dtype for tensor in (*projections, window_key, window_value)} != {query.dtype}:
-        raise KernelError("Projections and window differ in dtype.", f"Give all of them in {activation}.")
+        raise KernelError("Projections and window differ in dtype.", f"Pass all of them in {activation}.")
     if memory.dtype != torch.float32:
-        raise KernelError(f"The recurrent state is {memory.dtype}.", "Give it in float32.")
-    if key.shape[-1] != groups * head_dim or value.shape != key.shape:
+        raise KernelError(f"The recurrent state is {memory.dtype}.", "Pass it in float32.")
+    if key.shape[-1] != kv_heads * head_dim or value.shape != key.shape:
         raise KernelError(
-            f"Key and value have rows of {key.shape[-1]} and {value.shape[-1]} values.",
-            f"The window asks for {groups} heads of {head_dim}.",
+            f"Key and value have rows of {key.shape[-1]} and {value.shape[-1]} elements.",
+            f"Pass {kv_heads} heads of size {head_dim}, as in the window.",
         )
     if not all(tensor.is_contiguous() for tensor in state) or any(part.stride(-1) != 1 for part in projections):
         raise KernelError("A state tensor or a projection's row is not contiguous.", "Call .contiguous() on it.")
@@ -179,40 +189,52 @@ def _step(
     shape = shape_of(mixer, projections, state)
     batch, length, width = projections[0].shape
     if length != 1:
-        raise KernelError(f"The step kernel was given {length} tokens.", "Use the chunk kernel for more than one.")
+        raise KernelError(f"The step kernel got {length} tokens.", "Use the chunkwise kernels for more than one token.")
     try:
-        from liger_export.kernels.many import many_step_kernel
+        from liger_export.kernels.batched import batched_step_kernel
         from liger_export.kernels.step import step_kernel
     except ImportError as error:
         raise no_triton() from error
     query, in_place = projections[0], next_state is state
     output, tensors = query.new_empty(batch, 1, width), [tensor.contiguous() for tensor in positions]
-    kernel, plan = step_kernel, step_plan(shape, batch, ring=in_place)
-    memory: Tensors = ()
-    is_many = batch * shape.groups * shape.head_dim >= MANY_COLUMNS
-    if is_many and compiles_many_steps() and (many := many_step_plan(shape, ring=in_place)):
-        kernel, plan, heads = many_step_kernel, many, (batch, shape.groups)
-        vectors = query.new_empty(*heads, shape.repeats + 2, shape.head_dim, dtype=torch.float32)
-        memory = (vectors, query.new_empty(*heads, shape.repeats, shape.head_dim))
-    constants = plan.constants | {"READS_AHEAD": False} if kernel is step_kernel else plan.constants
+    workspace: Tensors = ()
+    plan = _batched_plan(shape, batch, ring=in_place)
+    if plan is not None:
+        kernel, constants, workspace = batched_step_kernel, plan.constants, _batched_workspace(shape, query)
+    else:
+        kernel, plan = step_kernel, step_plan(shape, batch, ring=in_place)
+        constants = plan.constants | {"READS_AHEAD": False}
     kernel[plan.programs(batch)](
-        *(*projections, *tensors, *state, output, *next_state, *memory),
+        *(*projections, *tensors, *state, output, *next_state, *workspace),
         *(part.stride(0) for part in projections),
         *options,
-        **{**constants, **plan.options, **_early_launch(query.device)},
+        **{**constants, **plan.options, **_dependent_launch(query.device)},
     )
     return output
 
 
-def _early_launch(device: torch.device) -> dict[str, bool]:
-    """Has a kernel begin while the one before ends, for which it waits by itself (``overlap``), where a GPU can."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < DEPENDENT_LAUNCH // 10:
+def _batched_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan | None:
+    """Plan the batched step kernel, if the batch is large enough and Triton and the kernel support it."""
+    if batch * shape.num_key_value_heads * shape.head_dim < BATCHED_COLUMNS or not compiles_batched_steps():
+        return None
+    return batched_step_plan(shape, ring=ring)
+
+
+def _batched_workspace(shape: AttentionShape, query: Tensor) -> Tensors:
+    heads, queries = (len(query), shape.num_key_value_heads), shape.num_queries_per_kv
+    vectors = query.new_empty(*heads, queries + 2, shape.head_dim, dtype=torch.float32)
+    return vectors, query.new_empty(*heads, queries, shape.head_dim)
+
+
+def _dependent_launch(device: torch.device) -> dict[str, bool]:
+    """Options for programmatic dependent launch (``dependent_launch``), where the GPU supports it."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < DEPENDENT_LAUNCH_CAPABILITY // 10:
         return {}
     return {"PDL": True, "launch_pdl": True}
 
 
 def no_triton() -> EnvironmentMismatchError:
-    """What to raise where Triton is missing."""
+    """Return the error to raise if Triton is missing."""
     return EnvironmentMismatchError(
         "The GPU kernels need Triton, which is not installed.", "Install it on Linux: pip install triton."
     )

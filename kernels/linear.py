@@ -1,24 +1,23 @@
-"""Linear layers of few tokens on a GPU: a product that reads each weight once, with what stands around it.
+"""Linear layers for few tokens, fused with normalization, bias, gate and residual. Each weight is read once.
 
-RMS normalisation comes before the product, bias, residual and the gated SiLU behind it, so that a decoder layer is four
-of these and its attention. A program owns some rows of the weight and all of their columns. It keeps the token's
-activations in registers while it goes through its rows, and asks for each block of rows while it multiplies the one
-before. Where the GPU can begin a kernel before the one before has ended (``PDL``), it asks for its first weights before
-it waits for its activations.
+RMSNorm is applied before the product; bias, gated SiLU and residual after it, so that a decoder layer is four of these
+kernels and its attention. A program owns some rows of the weight with all of their columns. It keeps the token's
+activations in registers and loads the next block of rows while it multiplies the current one. With programmatic
+dependent launch (``PDL``) it loads its first weights before it waits for its activations.
 """
 
 import triton
 import triton.language as tl
 
-from liger_export.kernels.overlap import wait_for_activations
+from liger_export.kernels.dependent_launch import wait_for_activations
 
 __all__ = ["integer_linear_kernel", "linear_kernel"]
 
 FLAGS = ("has_norm", "has_zero_points", "has_bias", "has_residual")
-DENSE = tl.constexpr(16)  # bits of a weight that is no integers
+DENSE = tl.constexpr(16)  # bits of a weight that is not quantized
 ROUND = tl.constexpr(1.5 * 2**23)
 ROUND_BITS = tl.constexpr(0x4B400000)
-WORDS = tl.constexpr(4)  # of integers that are summed before a scale is looked up: what a thread reads at once
+WORDS = tl.constexpr(4)  # of integers summed before a scale is applied: one load of a thread
 
 
 @triton.jit(do_not_specialize=FLAGS)
@@ -41,21 +40,22 @@ def linear_kernel(
     GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One product with a weight as it is. Grid (programs, tokens), whatever number of programs.
+    """Linear layer with a weight in the activations' dtype. Grid (programs, tokens), for any number of programs.
 
     Args:
         hidden: [tokens, in_features].
-        norm_weight: [in_features], of RMSNorm (arXiv 1910.07467, eq. 4) if has_norm.
-        weight: [out_features, in_features]; if GATED twice as many rows, gate and up (arXiv 2002.05202, eq. 5).
-        bias: as many values as weight has rows, added if has_bias.
+        norm_weight: [in_features], weight of RMSNorm (arXiv 1910.07467, eq. 4), applied if has_norm.
+        weight: [out_features, in_features]; if GATED [2 * out_features, in_features], gate and up (arXiv 2002.05202,
+            eq. 5).
+        bias: one value per row of the weight, added if has_bias.
         residual: [tokens, out_features], added if has_residual.
         output: [tokens, out_features].
-        in_features: multiple of 16; out_features: rows of the result.
+        in_features: a multiple of 16. out_features: rows of the result.
         epsilon: of RMSNorm.
-        BLOCK_N: rows at a time. BLOCK_K: the power of two that holds in_features.
-        EVEN: in_features is BLOCK_K.
+        BLOCK_N: rows per iteration. BLOCK_K: in_features rounded up to a power of two.
+        EVEN: in_features equals BLOCK_K.
         GATED: the result is silu(gate) * up.
-        PDL: begin before the kernel before has ended.
+        PDL: use programmatic dependent launch.
     """
     norm = (norm_weight, epsilon, has_norm)
     around = (bias, residual, has_bias, has_residual)
@@ -89,16 +89,17 @@ def integer_linear_kernel(
     PDL: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
-    """As ``linear_kernel``, with a weight of integers as ONNX Runtime's MatMulNBits stores them.
+    """Linear layer with a quantized weight in the layout of ONNX Runtime's MatMulNBits.
 
-    Activations are rounded to 8-bit integers, of which 32 share a scale beside 4-bit weights, and 16 beside 8-bit ones.
+    Activations are rounded to 8-bit integers. With 4-bit weights 32 of them share a scale, with 8-bit weights 16.
+    Arguments as for ``linear_kernel``, except:
 
     Args:
         words: int32 [rows, in_features * BITS / 32], the first integer in the lowest bits.
         scales: [rows, in_features / GROUP].
-        zero_points: uint8 [rows, ceil(in_features / GROUP * BITS / 8)], read if has_zero_points; else they are
-            2 ** (BITS - 1).
-        BITS: 4 or 8. GROUP: columns of a scale, a multiple of 32.
+        zero_points: uint8 [rows, ceil(in_features / GROUP * BITS / 8)], read if has_zero_points. Otherwise all zero
+            points are 2 ** (BITS - 1).
+        BITS: 4 or 8. GROUP: columns per scale, a multiple of 32.
         NATIVE: compiled for a GPU, not interpreted.
     """
     norm = (norm_weight, epsilon, has_norm)
@@ -125,14 +126,14 @@ def _layer(
     PDL: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
-    """What both kernels do, with their arguments in groups."""
+    """Body of both kernels, with their arguments as tuples."""
     in_features, out_features = sizes
     token = tl.program_id(1).to(tl.int64)
     each = tl.cdiv(tl.cdiv(out_features, BLOCK_N), tl.num_programs(0)) * BLOCK_N
     first = tl.program_id(0) * each
     last = tl.minimum(first + each, out_features)
     lanes = tl.arange(0, BLOCK_N)
-    # Rows after the last repeat it, which costs less than a mask.
+    # Rows past the end repeat the last row, which is cheaper than a mask.
     n = tl.minimum(first + lanes, last - 1)
     rows = _rows(weight, n, in_features, BITS, GROUP, BLOCK_K, EVEN)
     up_rows = rows
@@ -152,7 +153,7 @@ def _layer(
             up = _product(up_rows, activations, BITS, NATIVE)
         up_rows = next_up_rows
         _store(result * root, up * root, added, n, last, token, output, out_features, GATED)
-    # The last block, with none to ask for; a program without rows stores nothing.
+    # The last block has no next one to load. A program without rows stores nothing.
     n = first + tl.maximum(last - first - 1, 0) // BLOCK_N * BLOCK_N + lanes
     added = _added(around, n, last, token, out_features, GATED)
     result = _product(rows, activations, BITS, NATIVE)
@@ -164,7 +165,7 @@ def _layer(
 
 @triton.jit
 def _activations(hidden, norm, in_features, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """What ``_product`` multiplies by, the normalisation's weight included, and the inverse root mean square, or 1."""
+    """Return activations times RMSNorm's weight for ``_product``, and the inverse root mean square, or 1."""
     norm_weight, epsilon, has_norm = norm
     if BITS == DENSE:
         k = tl.arange(0, BLOCK_K)
@@ -184,7 +185,7 @@ def _activations(hidden, norm, in_features, BITS: tl.constexpr, BLOCK_K: tl.cons
 
 @triton.jit
 def _added(around, n, last, token, out_features, GATED: tl.constexpr):
-    """Bias of rows n of the gate, or of all there is; bias of up; residual."""
+    """Load the bias of rows n (of gate, if GATED), the bias of up, and the residual."""
     bias, residual, has_bias, has_residual = around
     shift = tl.load(bias + n, mask=n < last * has_bias, other=0.0).to(tl.float32)
     up_shift = shift
@@ -206,7 +207,7 @@ def _store(result, up, added, n, last, token, output, out_features, GATED: tl.co
 
 @triton.jit
 def _rows(weight, n, in_features, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr):
-    """Rows n of the weight, as ``_product`` takes them."""
+    """Load rows n of the weight, as ``_product`` takes them."""
     n = n[:, None].to(tl.int64)
     if BITS == DENSE:
         k = tl.arange(0, BLOCK_K)[None, :]
@@ -224,10 +225,10 @@ def _rows(weight, n, in_features, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK
 def _integer_rows(
     weight, n, in_features, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr
 ):
-    """Words int32 [N, BLOCK_K * BITS / 32]; scale and zero point of every ``WORDS`` of them."""
+    """Load words, int32 [N, BLOCK_K * BITS / 32], and the scale and zero point of every ``WORDS`` of them."""
     words, scales, zero_points, has_zero_points = weight
     blocks = in_features // GROUP
-    row_words = blocks * (GROUP * BITS // 32)  # from this the compiler sees that rows begin at multiples of 16 bytes
+    row_words = blocks * (GROUP * BITS // 32)  # written so that the compiler sees that rows are aligned to 16 bytes
     word = tl.arange(0, BLOCK_K * BITS // 32)[None, :]
     block = tl.arange(0, BLOCK_K * BITS // (32 * WORDS))[None, :] * (32 * WORDS // BITS) // GROUP
     word_place, scale_place = words + n * row_words + word, scales + n * blocks + block
@@ -246,7 +247,7 @@ def _integer_rows(
 
 @triton.jit
 def _product(rows, activations, BITS: tl.constexpr, NATIVE: tl.constexpr):
-    """Rows times activations, float32 [N]."""
+    """Multiply rows by activations. Returns float32 [N]."""
     if BITS == DENSE:
         total = tl.sum(rows[0].to(tl.float32) * activations[0], axis=1)
     else:
@@ -256,7 +257,7 @@ def _product(rows, activations, BITS: tl.constexpr, NATIVE: tl.constexpr):
 
 @triton.jit
 def _integer_product(rows, activations, BITS: tl.constexpr, NATIVE: tl.constexpr):
-    """The sum of scale * (integer - zero_point) * activation over each row."""
+    """Sum scale * (integer - zero_point) * activation over each row."""
     tile, scale, zero_point = rows
     lower, upper, activation_scale, activation_total = activations
     none = tl.zeros(tile.shape, tl.int32)
@@ -272,7 +273,7 @@ def _integer_product(rows, activations, BITS: tl.constexpr, NATIVE: tl.constexpr
 
 @triton.jit
 def _dot_bytes(unsigned, signed, total, NATIVE: tl.constexpr):
-    """total + the products of two words' bytes, one instruction on a GPU."""
+    """Add the dot product of two words' four bytes to ``total``: one instruction on a GPU."""
     if NATIVE:
         total = tl.inline_asm_elementwise(
             "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [unsigned, signed, total], tl.int32, is_pure=True, pack=1
@@ -285,17 +286,17 @@ def _dot_bytes(unsigned, signed, total, NATIVE: tl.constexpr):
 
 @triton.jit
 def _rounded(values, BITS: tl.constexpr):
-    """Activations [SUMS, WORDS * 32 / BITS] as 8-bit integers that share a scale along the last axis.
+    """Quantize activations [SUMS, WORDS * 32 / BITS] to 8-bit integers with one scale per row.
 
     Returns:
-        packed: int32 [1, SUMS * WORDS] twice: what meets the lower and the upper half of the bytes of each word of
-            4-bit integers; with 8 bits the same twice.
+        lower, upper: int32 [1, SUMS * WORDS], the integers that pair with the low and high halves of the weights' bytes
+            if BITS is 4; the same values twice if BITS is 8.
         scale: float32 [1, SUMS].
-        total: of each block's integers, float32 [1, SUMS].
+        total: float32 [1, SUMS], the sum of each row's integers.
     """
     scale = tl.max(tl.abs(values), axis=1) / 127
     inverse = tl.where(scale > 0, 1 / scale, 0.0)
-    # Added to ROUND, a small number is an integer in the lowest bits of the sum: floor and conversion are slow.
+    # Adding ROUND leaves the rounded integer in the lowest bits of the sum: faster than floor and a conversion.
     integers = (values * inverse[:, None] + ROUND).to(tl.int32, bitcast=True)
     total = tl.sum(integers - ROUND_BITS, axis=1).to(tl.float32)
     words: tl.constexpr = values.shape[0] * WORDS
@@ -310,5 +311,5 @@ def _rounded(values, BITS: tl.constexpr):
 
 @triton.jit
 def _packed(integers):
-    """Four integers [N, 4] as the bytes of a word [N]."""
+    """Pack four integers [N, 4] into the bytes of a word [N]."""
     return tl.sum((integers & 0xFF) << (8 * tl.arange(0, 4))[None, :], axis=1)

@@ -1,54 +1,62 @@
-"""How each kernel is cut for a layer: its constants, its warps and its grid, the same for a launch and for a build."""
+"""Launch plans: constants, warps and grid of each kernel for a layer, shared by launches from PyTorch and by builds."""
 
 from dataclasses import dataclass, field
 
 from liger_export.kernels.shapes import AttentionShape, LinearShape, block_of
 
 __all__ = [
+    "BATCHED_COLUMNS",
     "BLOCK",
-    "CANDIDATES",
+    "BUNDLE_NAMES",
     "CHUNK",
-    "MANY_COLUMNS",
+    "MIXER_NUMBERS",
+    "MULTIPROCESSORS",
+    "TOP_LOGITS",
     "Axis",
     "Plan",
-    "chunk_plans",
+    "batched_step_plan",
+    "chunkwise_plans",
     "dequantize_plan",
     "linear_plan",
-    "many_step_plan",
     "pointwise_plans",
     "step_plan",
 ]
 
+# plugins/ort/cuda_operators.cpp repeats BLOCK, CHUNK, PART and BATCHED_COLUMNS, and top_logits.h TOP_LOGITS.
 BLOCK = 16  # tokens
 CHUNK = 64  # tokens
-CANDIDATES = 256  # largest logits that leave the GPU, a power of two
+TOP_LOGITS = 256  # largest logits that leave the GPU, a power of two
+BATCHED_COLUMNS = 16384  # columns of all states in a batch from which the batched step kernel is used
 MIXER_NUMBERS = {"gla": 0, "hgrn2": 1}
-MANY_COLUMNS = 16384  # of all states of a batch: from here on a program takes a whole head. Also in plugins/ort
-PROGRAMS_WANTED = 128  # about one for each multiprocessor of a large GPU
+MIN_PROGRAMS = 128  # about one per multiprocessor of a large GPU
 MULTIPROCESSORS = 132  # of an H100 or H200
 
-# As measured on an H200: docs/performance.md.
+# Names in builds and bundles of kernels whose function has another name. The operator library and packages written
+# earlier use these.
+BUNDLE_NAMES = {"batched_step_kernel": "many_step_kernel", "argmax_kernel": "most_likely_kernel"}
+
+# Measured on an H200: docs/performance.md.
 STEP = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
-NARROW_STEP = {**STEP, "num_warps": 4}  # of heads of at most 64
-MANY_STEP = {"num_stages": 1, "maxnreg": 128}
+NARROW_STEP = {**STEP, "num_warps": 4}  # for head sizes up to 64
+BATCHED_STEP = {"num_stages": 1, "maxnreg": 128}
 PREPARE = {"num_warps": 4, "num_stages": 1}
 PASS = {"num_warps": 2, "num_stages": 3}
 WINDOW = {"num_warps": 4, "num_stages": 2}
 OUTPUT = {"num_warps": 4, "num_stages": 2}
 LEAVE = {"num_warps": 4, "num_stages": 1}
-QUERIES, KEYS = 64, 32  # of a program of the window kernel, and taken at a time
-PART = 2048  # logits of a program that looks for the largest
-ROWS = 32  # of the window moved by a program
+QUERIES, KEYS = 64, 32  # queries per program of the window kernel, and keys per iteration
+PART = 2048  # logits per program in the first pass of argmax
+ROWS = 32  # window rows per program of the leave kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Programs along one axis of a grid: ``times * ceil(size / per)``, size being 1, the batch or T.
+    """Number of programs along one axis of a grid: ``times * ceil(size / per)``.
 
     Attributes:
-        times: a factor.
-        of: "one", "batch" or "length".
-        per: a divisor.
+        times: factor.
+        of: the size: "one" (1), "batch" or "length" (T).
+        per: divisor.
     """
 
     times: int = 1
@@ -56,7 +64,7 @@ class Axis:
     per: int = 1
 
     def count(self, batch: int, length: int) -> int:
-        """Programs for a call."""
+        """Return the number of programs of a call."""
         return self.times * -(-{"one": 1, "batch": batch, "length": length}[self.of] // self.per)
 
 
@@ -65,12 +73,12 @@ class Plan:
     """One kernel, ready to be launched or compiled.
 
     Attributes:
-        kernel: name of the function; its module is one of ``build.KERNEL_MODULES``.
-        constants: its constants.
-        options: warps of a program, stages of its loops and, if bounded, registers of a thread.
-        grid: its three axes.
-        variant: what tells it from other plans of the same function.
-        types: of arguments that are not of the type that their name has elsewhere.
+        kernel: name of the Triton function, which is in one of ``compiler.KERNEL_MODULES``.
+        constants: values of its ``constexpr`` arguments.
+        options: Triton's options: warps per program, pipeline stages and, if bounded, registers per thread.
+        grid: the three axes of its grid.
+        variant: suffix that distinguishes plans of the same function.
+        types: Triton types of arguments that differ from the usual type of their name (``arguments``).
     """
 
     kernel: str
@@ -82,25 +90,25 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Of this plan among all of a build."""
-        return self.kernel + self.variant
+        """Name in builds, bundles and graphs, unique in a build."""
+        return BUNDLE_NAMES.get(self.kernel, self.kernel) + self.variant
 
     def programs(self, batch: int, length: int = 1) -> tuple[int, int, int]:
-        """The grid of a call."""
+        """Return the grid of a call."""
         first, second, third = (axis.count(batch, length) for axis in self.grid)
         return first, second, third
 
 
 def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
-    """The step kernel: the fewer heads there are in the batch, the fewer columns a program takes, down to 16."""
+    """Plan the step kernel. The fewer heads in the batch, the fewer columns per program, down to 16."""
     width = block_of(shape.head_dim) // 2
-    while width > 16 and batch * shape.groups * -(-shape.head_dim // width) < PROGRAMS_WANTED:
+    while width > 16 and batch * shape.num_key_value_heads * -(-shape.head_dim // width) < MIN_PROGRAMS:
         width //= 2
     constants: dict[str, int | bool | str | float] = {
         "MIXER": MIXER_NUMBERS[shape.mixer],
         **_sizes(shape),
         "W": shape.window,
-        "BLOCK_R": block_of(shape.repeats, 8),
+        "BLOCK_R": block_of(shape.num_queries_per_kv, 8),
         "BLOCK_D": block_of(shape.head_dim),
         "BLOCK_W": block_of(shape.window),
         "BLOCK_V": width,
@@ -109,38 +117,43 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
         "PDL": False,
         "READS_AHEAD": True,
     }
-    grid = (Axis(-(-shape.head_dim // width)), Axis(shape.groups), Axis(of="batch"))
+    grid = (Axis(-(-shape.head_dim // width)), Axis(shape.num_key_value_heads), Axis(of="batch"))
     options = STEP if shape.head_dim > 64 or shape.activation == "float32" else NARROW_STEP
     return Plan("step_kernel", constants, _registers_for(shape, options), grid)
 
 
-def many_step_plan(shape: AttentionShape, *, ring: bool) -> Plan | None:
-    """The step kernel of a batch of at least ``MANY_COLUMNS``; None where it does not take the shape."""
-    if shape.activation == "float32" or shape.head_dim not in (64, 128) or shape.repeats > 8 or shape.window > 64:
+def batched_step_plan(shape: AttentionShape, *, ring: bool) -> Plan | None:
+    """Plan the batched step kernel, for batches of at least ``BATCHED_COLUMNS``. None if the shape is not supported."""
+    if shape.activation == "float32" or shape.head_dim not in (64, 128):
+        return None
+    if shape.num_queries_per_kv > 8 or shape.window > 64:
         return None
     constants: dict[str, int | bool | str | float] = {
         "MIXER": MIXER_NUMBERS[shape.mixer],
         **_sizes(shape),
         "W": shape.window,
-        "BLOCK_R": block_of(shape.repeats, 1),
+        "BLOCK_R": block_of(shape.num_queries_per_kv, 1),
         "BLOCK_W": block_of(shape.window, shape.head_dim // 2),
         "ROWS": 16,
         "RING": ring,
         "PDL": False,
     }
-    options = {**MANY_STEP, "num_warps": shape.head_dim // 32}
-    return Plan("many_step_kernel", constants, options, (Axis(shape.groups), Axis(of="batch"), Axis()))
+    options = {**BATCHED_STEP, "num_warps": shape.head_dim // 32}
+    grid = (Axis(shape.num_key_value_heads), Axis(of="batch"), Axis())
+    return Plan("batched_step_kernel", constants, options, grid)
 
 
-def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:
-    """The chunk kernels by name, in the order in which they run."""
+def chunkwise_plans(shape: AttentionShape) -> dict[str, Plan]:
+    """Plan the kernels for several tokens. Returns plans by function name, in execution order."""
     sizes, head_dim, block_d = _sizes(shape), shape.head_dim, block_of(shape.head_dim)
-    groups, sequences = Axis(shape.groups), Axis(of="batch")
+    kv_heads, sequences = Axis(shape.num_key_value_heads), Axis(of="batch")
     key_only = {name: sizes[name] for name in ("G", "D")}
     precision = {"PRECISION": shape.precision}
     rows, columns = (16, 32) if shape.activation != "float32" else (32, 32)
-    members = min(block_of(shape.repeats, 1), 4 if block_d <= 128 and shape.activation != "float32" else 2)
-    # What a tile of rows takes of shared memory: wide rows come fewer at a time and are not fetched ahead.
+    most_heads = 4 if block_d <= 128 and shape.activation != "float32" else 2
+    heads_per_program = min(block_of(shape.num_queries_per_kv, 1), most_heads)
+    programs = shape.num_key_value_heads * -(-shape.num_queries_per_kv // heads_per_program)
+    # Wide rows take much shared memory: load fewer of them per iteration, and do not prefetch.
     is_wide = block_d * (2 if shape.activation == "float32" else 1) > 128
     queries = QUERIES // 2 if is_wide else QUERIES
     window, output = ({**options, "num_stages": 1} if is_wide else options for options in (WINDOW, OUTPUT))
@@ -149,38 +162,41 @@ def chunk_plans(shape: AttentionShape) -> dict[str, Plan]:
             "prepare_kernel",
             {"MIXER": MIXER_NUMBERS[shape.mixer], **key_only, "BLOCK_D": block_d},
             PREPARE,
-            (Axis(CHUNK // BLOCK, "length", CHUNK), groups, sequences),
+            (Axis(CHUNK // BLOCK, "length", CHUNK), kv_heads, sequences),
         ),
         Plan(
             "pass_kernel",
             {**key_only, "BLOCK_K": rows, "BLOCK_V": columns, **precision},
             PASS,
-            (Axis(-(-head_dim // rows) * -(-head_dim // columns)), groups, sequences),
+            (Axis(-(-head_dim // rows) * -(-head_dim // columns)), kv_heads, sequences),
         ),
         Plan(
             "window_kernel",
             {**sizes, "W": shape.window, "BLOCK_D": block_d, "BLOCK_M": queries, "BLOCK_N": KEYS, **precision},
             window,
-            (Axis(1, "length", queries), Axis(shape.groups * shape.repeats), sequences),
+            (Axis(1, "length", queries), Axis(shape.num_key_value_heads * shape.num_queries_per_kv), sequences),
         ),
         Plan(
             "output_kernel",
-            {**sizes, "HEADS": members, "BLOCK_D": block_d, "BLOCK_V": 32, **precision},
+            {**sizes, "HEADS": heads_per_program, "BLOCK_D": block_d, "BLOCK_V": 32, **precision},
             output,
-            (Axis(1, "length", BLOCK), Axis(shape.groups * -(-shape.repeats // members)), sequences),
+            (Axis(1, "length", BLOCK), Axis(programs), sequences),
         ),
         Plan(
             "leave_kernel",
             {**key_only, "W": shape.window, "BLOCK_D": block_d, "BLOCK_W": ROWS},
             LEAVE,
-            (Axis(-(-shape.window // ROWS)), groups, sequences),
+            (Axis(-(-shape.window // ROWS)), kv_heads, sequences),
         ),
     )
-    return {plan.name: plan for plan in plans}
+    return {plan.kernel: plan for plan in plans}
 
 
 def pointwise_plans() -> dict[str, Plan]:
-    """The kernels beside attention, by name. Their rows are the batch of a grid, a row's width its length."""
+    """Plan the kernels outside attention and linear layers. Returns plans by function name.
+
+    In their grids, "batch" is the number of rows and "length" the width of a row.
+    """
     rows, one = Axis(of="batch"), Axis()
     plans = (
         Plan(
@@ -195,7 +211,7 @@ def pointwise_plans() -> dict[str, Plan]:
             {"num_warps": 4, "num_stages": 1},
             (Axis(1, "length", PART), rows, one),
         ),
-        Plan("most_likely_kernel", {"BLOCK": 128, "PDL": False}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
+        Plan("argmax_kernel", {"BLOCK": 128, "PDL": False}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
         Plan("count_kernel", {"BLOCK": 1024}, {"num_warps": 4, "num_stages": 1}, (rows, one, one)),
         Plan("angles_kernel", {"BLOCK": 128, "PDL": False}, {"num_warps": 1, "num_stages": 1}, (rows, one, one)),
         Plan("rms_norm_kernel", {"BLOCK": 2048}, {"num_warps": 8, "num_stages": 1}, (rows, one, one)),
@@ -212,22 +228,22 @@ def pointwise_plans() -> dict[str, Plan]:
             {"num_warps": 16, "num_stages": 1},
             (Axis(1, "length", 32), rows, one),
         ),
-        Plan("order_kernel", {"BLOCK": CANDIDATES, "PDL": False}, {"num_warps": 8, "num_stages": 1}, (one, rows, one)),
+        Plan("order_kernel", {"BLOCK": TOP_LOGITS, "PDL": False}, {"num_warps": 8, "num_stages": 1}, (one, rows, one)),
     )
-    return {plan.name: plan for plan in plans}
+    return {plan.kernel: plan for plan in plans}
 
 
 def linear_plan(shape: LinearShape) -> Plan:
-    """The kernel of a linear layer of few tokens: rows of a program, columns at a time, and warps.
+    """Plan the kernel of a linear layer for few tokens: rows per program, rows per iteration, and warps.
 
-    Its grid's batch are the tokens, its length the rows of the result.
+    In its grid, "batch" is the number of tokens and "length" the number of rows of the result.
     """
     constants: dict[str, int | bool | str | float] = {"GATED": shape.is_gated, "PDL": False}
     kernel, variant = "linear_kernel", ""
     if shape.bits < 16:
         kernel, variant = "integer_linear_kernel", f"_{shape.bits}_{shape.block_size}"
         constants |= {"BITS": shape.bits, "GROUP": shape.block_size, "NATIVE": True}
-    rows, block_n, warps, registers = _cut(shape)
+    rows, block_n, warps, registers = _tiling(shape)
     block_k = block_of(shape.columns)
     constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k, "EVEN": block_k == shape.columns}
     variant += f"_{rows}_{block_n}_{block_k}_{warps}" + "_uneven" * (block_k != shape.columns)
@@ -237,11 +253,12 @@ def linear_plan(shape: LinearShape) -> Plan:
     return Plan(kernel, constants, options, (Axis(1, "length", rows), Axis(of="batch"), Axis()), variant, types)
 
 
-def _cut(shape: LinearShape) -> tuple[int, int, int, int]:
-    """Rows of a program, rows at a time, warps, and registers if bounded; as measured: benchmarks/linears.py.
+def _tiling(shape: LinearShape) -> tuple[int, int, int, int]:
+    """Return rows per program, rows per iteration, warps, and registers per thread (0 if not bounded).
 
-    A layer has about as many programs as a large GPU's multiprocessors hold at once, or several times as many. Of
-    layers of more than 16,384 columns, which were not timed, the cut is the one that spills least.
+    The values were measured with benchmarks/linears.py. A layer has about as many programs as the multiprocessors of a
+    large GPU hold at once, or a multiple of that. Layers of more than 16,384 columns were not timed: theirs is the
+    tiling with the fewest register spills.
     """
     block_k = block_of(shape.columns)
     if shape.bits == 16:
@@ -249,7 +266,7 @@ def _cut(shape: LinearShape) -> tuple[int, int, int, int]:
         warps = 4 if block_k <= 4096 else 8 if block_k <= 16384 else 16
         held = 4 if block_k <= 4096 else max(16384 // block_k, 1)
         least, most = 8, 20 if warps == 4 else 32
-        registers = 0 if 2048 < block_k <= 16384 else 128  # unbounded, fewer programs are held
+        registers = 0 if 2048 < block_k <= 16384 else 128  # without a bound, fewer programs are resident
     else:
         words, registers = block_k * shape.bits // 32, 128
         block_n = (8 if shape.is_gated else 16) if words <= 256 else 4 if words <= 2048 else 2
@@ -260,18 +277,18 @@ def _cut(shape: LinearShape) -> tuple[int, int, int, int]:
 
 
 def dequantize_plan(bits: int, block_size: int) -> Plan:
-    """The kernel that makes numbers of integers, for products of many tokens; its batch are rows."""
+    """Plan the kernel that dequantizes a weight for products with many tokens. In its grid, "batch" counts rows."""
     constants: dict[str, int | bool | str | float] = {"BITS": bits, "GROUP": block_size, "BLOCK": 1024}
     grid = (Axis(1, "length", 1024), Axis(of="batch"), Axis())
     return Plan("dequantize_kernel", constants, {"num_warps": 4, "num_stages": 1}, grid, f"_{bits}_{block_size}")
 
 
 def _sizes(shape: AttentionShape) -> dict[str, int]:
-    return {"G": shape.groups, "R": shape.repeats, "D": shape.head_dim}
+    return {"G": shape.num_key_value_heads, "R": shape.num_queries_per_kv, "D": shape.head_dim}
 
 
 def _registers_for(shape: AttentionShape, options: dict[str, int]) -> dict[str, int]:
-    """Two programs to a multiprocessor where their tiles are small enough for that."""
+    """Bound registers so that two programs fit on a multiprocessor, where their tiles are small enough."""
     if shape.head_dim <= 128 and shape.window <= 64 and shape.activation != "float32":
         return options
     return {name: value for name, value in options.items() if name != "maxnreg"}

@@ -1,18 +1,19 @@
-"""What the graph for GPUs needs beside attention and products of few tokens."""
+"""Kernels of the CUDA graph outside attention, linear layers for few tokens, and top logits."""
 
 import triton
 import triton.language as tl
 
-from liger_export.kernels.overlap import wait_for_activations
+from liger_export.kernels.dependent_launch import wait_for_activations
+from liger_export.kernels.plans import BUNDLE_NAMES
 
 __all__ = [
     "angles_kernel",
+    "argmax_kernel",
     "begin_kernel",
     "best_of_parts_kernel",
     "count_kernel",
     "dequantize_kernel",
     "gated_silu_kernel",
-    "most_likely_kernel",
     "rms_norm_kernel",
 ]
 
@@ -23,9 +24,9 @@ def gated_silu_kernel(rows, gated, width, BLOCK: tl.constexpr):
 
     Args:
         rows: [N, 2 * width], gate and up.
-        gated: [N, width].
-        width: of a row of the result.
-        BLOCK: columns of a program.
+        gated: output, [N, width].
+        width: columns of the result.
+        BLOCK: columns per program.
     """
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1).to(tl.int64)
@@ -38,14 +39,16 @@ def gated_silu_kernel(rows, gated, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """The first largest logit of each part of each row. Grid (ceil(width / BLOCK), N).
+    """Find the first largest logit in each part of each row. Grid (ceil(width / BLOCK), N).
+
+    NaN counts as smaller than all numbers.
 
     Args:
         logits: float32 [N, width].
-        values: float32 [N, parts], parts being ceil(width / BLOCK).
-        indices: int32 [N, parts], where in the row each stands; NaN is smaller than all numbers.
-        width: tokens of the vocabulary.
-        BLOCK: logits of a part. PDL: as in ``linear``.
+        values: output, float32 [N, parts] with parts = ceil(width / BLOCK).
+        indices: output, int32 [N, parts], positions in the row.
+        width: vocabulary size.
+        BLOCK: logits per part. PDL: as in ``linear``.
     """
     wait_for_activations(PDL)
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -58,16 +61,16 @@ def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr, PD
     tl.store(indices + place, tl.min(tl.where(found == best, lanes, width), axis=0))
 
 
-@triton.jit
-def most_likely_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Index of the first largest logit of each row, from what ``best_of_parts_kernel`` found. Grid (N,).
+@triton.jit(repr=lambda _: BUNDLE_NAMES["argmax_kernel"])
+def argmax_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """Index of the first largest logit of each row, from the results of ``best_of_parts_kernel``. Grid (N,).
 
     Args:
         values: float32 [N, parts].
         indices: int32 [N, parts].
-        chosen: int64 [N].
-        parts: of a row.
-        BLOCK: parts compared at a time. PDL: as in ``linear``.
+        chosen: output, int64 [N].
+        parts: parts per row.
+        BLOCK: parts per iteration. PDL: as in ``linear``.
     """
     wait_for_activations(PDL)
     row = tl.program_id(0).to(tl.int64) * parts
@@ -87,13 +90,13 @@ def most_likely_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr, PDL:
 
 @triton.jit
 def count_kernel(position_ids, counts, length, BLOCK: tl.constexpr):
-    """Tokens of each row, padding not counted. Grid (B,).
+    """Number of tokens in each row, without padding. Grid (B,).
 
     Args:
-        position_ids: int64 [B, length], -1 at padding.
-        counts: int32 [B].
+        position_ids: int64 [B, length], -1 for padding.
+        counts: output, int32 [B].
         length: T.
-        BLOCK: positions counted at a time.
+        BLOCK: positions per iteration.
     """
     sequence = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
@@ -110,10 +113,10 @@ def angles_kernel(position_ids, frequencies, cos, sin, width, BLOCK: tl.constexp
     """Cosine and sine of rotary angles (arXiv 2104.09864). Grid (tokens,).
 
     Args:
-        position_ids: int64 [tokens], -1 at padding.
+        position_ids: int64 [tokens], -1 for padding.
         frequencies: float32 [width].
-        cos: float32 [tokens, width]; sin: likewise.
-        width: half a head's size. BLOCK: at least as much. PDL: as in ``linear``.
+        cos, sin: outputs, float32 [tokens, width].
+        width: half the head size. BLOCK: at least width. PDL: as in ``linear``.
     """
     wait_for_activations(PDL)
     token = tl.program_id(0).to(tl.int64)
@@ -126,14 +129,17 @@ def angles_kernel(position_ids, frequencies, cos, sin, width, BLOCK: tl.constexp
 
 @triton.jit
 def rms_norm_kernel(hidden, norm_weight, output, width, epsilon, BLOCK: tl.constexpr):
-    """RMSNorm (arXiv 1910.07467, eq. 4) of each row, rounded before it is weighted, as the backbones do. Grid (N,).
+    """RMSNorm of each row (arXiv 1910.07467, eq. 4). Grid (N,).
+
+    As in the backbones, the normalized row is rounded to the activations' dtype before it is multiplied by the weight.
 
     Args:
-        hidden: [N, width]; output: likewise.
+        hidden: [N, width].
         norm_weight: [width].
-        width: of a row.
+        output: [N, width].
+        width: columns.
         epsilon: added to the mean square.
-        BLOCK: columns at a time.
+        BLOCK: columns per iteration.
     """
     row = tl.program_id(0).to(tl.int64) * width
     lanes = tl.arange(0, BLOCK)
@@ -152,13 +158,13 @@ def rms_norm_kernel(hidden, norm_weight, output, width, epsilon, BLOCK: tl.const
 
 @triton.jit
 def begin_kernel(bias, residual, output, width, has_bias, has_residual, BLOCK: tl.constexpr):
-    """What a product is added to: bias and residual, or zeros. Grid (ceil(width / BLOCK), N).
+    """Initialize a product's output to bias plus residual, or zeros without them. Grid (ceil(width / BLOCK), N).
 
     Args:
-        bias: [width], read if has_bias; residual: [N, width], read if has_residual.
+        bias: [width], read if has_bias. residual: [N, width], read if has_residual.
         output: [N, width].
-        width: of a row.
-        BLOCK: columns of a program.
+        width: columns.
+        BLOCK: columns per program.
     """
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     place = tl.program_id(1).to(tl.int64) * width + columns
@@ -179,14 +185,16 @@ def dequantize_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows of integers as MatMulNBits stores them, as numbers. Grid (ceil(width / BLOCK), N).
+    """Dequantize a weight in the layout of ONNX Runtime's MatMulNBits. Grid (ceil(width / BLOCK), N).
 
     Args:
-        words: int32 [N, width * BITS / 32]; scales: [N, width / GROUP].
-        zero_points: uint8 [N, ceil(width / GROUP * BITS / 8)], read if has_zero_points, else 2 ** (BITS - 1).
+        words: int32 [N, width * BITS / 32].
+        scales: [N, width / GROUP].
+        zero_points: uint8 [N, ceil(width / GROUP * BITS / 8)], read if has_zero_points. Otherwise all zero points are
+            2 ** (BITS - 1).
         output: [N, width].
-        width: of a row.
-        BITS: 4 or 8. GROUP: columns of a scale. BLOCK: columns of a program.
+        width: columns.
+        BITS: 4 or 8. GROUP: columns per scale. BLOCK: columns per program.
     """
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1).to(tl.int64)

@@ -1,10 +1,10 @@
-"""Kernels compiled before the package is: what the wheel carries for the default shapes, found without Triton.
+"""Prebuilt kernels: a wheel carries the compiled kernels of the default shapes, which are usable without Triton.
 
     python -m liger_export.kernels.prebuilt [--targets sm_80,sm_90] [--output FOLDER]
 
-compiles them into ``kernels/prebuilt``, which the wheel takes along where it exists. ``manifest.json`` lists kernels by
-target and ``plan_key``, so that those of other sources are never taken; each one's description names its code,
-``{sha256}.cubin``, once however many share it. The same sources and Triton give the same bytes.
+compiles them into ``kernels/prebuilt``; a wheel includes that folder if it exists. ``manifest.json`` describes the
+kernels by target and ``plan_key``, so that kernels of other sources are never used. Each description names its code,
+``{sha256}.cubin``, which kernels with the same code share. The same sources and Triton give the same bytes.
 """
 
 import argparse
@@ -21,18 +21,11 @@ from typing import Any
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
 from liger_export.files import new_directory
-from liger_export.kernels.build import (
-    TARGETS,
-    Build,
-    build_kernels,
-    compiles_many_steps,
-    grid_of,
-    plan_key,
-    plans_of,
-    require_target,
-)
+from liger_export.kernels.build import Build, build_kernels, grid_of, plan_key, plans_of
+from liger_export.kernels.compiler import compiles_batched_steps
 from liger_export.kernels.plans import Plan
 from liger_export.kernels.shapes import AttentionShape, LinearShape
+from liger_export.kernels.targets import TARGETS, require_target
 
 __all__ = ["DEFAULTS", "FOLDER", "find_build", "find_or_build", "prebuild"]
 
@@ -44,9 +37,17 @@ _WEIGHTS = ((16, 0), (4, 32), (4, 128), (8, 32))  # bits and block size
 
 
 def _model(
-    groups: int, repeats: int, head_dim: int, hidden: int, intermediate: int, activations: Sequence[str]
+    num_key_value_heads: int,
+    num_queries_per_kv: int,
+    head_dim: int,
+    hidden: int,
+    intermediate: int,
+    activations: Sequence[str],
 ) -> list[tuple[AttentionShape, tuple[LinearShape, ...]]]:
-    """A layer's attention and linear layers, in each dtype of activations. Rows decide a kernel's grid alone."""
+    """Return the shapes of a model's layers for each activation dtype.
+
+    Rows of a linear layer only affect its kernel's grid, so one vocabulary size serves all models of this width.
+    """
     linears = [
         layer
         for bits, block_size in _WEIGHTS
@@ -57,8 +58,8 @@ def _model(
             LinearShape(128256, hidden, bits, block_size, to_float=True),
         )
     ]
-    shapes = (AttentionShape("gla", groups, repeats, head_dim, 64, activation) for activation in activations)
-    return [(shape, tuple(linears)) for shape in shapes]
+    sizes = (num_key_value_heads, num_queries_per_kv, head_dim, 64)
+    return [(AttentionShape("gla", *sizes, activation), tuple(linears)) for activation in activations]
 
 
 HALVES = ("float16", "bfloat16")
@@ -73,19 +74,19 @@ DEFAULTS = (
 def find_or_build(
     shape: AttentionShape, target: str, linears: tuple[LinearShape, ...] = (), folder: Path = FOLDER
 ) -> Build:
-    """A graph's kernels for one GPU architecture: those that came with the package, or compiled here.
+    """Load a graph's kernels for one GPU architecture from the prebuilt ones, or else compile them.
 
     Raises:
-        KernelError: no such target, the architecture has too little shared memory, or a file is damaged.
-        EnvironmentMismatchError: nothing of this shape came with the package, and Triton is not installed.
+        KernelError: unknown target, the architecture has too little shared memory, or a file is damaged.
+        EnvironmentMismatchError: there are no prebuilt kernels of this shape, and Triton is not installed.
     """
     found = find_build(shape, target, linears, folder)
     if found is not None:
         return found
     if importlib.util.find_spec("triton") is None:
         raise EnvironmentMismatchError(
-            f"This installation has no compiled kernels for {target} of {_words(shape)}, and Triton, which compiles "
-            "them, is not installed.",
+            f"This installation has no compiled kernels for {target} of {_text(shape)}, and Triton is not installed to "
+            "compile them.",
             "Install it on Linux: pip install triton.",
         )
     with TemporaryDirectory() as cache:
@@ -95,10 +96,10 @@ def find_or_build(
 def find_build(
     shape: AttentionShape, target: str, linears: tuple[LinearShape, ...] = (), folder: Path = FOLDER
 ) -> Build | None:
-    """Kernels that ``prebuild`` made, if all of a graph's are there and of the present sources.
+    """Load prebuilt kernels. Returns None unless all kernels of a graph are there, built from the present sources.
 
     Raises:
-        KernelError: no such target, or a file is missing, damaged or of a newer format.
+        KernelError: unknown target, or a file is missing, damaged or of a newer format.
     """
     require_target(target)
     if not (folder / MANIFEST).is_file():
@@ -109,7 +110,7 @@ def find_build(
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] > FORMAT:
-            raise KernelError(f"{folder} is of format {manifest['format']}.", "Update liger-export.")
+            raise KernelError(f"{folder} has the newer format {manifest['format']}.", "Update liger-export.")
         if not set(keys.values()) <= manifest["kernels"].keys():
             return None
         kernels: dict[str, dict[str, Any]] = {
@@ -131,12 +132,16 @@ def prebuild(
     models: Sequence[tuple[AttentionShape, tuple[LinearShape, ...]]] = DEFAULTS,
     targets: Sequence[str] = tuple(TARGETS),
 ) -> None:
-    """Compile the kernels of models for targets, on all cores, into a folder that replaces any of an earlier call.
+    """Compile the kernels of models for targets, on all cores. Replaces the folder if it exists.
 
-    Raises as ``build_kernels``, and EnvironmentMismatchError if this Triton does not compile all of them.
+    Raises:
+        KernelError: as ``build_kernels``.
+        EnvironmentMismatchError: as ``build_kernels``, or Triton is older than 3.9.
     """
-    if not compiles_many_steps():
-        raise EnvironmentMismatchError("The wheel's kernels need Triton 3.9.", "Update it: pip install -U triton.")
+    if not compiles_batched_steps():
+        raise EnvironmentMismatchError(
+            "Prebuilt kernels need Triton 3.9 or newer.", "Update it: pip install --upgrade 'triton>=3.9'."
+        )
     wanted = [(shape, target, linears) for target in targets for shape, linears in models]
     listed: dict[str, dict[str, Any]] = {}
     with new_directory(folder, overwrite=folder.exists()) as partial_folder, TemporaryDirectory() as cache:
@@ -148,7 +153,7 @@ def prebuild(
                 (partial_folder / f"{hashlib.sha256(cubin).hexdigest()}.cubin").write_bytes(cubin)
             for plan in plans_of(shape, ring=False, linears=linears):
                 listed[_key(plan, shape, target)] = _without_ptx(build.kernels[plan.name])
-        manifest = {"format": FORMAT, "shapes": [asdict(shape) for shape, _ in models], "kernels": listed}
+        manifest = {"format": FORMAT, "shapes": [shape.description for shape, _ in models], "kernels": listed}
         (partial_folder / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")) + "\n")
 
 
@@ -157,7 +162,7 @@ def _key(plan: Plan, shape: AttentionShape, target: str) -> str:
 
 
 def _graph_kernels(shape: AttentionShape, target: str, linears: tuple[LinearShape, ...], cache: Path) -> Build:
-    """As a graph for CUDA launches them: a window that moves to other buffers."""
+    """Build the kernels as the CUDA graph uses them: the step kernel writes the next window to other buffers."""
     return build_kernels(shape, target, cache, ring=False, linears=linears)
 
 
@@ -165,13 +170,13 @@ def _without_ptx(kernel: dict[str, Any]) -> dict[str, Any]:
     return {**kernel, "sha256": {"cubin": kernel["sha256"]["cubin"]}}
 
 
-def _words(shape: AttentionShape) -> str:
+def _text(shape: AttentionShape) -> str:
     return ", ".join(f"{name} {value}" for name, value in asdict(shape).items())
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description="Compile the kernels that the wheel carries.")
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Compile the kernels that a wheel carries.")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder to write")
     parser.add_argument("--targets", default=",".join(TARGETS), help="GPU architectures")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The kernels as the CUDA implementation of the ``liger::`` operators."""
+"""The kernels as the CUDA implementation of the ``liger::`` operators in PyTorch."""
 
 import importlib.util
 from functools import cache, partial
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from liger_export.errors import KernelError
-from liger_export.kernels.launch import chunk, shape_of, step
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.launch import chunkwise, shape_of, step
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.ops import ATTENTIONS
 from liger_export.ops.signatures import CALL_INPUTS
 
@@ -18,22 +18,22 @@ __all__ = ["attention", "register_cuda_kernels"]
 
 @cache
 def register_cuda_kernels() -> bool:
-    """Run the operators on CUDA tensors by these kernels from now on; called by the model when it first meets one.
+    """Register the kernels with PyTorch for CUDA tensors. The model calls this when it first sees a CUDA tensor.
 
     Returns:
-        Whether it was done: without Triton the operators stay as they are.
+        True if the kernels were registered; False if Triton is missing, which leaves the operators unchanged.
     """
     if importlib.util.find_spec("triton") is None:
         return False
-    for mixer in MIXERS:
+    for mixer in KERNEL_MIXERS:
         torch.library.register_kernel(f"liger::{ATTENTIONS[mixer].name}", "cuda", partial(attention, mixer))
     return True
 
 
 def attention(mixer: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """The operator of a mixer, its arguments in its order: one token by the step kernel, more by the chunk kernels.
+    """Run the operator of a mixer with its own arguments: the step kernel for one token, chunkwise kernels for more.
 
-    What no kernel computes (float64, other head sizes, wider windows) runs in PyTorch as before.
+    Calls that no kernel supports (float64, other head sizes, wider windows) run the PyTorch implementation.
     """
     op = ATTENTIONS[mixer]
     query, key, value, *positions = arguments[: len(CALL_INPUTS)]
@@ -46,5 +46,5 @@ def attention(mixer: str, *arguments: Any) -> tuple[Tensor, ...]:
         return op.run(*arguments)
     if query.shape[1] == 0:
         return op.run(*arguments)
-    form = step if query.shape[1] == 1 else chunk
-    return form(mixer, projections, tuple(positions), state, **options)
+    launch = step if query.shape[1] == 1 else chunkwise
+    return launch(mixer, projections, tuple(positions), state, **options)

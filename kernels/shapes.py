@@ -1,94 +1,109 @@
-"""What the kernels take: the shape of a layer's attention, checked before anything is launched or compiled."""
+"""Layer shapes that the kernels support, checked before a kernel is compiled or launched."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from liger_export.config import LigerConfig
 from liger_export.errors import KernelError
 
-__all__ = ["ACTIVATIONS", "MAX_COLUMNS", "MIXERS", "AttentionShape", "LinearShape"]
+__all__ = ["ACTIVATIONS", "KERNEL_MIXERS", "MAX_COLUMNS", "AttentionShape", "LinearShape", "block_of"]
 
-MIXERS = ("gla", "hgrn2")
-ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # as torch and as Triton calls them
+KERNEL_MIXERS = ("gla", "hgrn2")
+ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # torch's name: Triton's name
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 32, 256
 MAX_WINDOW = 256
-MAX_REPEATS = 64
-MAX_COLUMNS = 32768  # of a linear layer: its activations are kept in one program's registers
+MAX_QUERIES_PER_KV = 64
+MAX_COLUMNS = 32768  # of a linear layer: one program keeps a token's activations in its registers
+
+# Fields whose names in build descriptions on disk differ: the file format keeps the older names.
+DESCRIPTION_NAMES = {"num_key_value_heads": "groups", "num_queries_per_kv": "repeats"}
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """One layer's attention, whatever the batch and the length.
+    """The shape of one layer's attention, independent of batch size and sequence length.
 
     Attributes:
-        mixer: one of ``MIXERS``.
-        groups: G, key/value heads.
-        repeats: R, query heads for each key/value head.
+        mixer: one of ``KERNEL_MIXERS``.
+        num_key_value_heads: G.
+        num_queries_per_kv: R, query heads per key/value head.
         head_dim: D, a multiple of 8 from 32 to 256.
         window: W, keys in the window, 1 to 256.
-        activation: dtype of projections, window and output, a key of ``ACTIVATIONS``. State is float32.
+        activation: dtype of projections, window and output, a key of ``ACTIVATIONS``. The state is float32.
 
     Raises:
-        KernelError: no kernel computes this shape.
+        KernelError: no kernel supports this shape.
     """
 
     mixer: str
-    groups: int
-    repeats: int
+    num_key_value_heads: int
+    num_queries_per_kv: int
     head_dim: int
     window: int
     activation: str
 
     @classmethod
     def of_model(cls, config: LigerConfig, activation: str) -> "AttentionShape":
-        """Of every layer of a model. Raises KernelError if no kernel computes it."""
-        groups = config.num_key_value_heads
-        repeats = config.num_attention_heads // groups
-        return cls(config.mixer, groups, repeats, config.head_dim, config.window_size, activation)
+        """Return the shape that all layers of a model share. Raises KernelError if no kernel supports it."""
+        kv_heads = config.num_key_value_heads
+        queries = config.num_attention_heads // kv_heads
+        return cls(config.mixer, kv_heads, queries, config.head_dim, config.window_size, activation)
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "AttentionShape":
+        """Read a shape from a build description. Raises KeyError if a field is missing."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: description[DESCRIPTION_NAMES.get(name, name)] for name in names})
 
     def __post_init__(self) -> None:
-        for what, is_sound, allowed in (
-            (f"mixer {self.mixer}", self.mixer in MIXERS, f"mixers {', '.join(MIXERS)}"),
-            (f"{self.groups} key/value heads", self.groups >= 1, "1 and more"),
+        for what, is_supported, supported in (
+            (f"mixer {self.mixer}", self.mixer in KERNEL_MIXERS, f"mixers {', '.join(KERNEL_MIXERS)}"),
+            (f"{self.num_key_value_heads} key/value heads", self.num_key_value_heads >= 1, "1 or more"),
             (
-                f"{self.repeats} query heads for each key/value head",
-                1 <= self.repeats <= MAX_REPEATS,
-                f"1 to {MAX_REPEATS}",
+                f"{self.num_queries_per_kv} query heads per key/value head",
+                1 <= self.num_queries_per_kv <= MAX_QUERIES_PER_KV,
+                f"1 to {MAX_QUERIES_PER_KV}",
             ),
             (
                 f"head size {self.head_dim}",
                 MIN_HEAD_DIM <= self.head_dim <= MAX_HEAD_DIM and self.head_dim % 8 == 0,
                 f"multiples of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}",
             ),
-            (f"window of {self.window} keys", 1 <= self.window <= MAX_WINDOW, f"1 to {MAX_WINDOW}"),
+            (f"a window of {self.window} keys", 1 <= self.window <= MAX_WINDOW, f"1 to {MAX_WINDOW}"),
             (f"activations in {self.activation}", self.activation in ACTIVATIONS, ", ".join(ACTIVATIONS)),
         ):
-            if not is_sound:
+            if not is_supported:
                 raise KernelError(
-                    f"The kernels do not take a {what}; they take {allowed}.",
-                    "Run this layer on the PyTorch form of its operator.",
+                    f"The GPU kernels do not support {what}; they support {supported}.",
+                    "Run this layer with the PyTorch implementation of its operator.",
                 )
 
     @property
     def precision(self) -> str:
-        """Of products with the float32 state: TF32 rounds less than half-precision activations do."""
+        """Precision of products with the float32 state. TF32 rounds less than half-precision activations do."""
         return "ieee" if self.activation == "float32" else "tf32"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The shape as build descriptions store it."""
+        return {DESCRIPTION_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """A linear layer, as far as its kernels depend on it.
+    """The properties of a linear layer that its kernels depend on.
 
     Attributes:
-        rows: of the result.
-        columns: of the weight, a multiple of 16, at most ``MAX_COLUMNS``.
-        bits: 4 or 8 of integers in MatMulNBits' layout, or 16 for a weight in the activations' dtype.
-        block_size: columns of a scale; 0 where there is none.
-        is_gated: the weight has gate and up, and silu(gate) * up is the result.
-        to_float: the result is float32 whatever the activations are.
+        rows: rows of the result.
+        columns: columns of the weight, a multiple of 16, at most ``MAX_COLUMNS``.
+        bits: 4 or 8 for integers in the layout of MatMulNBits, 16 for a weight in the activations' dtype.
+        block_size: columns per scale; 0 if there are no scales.
+        is_gated: the weight holds gate and up, and the result is silu(gate) * up.
+        to_float: the result is float32 whatever the activations' dtype.
 
     Raises:
-        KernelError: no kernel computes it.
+        KernelError: no kernel supports this shape.
     """
 
     rows: int
@@ -99,15 +114,15 @@ class LinearShape:
     to_float: bool = False
 
     def __post_init__(self) -> None:
-        is_sound = self.bits == 16 or (self.bits in (4, 8) and self.block_size and self.block_size % 32 == 0)
-        if not is_sound or self.columns % 16 or self.columns > MAX_COLUMNS:
+        is_supported = self.bits == 16 or (self.bits in (4, 8) and self.block_size and self.block_size % 32 == 0)
+        if not is_supported or self.columns % 16 or self.columns > MAX_COLUMNS:
             raise KernelError(
                 f"No kernel multiplies by weights of {self.columns} columns in {self.bits} bits, blocks of "
                 f"{self.block_size}.",
-                "Leave this layer to ONNX Runtime.",
+                "Use ONNX Runtime's own operator for this layer.",
             )
 
 
 def block_of(size: int, least: int = 16) -> int:
-    """The power of two, at least ``least``, that holds ``size``: what a kernel computes on."""
+    """Return the smallest power of two that is at least ``size`` and ``least``: the tile size of a kernel."""
     return max(least, 1 << (size - 1).bit_length())

@@ -1,16 +1,16 @@
-"""The step kernel: one token of Liger attention, a whole layer in one launch.
+"""The step kernel: one token of a layer's Liger attention in one launch.
 
 A program owns a block of value columns of one key/value head's state. It reads its [D, BLOCK_V] tile of the state
-once, updates it, and reads it out for all query heads of the group; beside that it attends to the window for the same
-columns. Features and window scores are recomputed by every program of a head: they are a few thousand operations on
-rows that sit in the cache, and sharing them would take a second launch.
+once, updates it, and multiplies it by all query heads of that key/value head. It also computes window attention for the
+same columns. Every program of a head recomputes features and window scores: a few thousand operations on cached rows,
+cheaper than a second launch to share them.
 """
 
 import triton
 import triton.language as tl
 
+from liger_export.kernels.dependent_launch import wait_for_activations
 from liger_export.kernels.features import key_features, log_gates, rotated, softmax_rows
-from liger_export.kernels.overlap import wait_for_activations
 
 __all__ = ["step_kernel"]
 
@@ -52,49 +52,49 @@ def step_kernel(
     """One token of B sequences. Grid (ceil(D / BLOCK_V), G, B).
 
     Args:
-        query: [B, G * R * D] of a row stride, as projected; key and value: [B, G * D]. They may be parts of one
-            packed row: a stride says how many elements lie between one sequence's row and the next.
-        cos: float32 [B, D / 2] of the rotary angles; sin: likewise.
+        query: [B, G * R * D], as projected. key, value: [B, G * D]. All three may be slices of one packed row.
+        cos, sin: float32 [B, D / 2], of the rotary angles.
         position_ids: int64 [B], -1 for no token.
         state: float32 [B, G, D, D].
-        window_key: [B, G, W, D], rotated; window_value: likewise, not rotated.
+        window_key: [B, G, W, D], rotated. window_value: [B, G, W, D].
         output: [B, G * R * D].
-        next_state: float32 [B, G, D, D], may be ``state``.
-        next_window_key: [B, G, W, D]; ``window_key`` itself if RING; next_window_value: likewise.
-        query_stride: elements; key_stride, value_stride: likewise.
+        next_state: output, float32 [B, G, D, D]; may be ``state``.
+        next_window_key, next_window_value: outputs, [B, G, W, D]; the window's own buffers if RING.
+        query_stride, key_stride, value_stride: elements between the rows of consecutive sequences.
         gate_normalizer: divides the log gates.
-        recurrent_weight: share of the recurrence in the output.
-        MIXER: of ``plans.MIXER_NUMBERS``.
-        G: key/value heads. R: query heads for each. D: head size. W: keys in the window.
-        BLOCK_R, BLOCK_D, BLOCK_W: R, D and W as powers of two, at least 8, 16 and 16. BLOCK_V: value columns of a
-            program.
-        RING: the window is updated in place and the row of position p is p % W; otherwise rows are oldest first and
-            move to the next buffers. Programs of a head cannot wait for each other, so they cannot shift rows that
-            all of them read; in a ring they replace one row that none of them reads.
-        PRECISION: of float32 products, "ieee", "tf32x3" or "tf32".
-        PDL: begin before the kernel before has ended.
-        READS_AHEAD: read positions, state and window before that, too: where the kernel before writes none of them.
+        recurrent_weight: weight of the recurrence in the output.
+        MIXER: number of the mixer in ``plans.MIXER_NUMBERS``.
+        G: key/value heads. R: query heads per key/value head. D: head size. W: keys in the window.
+        BLOCK_R, BLOCK_D, BLOCK_W: R, D and W rounded up to powers of two, at least 8, 16 and 16.
+        BLOCK_V: value columns per program.
+        RING: update the window in place; position p has row p % W. Otherwise rows are oldest first and move to the next
+            buffers. The programs of a head cannot synchronize, so they cannot shift rows in place that all of them
+            read. In a ring they replace one row that none of them reads.
+        PRECISION: of float32 products: "ieee", "tf32x3" or "tf32".
+        PDL: use programmatic dependent launch.
+        READS_AHEAD: with PDL, read positions, state and window before the previous kernel has ended. Valid if that
+            kernel writes none of them.
     """
     if not READS_AHEAD:
         wait_for_activations(PDL)
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
-    group, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    head = sequence * G + group
+    kv_head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    head = sequence * G + kv_head
     dims = tl.arange(0, BLOCK_D)[None, :]
     real_dims, real_columns = dims < D, columns < D
     position = tl.load(position_ids + sequence)
     is_token = position >= 0
 
-    # The state's tile first: it comes from furthest away and depends on nothing.
+    # Load the state's tile first: it depends on nothing and is in the slowest memory.
     tile = head * D * D + tl.arange(0, BLOCK_D)[:, None] * D + columns
     real_tile = (tl.arange(0, BLOCK_D)[:, None] < D) & real_columns
     memory = tl.load(state + tile, mask=real_tile, other=0.0)
 
-    # The new token takes row ``new``, that of the oldest key once the window is full; -1 if there is no token.
+    # The new token replaces row ``new``, the oldest key's row once the window is full; -1 without a token.
     rows = tl.arange(0, BLOCK_W)[:, None]
     new = position % W if RING else tl.where(position < W, position, 0)
     new = tl.where(is_token, new, -1).to(tl.int32)
-    # No token says nothing about how many rows are filled: all of them are copied as they are.
+    # Without a token the number of filled rows is unknown: copy all rows unchanged.
     held = tl.where(is_token, tl.minimum(position, W), W).to(tl.int32)
     is_kept = (rows < held) & (rows != new)
     buffer = head * W * D + rows * D
@@ -104,16 +104,16 @@ def step_kernel(
     # Projections, rotary embedding
     if READS_AHEAD:
         wait_for_activations(PDL)
-    key_row = key + sequence * key_stride + group * D
+    key_row = key + sequence * key_stride + kv_head * D
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
     angle = sequence * (D // 2) + dims % (D // 2)
     cosine = tl.load(cos + angle, mask=real_dims, other=0.0)
     sine = tl.load(sin + angle, mask=real_dims, other=0.0)
     new_key = tl.load(key_row + dims, mask=real_dims, other=0.0)
     new_partner = tl.load(key_row + partners, mask=real_dims, other=0.0)
-    new_value = tl.load(value + sequence * value_stride + group * D + columns, mask=real_columns, other=0.0)
+    new_value = tl.load(value + sequence * value_stride + kv_head * D + columns, mask=real_columns, other=0.0)
     members = tl.arange(0, BLOCK_R)[:, None]
-    heads = sequence * query_stride + (group * R + members) * D
+    heads = sequence * query_stride + (kv_head * R + members) * D
     real_heads = (members < R) & real_dims
     queries = tl.load(query + heads + dims, mask=real_heads, other=0.0)
     query_partners = tl.load(query + heads + partners, mask=real_heads, other=0.0)
@@ -125,15 +125,15 @@ def step_kernel(
     wide_key = new_key.to(tl.float32)
     decay = tl.where(is_token, tl.exp(log_gates(wide_key, real_dims, gate_normalizer)), 1.0)
     written = tl.where(is_token, key_features(wide_key, real_dims, MIXER), 0.0)
-    # Blanked, not multiplied by 0: padding may hold anything.
+    # Select instead of multiplying by 0: padding may hold NaN.
     added = tl.where(is_token, new_value, 0.0).to(tl.float32)
     memory = tl.trans(decay) * memory + tl.trans(written) * added
     tl.store(next_state + tile, memory, mask=real_tile)
     features = softmax_rows(queries.to(tl.float32), real_dims)
-    # Heads, the fewest, stand last in every product: tensor cores take 8 of them there, but 16 in the first place.
+    # Heads are the last axis of every product: tensor cores need 8 of them there, but 16 on the first axis.
     read = tl.dot(tl.trans(memory), tl.trans(features), input_precision=PRECISION)
 
-    # Window: softmax(q . k / sqrt(D)) over rows, which need no order
+    # Window: softmax(q . k / sqrt(D)) over rows in any order
     is_new = rows == new
     keys = tl.where(is_new, rotated_key, keys)
     values = tl.where(is_new, new_value, values)

@@ -1,7 +1,7 @@
 """Linearized language models, from checkpoint to device.
 
-The runtime is here at hand (``load``, ``Session``, ``Sampling``); importing it loads neither torch nor
-transformers. The rest is in the submodules and needs the ``export`` extra.
+This module exports the runtime (``load``, ``Session``, ``Sampling``) and does not load PyTorch or transformers.
+The exporter is in the submodules and needs the ``export`` extra.
 """
 
 from liger_export.errors import LigerExportError
@@ -11,7 +11,7 @@ __all__ = ["LigerExportError", "Sampling", "SavedState", "Session", "load", "reg
 
 
 def register() -> None:
-    """Make transformers' ``AutoConfig`` and ``AutoModelForCausalLM`` know the Liger model types."""
+    """Register the Liger model types with transformers' ``AutoConfig`` and ``AutoModelForCausalLM``."""
     from liger_export.modeling import register as register_models
 
     register_models()

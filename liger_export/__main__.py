@@ -1,4 +1,4 @@
-"""The ``liger-export`` command and ``python -m liger_export``."""
+"""Entry point of ``liger-export`` and ``python -m liger_export``."""
 
 import sys
 
@@ -6,13 +6,13 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line, or say which extra it needs where only the runtime is installed."""
+    """Run the command line. Without the ``export`` extra, print which one to install and exit with code 2."""
     try:
         from liger_export.cli import main as run
     except ModuleNotFoundError as error:
         sys.stderr.write(
-            f"error: {error.name} is not installed, which the command line needs.\n"
-            "fix:   pip install 'liger-export[export]'\n"
+            f"error: The command line needs {error.name}, which is not installed.\n"
+            "fix:   Run: pip install 'liger-export[export]'\n"
         )
         raise SystemExit(2) from None
     run()

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from liger_export.export import (
 )
 from liger_export.export.weights import Weight
 from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file, sha256_files
-from liger_export.kernels.build import require_target
+from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
     FUSED,
     FUSED_CUDA,
@@ -39,24 +37,16 @@ from liger_export.package.manifest import (
     describe_files,
 )
 from liger_export.precision import EMBEDDING, Calibration, Precision
+from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.source import RoundedCheckpoint
 from liger_export.runtime import read_tokenizer
 
-__all__ = ["Progress", "convert"]
+__all__ = ["convert"]
 
 DATA_FILE = MODEL_FILES[STOCK] + ".data"
 MINIMUM_ONNXRUNTIME = "1.31.0"
 GRAPH_BYTES = 64 << 20  # room for everything but the weights
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where ``convert`` reports to: the stage begun, and bytes done of bytes in all."""
-
-    stage: Callable[[str], None] = lambda _: None
-    total: Callable[[int], None] = lambda _: None
-    advance: Callable[[int], None] = lambda _: None
 
 
 def convert(
@@ -69,7 +59,7 @@ def convert(
     precision: Precision | None = None,
     calibration: Calibration | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Manifest:
     """Merge adapters into a Liger checkpoint, trace it into one ONNX graph, and write a package.
 
@@ -78,12 +68,12 @@ def convert(
         output: package directory to create; complete or absent afterwards.
         adapters: PEFT LoRA adapter directories, merged in this order.
         lowering: ``stock``, or ``fused`` for a second graph over the same weights.
-        targets: GPU architectures, keys of ``kernels.build.TARGETS``; with any, ``fused`` adds a third graph, for CUDA,
-            and compiles its kernels.
+        targets: GPU architectures, keys of ``kernels.targets.TARGETS``; with any, ``fused`` adds a third graph, for
+            CUDA, and compiles its kernels.
         precision: how weights are stored; default: float32.
         calibration: text for the method that reads one, and for no other.
         overwrite: replace ``output`` if it exists.
-        progress: where to report.
+        progress: counts the bytes of weights written.
 
     Raises:
         CheckpointError, UnsupportedModelError, AdapterError, QuantizationError, KernelError: the input cannot be
@@ -91,7 +81,7 @@ def convert(
         DataError: the calibration text cannot be read.
         OutputError: ``output`` exists or cannot be written.
     """
-    progress, precision = progress or Progress(), precision or Precision()
+    precision = precision or Precision()
     precision.check_calibration(calibration)
     opened = open_liger(checkpoint)
     values = _with_generation_ends(opened.values, checkpoint)
@@ -120,8 +110,8 @@ def convert(
         nbytes = weight_bytes(stored)
         require_space(output, nbytes + GRAPH_BYTES)
         progress.stage("writing weights")
-        progress.total(nbytes)
-        attach_weights(stored, source, partial / DATA_FILE, progress.advance)
+        progress.start(nbytes)
+        attach_weights(stored, source, partial / DATA_FILE, progress)
         graphs = _write_graphs(models, partial, targets)
         copy_files(TOKENIZER_FILES, checkpoint, partial)
         progress.stage("hashing")

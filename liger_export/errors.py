@@ -1,4 +1,4 @@
-"""The exceptions of liger-export: one small hierarchy, every message a cause and a fix."""
+"""The exceptions of liger-export. Every message states a cause and a fix."""
 
 __all__ = [
     "AdapterError",
@@ -18,11 +18,11 @@ __all__ = [
 
 
 class LigerExportError(Exception):
-    """Base of everything this project raises on purpose.
+    """Base class of all errors that this project raises deliberately.
 
     Args:
-        cause: what is wrong, naming the file, tensor or value.
-        fix: what the reader can do about it.
+        cause: the problem, with the name of the file, tensor or value.
+        fix: what the user can do about it.
     """
 
     def __init__(self, cause: str, fix: str) -> None:
@@ -36,44 +36,44 @@ class CheckpointError(LigerExportError):
 
 
 class UnsupportedModelError(LigerExportError):
-    """A checkpoint is sound, but of an architecture or setting that is not supported."""
+    """A checkpoint is valid, but its architecture or one of its settings is not supported."""
 
 
 class AdapterError(LigerExportError):
-    """A LoRA adapter is damaged or does not fit the checkpoint it is given with."""
+    """A LoRA adapter is damaged or does not fit the checkpoint."""
 
 
 class PackageError(LigerExportError):
-    """A package is incomplete, changed since it was written, or of a newer format."""
+    """A package is incomplete, was changed after it was written, or has an unsupported format."""
 
 
 class QuantizationError(LigerExportError):
-    """Weights cannot be stored in the precision asked for."""
+    """Weights cannot be stored in the requested precision."""
 
 
 class InputError(LigerExportError):
-    """A call's argument is out of range: a token id, a state, a sampling setting."""
+    """An argument is invalid, such as a token id, a state or a sampling setting."""
 
 
 class KernelError(LigerExportError):
-    """No kernel computes what is asked for: the shape, the dtype or the GPU is another than it was made for."""
+    """No kernel is available: unsupported shape, dtype or GPU, or missing or damaged compiled code."""
 
 
 class EngineError(LigerExportError):
-    """An engine cannot be built: a device is unknown, a graph is refused, or what was built is not what it must be."""
+    """An engine cannot be built: unknown device, rejected graph, or a build that fails its checks."""
 
 
 class BoundError(LigerExportError):
-    """What was built does not compute what it must, within its bound."""
+    """A measured error exceeds its bound."""
 
 
 class DataError(LigerExportError):
-    """A text or JSONL file for training or validation cannot be used."""
+    """A text or JSONL file cannot be used for training, calibration or validation."""
 
 
 class OutputError(LigerExportError):
-    """An output cannot be written: it exists already, or the disk is full."""
+    """An output cannot be written, for example because it already exists or the disk is full."""
 
 
 class EnvironmentMismatchError(LigerExportError):
-    """The installation lacks a library, or has one too old for the task."""
+    """A required library is not installed or is too old."""

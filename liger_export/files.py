@@ -1,4 +1,4 @@
-"""Writing directories whole or not at all, and hashing files."""
+"""Atomic writing of output directories, checks before writing, and file hashes."""
 
 import errno
 import hashlib
@@ -24,7 +24,7 @@ __all__ = [
     "sha256_files",
 ]
 
-MARKER_FILES = ("manifest.json", "config.json", "adapter_config.json")  # one of them is in all that is written
+MARKER_FILES = ("manifest.json", "config.json", "adapter_config.json")  # every output directory contains one
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,19 +40,23 @@ TOKENIZER_FILES = (
 
 @contextmanager
 def new_directory(path: Path, overwrite: bool = False, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path`` and rename it to ``path`` when the block ends well.
+    """Yield a temporary sibling of ``path`` and rename it to ``path`` if the block succeeds.
 
-    On any exception the sibling is removed, so ``path`` is either complete or absent. Siblings that a killed
-    process left behind are removed first.
+    Any exception removes the sibling, so ``path`` is either complete or absent. Siblings left behind by killed
+    processes are removed first.
+
+    Args:
+        path: directory to write.
+        overwrite: replace ``path`` if it exists. ``overwrite`` replaces only earlier outputs, never other files.
+        inputs: inputs of the command, which are never replaced.
 
     Raises:
-        OutputError: ``path`` exists and may not be replaced, or the disk is full or read-only. Replaced is, with
-            ``overwrite``, what a command wrote before and is not one of this one's ``inputs``.
+        OutputError: ``path`` exists and may not be replaced, or the disk is full or read-only.
     """
     path = path.absolute()
     require_replaceable(path, overwrite, inputs)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    try:  # from before it exists, so that an interrupt at any moment removes it
+    try:  # starts before the directory exists, so that an interrupt at any moment removes it
         _create(partial, path)
         yield partial
         _replace(partial, path)
@@ -74,17 +78,21 @@ def _create(partial: Path, path: Path) -> None:
 
 
 def require_replaceable(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Check that writing ``path`` destroys nothing that was not meant. Raises OutputError."""
+    """Check that writing ``path`` destroys neither an input nor anything but an earlier output.
+
+    Raises:
+        OutputError: it would.
+    """
     for source in inputs:
         if source.resolve().is_relative_to(path.resolve()):
-            raise OutputError(f"{path} is, or holds, an input of this command.", "Choose another output.")
+            raise OutputError(f"{path} is, or contains, an input of this command.", "Choose another output.")
     if not path.exists():
         return
     if not overwrite:
-        raise OutputError(f"{path} exists already.", "Choose another output, remove it, or pass --overwrite.")
+        raise OutputError(f"{path} already exists.", "Choose another output, remove it, or pass --overwrite.")
     written = path.is_dir() and (not any(path.iterdir()) or any((path / name).is_file() for name in MARKER_FILES))
     if not written:
-        raise OutputError(f"{path} is nothing that this tool wrote.", "Choose another output, or remove it yourself.")
+        raise OutputError(f"{path} was not written by liger-export.", "Choose another output, or remove it yourself.")
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -116,25 +124,25 @@ def _replace(partial: Path, path: Path) -> None:
 
 def _output_error(path: Path, error: OSError) -> OutputError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    fix = "Free some disk space or choose another disk." if full else "Choose a directory that can be written."
+    fix = "Free some disk space or choose another disk." if full else "Choose a writable directory."
     return OutputError(f"{path} cannot be written: {error.strerror}.", fix)
 
 
 def require_writable(file: Path) -> None:
-    """Check, before any long work, that a file can be written. Raises OutputError."""
+    """Check that a file can be written, before any long work. Raises OutputError."""
     if file.is_dir():
         raise OutputError(f"{file} is a directory.", "Choose a file.")
     if not file.parent.is_dir():
-        raise OutputError(f"{file.parent} is no directory to write {file.name} in.", "Create it, or choose another.")
+        raise OutputError(f"{file.parent} is not a directory.", f"Create it, or write {file.name} elsewhere.")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise OutputError(f"{file} cannot be written.", "Choose a file that can be written.")
+        raise OutputError(f"{file} cannot be written.", "Choose a writable file.")
 
 
 def require_space(path: Path, nbytes: int) -> None:
-    """Check, before any long work, that ``nbytes`` fit on the disk that will hold ``path``.
+    """Check that ``nbytes`` fit on the disk of ``path``, before any long work.
 
     Raises:
-        OutputError: they do not.
+        OutputError: the disk has too little free space.
     """
     parent = path.absolute().parent
     while not parent.exists():
@@ -148,7 +156,7 @@ def require_space(path: Path, nbytes: int) -> None:
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
-    """Copy those of ``names`` that exist in ``source``; returns the names copied."""
+    """Copy the files of ``names`` that exist in ``source`` and return their names."""
     present = [name for name in names if (source / name).is_file()]
     for name in present:
         shutil.copyfile(source / name, target / name)
@@ -156,13 +164,13 @@ def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
-    """Hex SHA-256 of each file, two at a time."""
+    """Hex SHA-256 of each file; two files are read in parallel."""
     paths = list(paths)
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(paths, pool.map(sha256_file, paths), strict=True))
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Hex SHA-256 of a file, read in chunks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -104,7 +104,7 @@ def linearize(
     config = LigerConfig.from_dict(values)
     checkpoint = Checkpoint.open(directory)
     learned = _initial_tensors(config)
-    checkpoint.check(config, besides=learned)
+    checkpoint.check(config, excluded=learned)
 
     nbytes = sum(file.stat().st_size for file in checkpoint.files) + sum(t.nbytes for t in learned.values())
     require_space(output, nbytes)

@@ -10,11 +10,11 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from liger_export.distributed import processes
+from liger_export.progress import NO_PROGRESS, Progress
 
 __all__ = [
     "PositionScores",
     "Quality",
-    "ScoreReport",
     "losses_and_top1",
     "measure_quality",
     "score_blocks",
@@ -24,9 +24,6 @@ FIRST_RANGE = 64  # positions; each later range ends at twice the position
 
 Reader = Callable[[Tensor], Iterator[Tensor]]
 """Reads sequences [B, T] from their start; yields logits [B, t, vocab_size] of consecutive pieces of T."""
-
-ScoreReport = Callable[[int, int], None]
-"""Called with the number of batches that this process has read, and the number it has to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ def score_blocks(
     blocks: Tensor,
     batch_size: int,
     device: torch.device | str,
-    progress: ScoreReport = lambda *_: None,
+    progress: Progress = NO_PROGRESS,
 ) -> PositionScores:
     """Score every token of each block except the first.
 
@@ -116,11 +113,12 @@ def score_blocks(
         blocks: int64 [N, T], T >= 2.
         batch_size: blocks per call of ``read``.
         device: device of the tokens passed to ``read``.
-        progress: called after each batch.
+        progress: counts the batches of this process.
     """
     sums = torch.zeros(2, blocks.shape[1] - 1, dtype=torch.float64)
     shared = list(_share(blocks, batch_size))
-    for done, (batch, is_counted) in enumerate(shared, start=1):
+    progress.start(len(shared))
+    for batch, is_counted in shared:
         batch = batch.to(device)
         start = 0
         for logits in read(batch[:, :-1]):
@@ -128,7 +126,7 @@ def score_blocks(
             if is_counted:
                 sums[:, start:stop] += losses_and_top1(logits, batch[:, 1 + start : 1 + stop])
             start = stop
-        progress(done, len(shared))
+        progress.advance(1)
     place = processes().device
     # reduce averages by default; MPS has no float64
     losses, top1_correct = reduce(sums.to("cpu" if place.type == "mps" else place), reduction="sum").cpu()

@@ -1,7 +1,8 @@
-"""ONNX Runtime, which from 1.29 on reports its use to Microsoft over the network unless told not to.
+"""ONNX Runtime, imported with telemetry disabled.
 
-It reads the wish from a variable while it is imported and starts a thread for it; its ``disable_telemetry_events``
-comes too late. A process that imports ``onnxruntime`` before ``liger_export``, or sets the variable, decides itself.
+Since 1.29, ONNX Runtime reports usage to Microsoft over the network. It reads an environment variable and starts the
+reporting thread on import, so ``disable_telemetry_events`` comes too late. A process that sets the variable, or imports
+``onnxruntime`` before ``liger_export``, keeps its own setting.
 """
 
 import os
@@ -21,10 +22,10 @@ LIBRARY_FOLDER = "plugins/ort"
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
-    """Options of a session that says nothing but errors.
+    """Session options that log only errors.
 
     Args:
-        threads: within an operator; None lets ONNX Runtime choose.
+        threads: number of threads per operator; None lets ONNX Runtime choose.
     """
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -34,8 +35,8 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
 
 
 def library_path() -> Path | None:
-    """Path of the shared library of liger-export's own operators; None if it was not compiled at installation."""
+    """Path of the shared library with liger-export's operators; None if the installation did not compile it."""
     folders = [Path(__file__).parent / LIBRARY_FOLDER]
-    with suppress(PackageNotFoundError):  # an editable install keeps compiled files apart from the sources
+    with suppress(PackageNotFoundError):  # an editable install keeps compiled files outside the source tree
         folders.append(Path(str(distribution("liger-export").locate_file(f"liger_export/{LIBRARY_FOLDER}"))))
     return next((path for folder in folders for name in LIBRARY_NAMES if (path := folder / name).is_file()), None)

@@ -1,1 +1,1 @@
-"""Native code for engines: ``ort`` holds ONNX Runtime's custom operators, ``tensorrt`` TensorRT's plugins."""
+"""Native code for inference engines: ``ort`` has operators for ONNX Runtime, ``tensorrt`` plugins for TensorRT."""

@@ -1,7 +1,7 @@
-"""The seed implementation of Liger, written down again: the files it saves and, in float64, what it computes from them.
+"""An independent version of the paper implementation: the files it saves, and its logits in float64.
 
-Its repository is OpenSparseLLMs/Linearization (arXiv 2503.01496). Nothing here shares code with what it checks: no
-operator or model of the package and no transformers model, one naive step a token.
+The paper implementation is OpenSparseLLMs/Linearization (arXiv 2503.01496). This module shares no code with the package
+that it checks and uses no transformers model. It computes one naive step per token.
 """
 
 import json
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tests.tiny import END_OF_TEXT, VOCABULARY, byte_tokenizer
 
-__all__ = ["SEED_TYPES", "SeedType", "seed_logits", "write_seed_adapter", "write_seed_checkpoint"]
+__all__ = ["PAPER_TYPES", "PaperType", "paper_logits", "write_paper_adapter", "write_paper_checkpoint"]
 
-GATE_NORMALIZER = 16  # a constant of the seed, in no config.json
-LOLCATS_FEATURES = 128  # columns of a feature map, whatever the head size; features are twice as many
-LOLCATS_WINDOW_FACTOR = -2.1972245773362196  # before its sigmoid, and before the checkpoint's bfloat16
+GATE_NORMALIZER = 16  # a constant of the paper implementation, not in config.json
+LOLCATS_FEATURES = 128  # outputs of a feature map for every head size, half the number of features
+LOLCATS_WINDOW_FACTOR = -2.1972245773362196  # before the sigmoid and before rounding to the checkpoint's bfloat16
 ADAPTED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 RANK = 8
 
@@ -31,17 +31,17 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class SeedType:
-    """One ``model_type`` of the seed.
+class PaperType:
+    """One ``model_type`` of the paper implementation.
 
     Attributes:
-        architecture: class name, as ``config.json`` lists it.
-        mixer: what the layers compute: gla, gsa, hgrn2 or lolcats.
-        fields: what ``config.json`` holds beyond the fields that all types have.
-        query_key_value_bias: whether the q, k and v projections have biases; o never has one.
-        keys: how many keys the softmax window sees, the current one included. No ``config.json`` field says so: the
-            constant 64 went to flash attention as (64, 64), which is the current key and 64 older ones. lolcats masks
-            by itself, and sees 64.
+        architecture: class name in the ``architectures`` of ``config.json``.
+        mixer: gla, gsa, hgrn2 or lolcats.
+        fields: fields of ``config.json`` in addition to those of all types.
+        query_key_value_bias: true if the q, k and v projections have biases; o never has a bias.
+        keys: number of keys in the softmax window, including the current key. It is not in ``config.json``: flash
+            attention got the constant window (64, 64), which is the current key and 64 older keys. lolcats uses its
+            own mask of 64 keys.
     """
 
     architecture: str
@@ -70,19 +70,19 @@ _ADAPTER_CONFIG = """{
   "use_dora": false, "use_rslora": false
 }"""
 
-# The Llama types take the head size from config.json; the others need, or compute, hidden_size / heads.
-SEED_TYPES = {
-    "liger_gla": SeedType("LigerGLAForCausalLM", "gla", {**_LLAMA, "hidden_size": 24}),
-    "liger_gsa": SeedType("LigerGSAForCausalLM", "gsa", {**_LLAMA, "hidden_size": 24, "pool_size": 4}),
-    "liger_hgrn2": SeedType("LigerHGRN2ForCausalLM", "hgrn2", {**_LLAMA, "hidden_size": 24}),
-    "liger_mistral_gla": SeedType("LigerMistralGLAForCausalLM", "gla", {**_MISTRAL, **_UNUSED}),
-    "liger_qwen2_gla": SeedType("LigerQwen2GLAForCausalLM", "gla", _QWEN2, query_key_value_bias=True),
-    "liger_qwen3_gla": SeedType("LigerQwen3GLAForCausalLM", "gla", _QWEN3, query_key_value_bias=True),
-    "lolcats": SeedType("LolcatsModelForCausalLM", "lolcats", {**_LLAMA, **_UNUSED, **_LOLCATS}, keys=64),
+# The Llama types read the head size from config.json; the others require or compute hidden_size / heads.
+PAPER_TYPES = {
+    "liger_gla": PaperType("LigerGLAForCausalLM", "gla", {**_LLAMA, "hidden_size": 24}),
+    "liger_gsa": PaperType("LigerGSAForCausalLM", "gsa", {**_LLAMA, "hidden_size": 24, "pool_size": 4}),
+    "liger_hgrn2": PaperType("LigerHGRN2ForCausalLM", "hgrn2", {**_LLAMA, "hidden_size": 24}),
+    "liger_mistral_gla": PaperType("LigerMistralGLAForCausalLM", "gla", {**_MISTRAL, **_UNUSED}),
+    "liger_qwen2_gla": PaperType("LigerQwen2GLAForCausalLM", "gla", _QWEN2, query_key_value_bias=True),
+    "liger_qwen3_gla": PaperType("LigerQwen3GLAForCausalLM", "gla", _QWEN3, query_key_value_bias=True),
+    "lolcats": PaperType("LolcatsModelForCausalLM", "lolcats", {**_LLAMA, **_UNUSED, **_LOLCATS}, keys=64),
 }
 
 
-def write_seed_checkpoint(
+def write_paper_checkpoint(
     directory: Path,
     model_type: str,
     *,
@@ -91,17 +91,17 @@ def write_seed_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     **overrides: Any,
 ) -> Path:
-    """A tiny random checkpoint with a tokenizer, as the seed saves it.
+    """Write a tiny random checkpoint with a tokenizer in the paper implementation's format.
 
     Args:
-        directory: to create.
-        model_type: one of ``SEED_TYPES``.
-        seed: of the random weights.
-        edited_base: what the seed starts from instead: the base's own tensors under an edited config.json. They differ
-            for liger_qwen3_gla alone, which then holds q_norm and k_norm and no biases.
-        dtype: the weights'; the seed saves bfloat16.
+        directory: directory to create.
+        model_type: a key of ``PAPER_TYPES``.
+        seed: seed of the random weights.
+        edited_base: write the starting point of the paper implementation instead: a base's tensors with an edited
+            config.json. They differ only for liger_qwen3_gla, which then has q_norm and k_norm and no biases.
+        dtype: dtype of the weights; the paper implementation saves bfloat16.
         **overrides: config.json fields, such as ``pool_size`` or ``tie_word_embeddings``. ``window_size`` adds the
-            field that a fork's liger_gla has, and which counts the keys exactly.
+            field of a fork's liger_gla, which is the exact number of keys.
     """
     if edited_base and model_type == "lolcats":
         raise ValueError("A base has no feature maps.")
@@ -123,8 +123,8 @@ def write_seed_checkpoint(
     return directory
 
 
-def write_seed_adapter(directory: Path, checkpoint: Path, *, seed: int = 1) -> Path:
-    """A random LoRA adapter for a seed checkpoint, as PEFT saves the seed's: float32 factors of q, k and v."""
+def write_paper_adapter(directory: Path, checkpoint: Path, *, seed: int = 1) -> Path:
+    """Write a random LoRA adapter in the format of PEFT: float32 factors of q, k and v."""
     generator = torch.Generator().manual_seed(seed)
     factors: Tensors = {}
     for name, weight in load_file(checkpoint / "model.safetensors").items():
@@ -140,26 +140,28 @@ def write_seed_adapter(directory: Path, checkpoint: Path, *, seed: int = 1) -> P
     return directory
 
 
-def seed_logits(checkpoint: Path, token_ids: Tensor, adapter: Path | None = None, *, keys: int | None = None) -> Tensor:
-    """The seed's full-sequence forward in float64.
+def paper_logits(
+    checkpoint: Path, token_ids: Tensor, adapter: Path | None = None, *, keys: int | None = None
+) -> Tensor:
+    """Full-sequence forward of the paper implementation in float64.
 
     Args:
         checkpoint: directory with ``config.json`` and ``model.safetensors``.
-        token_ids: int64 [B, T], no padding.
+        token_ids: int64 [B, T], without padding.
         adapter: LoRA adapter directory.
-        keys: how many keys the softmax window sees, the current one included; default: config.json's
-            ``window_size``, or as many as the seed's window does.
+        keys: number of keys in the softmax window, including the current key; default: ``window_size`` in config.json,
+            or else the model type's.
 
     Returns:
-        float64 [B, T, vocabulary].
+        Logits, float64 [B, T, vocabulary].
     """
     config: Json = json.loads((checkpoint / "config.json").read_text())
-    kind = SEED_TYPES[config["model_type"]]
+    kind = PAPER_TYPES[config["model_type"]]
     if config.get("rope_scaling"):
         raise NotImplementedError("rope_scaling")
     keys = keys or config.get("window_size") or kind.keys
     tensors = _read_tensors(checkpoint, adapter)
-    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    heads, num_key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
     epsilon = config["rms_norm_eps"]
     embedding = tensors["model.embed_tokens.weight"]
 
@@ -168,10 +170,10 @@ def seed_logits(checkpoint: Path, token_ids: Tensor, adapter: Path | None = None
         weights = _under(tensors, f"model.layers.{layer}.")
         attention, mlp = _under(weights, "self_attn."), _under(weights, "mlp.")
         x = _rms_norm(hidden, weights["input_layernorm.weight"], epsilon)
-        # q_norm and k_norm, which an edited Qwen3 base holds, are not used.
+        # q_norm and k_norm of an edited Qwen3 base are not used.
         query = _linear(x, attention, "q_proj").unflatten(-1, (heads, -1))
-        key = _linear(x, attention, "k_proj").unflatten(-1, (groups, -1))
-        value = _linear(x, attention, "v_proj").unflatten(-1, (groups, -1))
+        key = _linear(x, attention, "k_proj").unflatten(-1, (num_key_value_heads, -1))
+        value = _linear(x, attention, "v_proj").unflatten(-1, (num_key_value_heads, -1))
         if kind.mixer == "lolcats":
             mixed = _lolcats(query, key, value, attention, config["rope_theta"], keys)
         else:
@@ -194,12 +196,12 @@ def _linear(x: Tensor, tensors: Tensors, name: str) -> Tensor:
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:
-    """[B, T, G, D] to [B, T, H, D]: query head h reads key/value head h // (H // G)."""
+    """Repeat [B, T, G, D] to [B, T, H, D]: query head h reads key/value head h // (H // G)."""
     return x.repeat_interleave(heads // x.shape[2], dim=2)
 
 
 def _rotate(x: Tensor, theta: float) -> Tensor:
-    """RoPE (arXiv 2104.09864) on [B, T, heads, D], pairing the two halves of a head."""
+    """Apply RoPE (arXiv 2104.09864) to [B, T, heads, D], pairing the two halves of a head."""
     half = x.shape[-1] // 2
     frequencies = torch.pow(theta, -torch.arange(half, dtype=torch.float64) / half)
     angles = (torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequencies)[:, None]
@@ -208,7 +210,7 @@ def _rotate(x: Tensor, theta: float) -> Tensor:
 
 
 def _window(query: Tensor, key: Tensor, value: Tensor, theta: float, keys: int) -> Tensor:
-    """Softmax attention to the last ``keys`` keys: [B, T, H, D]."""
+    """Softmax attention over the last ``keys`` keys: [B, T, H, D]."""
     heads, size = query.shape[2:]
     query, key, value = _rotate(query, theta), _rotate(_repeat(key, heads), theta), _repeat(value, heads)
     outputs = []
@@ -229,7 +231,7 @@ def _pool(key: Tensor, size: int) -> Tensor:
 
 
 def _gated(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor) -> Tensor:
-    """S = diag(exp g) S + k v^T, then S^T q, for [B, T, H, K] and values [B, T, H, V]."""
+    """S = diag(exp g) S + k v^T and o = S^T q, for query and key [B, T, H, K] and value [B, T, H, V]."""
     batch, length, heads, size = key.shape
     state = torch.zeros(batch, heads, size, value.shape[-1], dtype=torch.float64)
     outputs = []
@@ -272,7 +274,7 @@ _RECURRENCES: dict[str, Callable[[Tensor, Tensor, Tensor, Json], Tensor]] = {"gl
 
 
 def _lolcats(query: Tensor, key: Tensor, value: Tensor, tensors: Tensors, theta: float, keys: int) -> Tensor:
-    """Window and linear attention under one denominator (arXiv 2410.10254), which the seed adds 1e-6 to."""
+    """Window and linear attention with one denominator (arXiv 2410.10254), plus the paper implementation's 1e-6."""
     heads, size = query.shape[2:]
     query, key, value = _rotate(query, theta), _repeat(_rotate(key, theta), heads), _repeat(value, heads)
     query_features, key_features = _features(query, tensors, "feature_map_q"), _features(key, tensors, "feature_map_k")
@@ -296,7 +298,7 @@ def _features(x: Tensor, tensors: Tensors, name: str) -> Tensor:
 
 
 def _config(model_type: str, overrides: Json) -> Json:
-    kind = SEED_TYPES[model_type]
+    kind = PAPER_TYPES[model_type]
     size: Json = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
     size |= {"num_hidden_layers": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 256}
     values: Json = {"attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-6}
@@ -307,7 +309,7 @@ def _config(model_type: str, overrides: Json) -> Json:
 
 
 def _random_tensors(config: Json, generator: torch.Generator, edited_base: bool) -> Tensors:
-    kind = SEED_TYPES[config["model_type"]]
+    kind = PAPER_TYPES[config["model_type"]]
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     qwen = kind.query_key_value_bias
     head_dim: int = hidden // heads if qwen else config["head_dim"]

@@ -31,20 +31,20 @@ def values(**changes: object) -> dict[str, object]:
     return {**Shape().base_values, "model_type": "liger_gla", "liger_format": 1, "rms_norm_eps": 1e-5, **changes}
 
 
-def test_absent_fields_take_the_backbones_defaults() -> None:
+def test_missing_fields_take_the_backbones_defaults() -> None:
     config = LigerConfig.from_dict(values(num_key_value_heads=None, head_dim=None, hidden_size=48))
     assert (config.num_key_value_heads, config.head_dim, config.window_size) == (4, 12, 64)
     assert config.eos_token_ids == (0,)
 
 
-def test_rope_reads_the_same_from_transformers_4_and_5_spellings() -> None:
+def test_rope_parameters_of_transformers_4_and_5_are_equivalent() -> None:
     old = LigerConfig.from_dict(values(rope_theta=5e5, rope_scaling=LLAMA3_ROPE))
     new = LigerConfig.from_dict(values(rope_parameters={**LLAMA3_ROPE, "rope_theta": 5e5}))
     assert old.rope == new.rope == RopeConfig(5e5, "llama3", 32.0, 1.0, 4.0, 8192)
 
 
 @pytest.mark.parametrize("rope", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}, LLAMA3_ROPE])
-def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]) -> None:
+def test_inverse_frequencies_equal_transformers(rope: dict[str, object]) -> None:
     base = LlamaConfig(head_dim=64, hidden_size=128, num_attention_heads=2, rope_parameters={**rope, "rope_theta": 5e5})
     config = LigerConfig.from_dict({**base.to_dict(), "model_type": "liger_gla", "liger_format": 1})
     measured = inverse_frequencies(config.rope, 64)
@@ -69,7 +69,7 @@ def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]
         ({"head_dim": 7}, UnsupportedModelError, "even"),
         ({"window_size": 0}, UnsupportedModelError, "window_size"),
         ({"vocab_size": "many"}, CheckpointError, "vocab_size"),
-        ({"model_type": ["llama"]}, UnsupportedModelError, "no Liger model"),
+        ({"model_type": ["llama"]}, UnsupportedModelError, "is not a Liger model"),
         ({"rms_norm_eps": -1.0}, CheckpointError, "rms_norm_eps"),
         ({"rope_theta": 0.0}, CheckpointError, "rope_theta"),
         ({"rope_parameters": [1]}, CheckpointError, "rope parameters"),
@@ -83,14 +83,14 @@ def test_inverse_frequencies_equal_those_of_transformers(rope: dict[str, object]
         ({"model_type": "liger_gsa", "num_slots": 3}, UnsupportedModelError, "does not divide head_dim"),
         ({"recurrent_weight": 1.5}, UnsupportedModelError, "between 0 and 1"),
         ({"softmax_layers": [2]}, UnsupportedModelError, "from 0 to 1"),
-        ({"softmax_layers": [1, 0]}, UnsupportedModelError, "in order"),
+        ({"softmax_layers": [1, 0]}, UnsupportedModelError, "in ascending order"),
         ({"softmax_layers": "all"}, CheckpointError, "softmax_layers"),
-        ({"softmax_layers": [0.5]}, CheckpointError, "whole numbers"),
+        ({"softmax_layers": [0.5]}, CheckpointError, "list of integers"),
         ({"liger_format": None}, CheckpointError, "open_liger"),
         ({"liger_format": 2}, UnsupportedModelError, "Upgrade"),
     ],
 )
-def test_what_cannot_be_computed_is_refused_by_name(
+def test_unsupported_and_invalid_fields_are_named(
     changes: dict[str, object], error: type[LigerExportError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -104,7 +104,7 @@ def test_llama3_scaling_divides_the_longest_wavelength_and_keeps_the_shortest() 
     assert math.isclose(scaled[-1], plain[-1] / 32, rel_tol=1e-6)
 
 
-def test_every_backbone_goes_with_every_mixer_under_one_name() -> None:
+def test_every_backbone_and_mixer_have_one_model_type() -> None:
     pairs = {(parts.backbone, parts.mixer) for parts in MODEL_TYPES.values()}
     assert pairs == set(product(BACKBONES, MIXERS))
     assert len(MODEL_TYPES) == len(pairs) == 16
@@ -155,7 +155,7 @@ def test_backbones_differ_in_biases_and_norms(
         ),
     ],
 )
-def test_a_bases_own_window_is_read_layer_by_layer(
+def test_the_sliding_window_of_a_base_is_read_per_layer(
     backbone: str, fields: dict[str, object], windows: list[int | None]
 ) -> None:
     assert [base_window(backbone, values(**fields), layer) for layer in range(2)] == windows

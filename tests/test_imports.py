@@ -1,16 +1,23 @@
-"""The architecture, read from the source: which layer imports which."""
+"""The architecture, checked by reading imports from the source.
+
+The package has two wings. The left wing, the runtime, is what an app installs: it needs only the project's
+dependencies. The right wing, the exporter, needs the ``export`` extra (PyTorch, transformers, onnx and others).
+"""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import liger_export
 
 ROOT = Path(liger_export.__file__).parent
-RUNTIME = ["errors", "files", "ort", "config", "precision", "state", "package", "runtime"]  # without PyTorch
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+RUNTIME = ["errors", "files", "progress", "ort", "config", "precision", "state", "package", "runtime"]
 EXPORTER = [
     *("distributed", "data", "metrics", "ops", "onnx_functions", "kernels", "plugins", "checkpoint", "modeling"),
     *("linearize", "finetune", "quantize", "export", "convert", "inspection", "parity", "validate", "engine"),
@@ -19,21 +26,33 @@ EXPORTER = [
 LAYERS = [*RUNTIME, *EXPORTER]
 
 
+EXPORTER_LIBRARIES = {
+    *("accelerate", "onnx", "onnx_ir", "onnxscript", "peft", "psutil", "rich", "safetensors", "torch"),
+    *("transformers", "triton", "typer"),
+}
+
+
 def layer_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by dotted name."""
+    """Map each module of the package, by dotted name, to its file."""
     found = {}
-    folders = [ROOT, ROOT / "kernels", ROOT / "plugins"]  # the last two are links in a checkout, which rglob passes by
+    folders = [ROOT, ROOT / "kernels", ROOT / "plugins"]  # links in a checkout, which rglob does not follow
     for path in (path for folder in folders for path in folder.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(("liger_export", *parts)).removesuffix(".__init__")] = path
     return found
 
 
+def runtime_modules() -> dict[str, Path]:
+    """Map each module of the left wing to its file."""
+    return {module: path for module, path in modules().items() if layer_of(module) in RUNTIME}
+
+
 def imported(path: Path) -> set[str]:
+    """Names of modules that a file imports, at the top or inside a function."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -42,7 +61,24 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path} imports relatively"
             assert node.module is not None
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return {name for name in names if name.split(".")[0] == "liger_export"}
+    return names
+
+
+def dependencies(extra: str | None = None) -> set[str]:
+    """Names of the distributions that the project, or one of its extras, requires."""
+    project = tomllib.loads(PYPROJECT.read_text())["project"]
+    listed = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return {Requirement(line).name for line in listed}
+
+
+def run(script: str) -> str:
+    """Standard output of a script in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level modules that are loaded in a fresh interpreter after a statement."""
+    return set(run(f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})").split())
 
 
 def test_every_module_belongs_to_a_layer() -> None:
@@ -51,28 +87,45 @@ def test_every_module_belongs_to_a_layer() -> None:
     assert {"config", "state", "ops", "kernels", "checkpoint", "runtime", "validate", "cli"} <= layers
 
 
-def test_a_layer_imports_only_what_stands_left_of_it() -> None:
+def test_a_layer_imports_only_layers_left_of_it() -> None:
     wrong = [
         f"{module} imports {name}"
         for module, path in modules().items()
         for name in imported(path)
-        if layer_of(module) and layer_of(name) and LAYERS.index(layer_of(name)) > LAYERS.index(layer_of(module))
+        if name.split(".")[0] == "liger_export" and layer_of(module) and layer_of(name)
+        if LAYERS.index(layer_of(name)) > LAYERS.index(layer_of(module))
     ]
     assert wrong == []
 
 
-def loaded_after(statement: str) -> set[str]:
-    """Top-level modules in a fresh interpreter after a statement."""
-    script = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(result.stdout.split())
+def test_the_left_wing_imports_only_the_projects_dependencies() -> None:
+    assert dependencies("export") <= EXPORTER_LIBRARIES
+    assert dependencies().isdisjoint(EXPORTER_LIBRARIES)
+    allowed = {"liger_export", *sys.stdlib_module_names, *dependencies()}
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in runtime_modules().items()
+        for name in imported(path)
+        if name.split(".")[0] not in allowed
+    ]
+    assert wrong == []
 
 
-EXPORTER_LIBRARIES = {"torch", "transformers", "peft", "onnx", "onnxscript", "onnx_ir", "safetensors", "typer", "rich"}
+def test_the_left_wing_imports_where_the_exporters_libraries_are_not_installed() -> None:
+    names = ["liger_export", *sorted(runtime_modules())]
+    script = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({sorted(EXPORTER_LIBRARIES)}))\n"  # None: importing it fails
+        f"for name in {names}: importlib.import_module(name)\n"
+        "print(*(name for name in sys.modules if name.split('.')[0] == 'liger_export'))"
+    )
+    loaded = run(script).split()
+    assert set(names) <= set(loaded)
+    assert {layer_of(name) for name in loaded} <= {"", *RUNTIME}
 
 
 @pytest.mark.parametrize("module", ["liger_export", "liger_export.runtime", "liger_export.package"])
-def test_the_runtime_needs_none_of_the_exporters_libraries(module: str) -> None:
+def test_the_runtime_loads_none_of_the_exporters_libraries(module: str) -> None:
     loaded = loaded_after(f"import {module}")
     assert {"numpy", "onnxruntime", "tokenizers"} <= loaded
     assert loaded & EXPORTER_LIBRARIES == set()

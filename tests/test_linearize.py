@@ -155,8 +155,8 @@ def test_unknown_mixer_is_refused(tmp_path: Path) -> None:
 def test_existing_output_is_kept(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     linearize(str(base), tmp_path / "liger")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         linearize(str(base), tmp_path / "liger")
-    with pytest.raises(OutputError, match="is, or holds, an input"):
+    with pytest.raises(OutputError, match="is, or contains, an input"):
         linearize(str(base), base, overwrite=True)
     assert config_of(tmp_path / "liger").window_size == 64

@@ -1,6 +1,5 @@
 """What a wheel installs."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.compiled import prebuilt
+from tests.kernels.compiled import HAS_TRITON_3_9, NEEDS_TRITON_3_9, prebuilt
 from tests.tiny import Shape, write_liger
 
 ROOT = Path(__file__).parents[1]
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 OURS = ("cli.py", "kernels", "liger_export", "plugins", "pyproject.toml", "LICENSE", "README.md", ".gitignore")
 CONVERT = """
 import sys
@@ -40,7 +38,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(ROOT / name, source / name)
-    if HAS_TRITON:
+    if HAS_TRITON_3_9:
         prebuilt(source / "kernels" / "prebuilt", "sm_90")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True)
@@ -58,7 +56,7 @@ def test_wheel_holds_one_package_and_nothing_beside_it(distributions: Path) -> N
     assert not any("test" in name for name in names)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which is made for Linux alone")
+@pytest.mark.skipif(not HAS_TRITON_3_9, reason=NEEDS_TRITON_3_9)
 def test_an_installed_wheel_converts_with_the_kernels_it_carries(distributions: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(next(distributions.glob("*.whl"))).extractall(tmp_path / "site")
     folder = tmp_path / "site" / "liger_export" / "kernels" / "prebuilt"

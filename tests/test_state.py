@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 
 from liger_export.config import LigerConfig
-from liger_export.state import bytes_per_session, state_table
+from liger_export.state import by_layer, bytes_per_session, state_table
 from tests.test_config import values
 
 
-def test_table_lists_recurrent_state_key_and_value_layer_by_layer() -> None:
+def test_the_table_lists_recurrent_state_key_and_value_per_layer() -> None:
     table = state_table(LigerConfig.from_dict(values()))
     assert [entry.past_name for entry in table[:4]] == [
         "past_key_values.0.recurrent_state",
@@ -19,7 +19,7 @@ def test_table_lists_recurrent_state_key_and_value_layer_by_layer() -> None:
     assert [entry.shape for entry in table[:2]] == [(2, 8, 8), (2, 64, 8)]
 
 
-def test_llama_3_8b_holds_the_bytes_the_design_states() -> None:
+def test_llama_3_8b_has_the_documented_state_size() -> None:
     config = dataclasses.replace(
         LigerConfig.from_dict(values()),
         num_hidden_layers=32,
@@ -57,7 +57,15 @@ def test_each_mixer_has_its_own_recurrent_state(model_type: str, shapes: dict[st
     assert [entry.dtype for entry in layer] == ["float32"] * len(shapes) + ["float16"] * 2
 
 
-def test_layers_that_keep_softmax_have_a_window_of_their_own_and_nothing_else() -> None:
+def test_softmax_layers_have_only_their_own_window() -> None:
     config = LigerConfig.from_dict(values(softmax_layers=[1], softmax_window=100))
     layer = [entry for entry in state_table(config) if entry.layer == 1]
     assert [(entry.name, entry.shape) for entry in layer] == [("key", (2, 100, 8)), ("value", (2, 100, 8))]
+
+
+def test_tensors_are_grouped_by_layer() -> None:
+    table = state_table(LigerConfig.from_dict(values(softmax_layers=[1], num_hidden_layers=2)))
+    assert by_layer(table, "abcde") == [("a", "b", "c"), ("d", "e")]
+    for tensors in ("abcd", "abcdef"):
+        with pytest.raises(ValueError, match="argument"):
+            by_layer(table, tensors)

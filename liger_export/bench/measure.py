@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +17,9 @@ from liger_export.bench.worker import PACKAGE, TRANSFORMER, Job
 from liger_export.config import MODEL_TYPES, read_config_json
 from liger_export.errors import EnvironmentMismatchError, InputError
 from liger_export.package import Manifest, read_manifest
+from liger_export.progress import NO_PROGRESS, Progress
 
-__all__ = ["Report", "bench", "in_process"]
-
-Report = Callable[[int, int, str], None]  # runs done, runs in total, the next run
+__all__ = ["bench", "in_process"]
 
 SHAPE_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -33,7 +31,7 @@ def bench(
     package: Path,
     against: Path | None = None,
     settings: BenchSettings | None = None,
-    progress: Report = lambda *_: None,
+    progress: Progress = NO_PROGRESS,
 ) -> BenchReport:
     """Measure a package, and optionally a transformer for comparison, at every context length.
 
@@ -44,7 +42,7 @@ def bench(
         package: the package's directory.
         against: a Hugging Face checkpoint with softmax attention, run by transformers with its KV cache.
         settings: what to measure, and how.
-        progress: called before every run.
+        progress: counts runs; each run is a stage.
 
     Raises:
         InputError: a setting is out of range, or ``against`` is a Liger checkpoint.
@@ -59,18 +57,19 @@ def bench(
     manifest.check_files(package)  # once: the processes below do not check again
     systems = {PACKAGE: package} if against is None else {PACKAGE: package, TRANSFORMER: against}
 
-    rows, done, total = [], 0, len(settings.contexts) * settings.repeats * len(systems)
+    rows = []
+    progress.start(len(settings.contexts) * settings.repeats * len(systems))
     for context in settings.contexts:
         samples: dict[str, list[Sample]] = {name: [] for name in systems}
         for repeat in range(settings.repeats):
             for name, directory in systems.items():
-                progress(done, total, f"{name} at {context:,}")
+                progress.stage(f"{name} at {context:,}")
                 path = str(directory.absolute())
                 job = Job(name, path, context, settings.tokens, settings.threads, settings.dtype, repeat)
                 samples[name].append(in_process(job))
-                done += 1
+                progress.advance(1)
         rows += [Row.of(name, context, found) for name, found in samples.items()]
-    progress(total, total, "done")
+    progress.stage("done")
     return BenchReport(
         package=package.resolve().name,
         against=None if against is None else against.resolve().name,

@@ -1,4 +1,4 @@
-"""Reading checkpoints and adapters: lazily, strictly, and never from pickle."""
+"""Lazy, strict reading of checkpoints and adapters, from safetensors files only."""
 
 from liger_export.checkpoint.adapter import Adapter, write_base_record
 from liger_export.checkpoint.liger import LigerCheckpoint, open_liger

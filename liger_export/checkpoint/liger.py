@@ -1,10 +1,10 @@
-"""A Liger checkpoint directory: its config and its tensors, checked against each other."""
+"""A Liger checkpoint: config and tensors, checked against each other."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liger_export.checkpoint.paper import adopt_tensors, translate_config
+from liger_export.checkpoint.paper import translate_config, translate_tensors
 from liger_export.checkpoint.reader import Checkpoint
 from liger_export.config import MODEL_TYPES, LigerConfig, read_config_json
 
@@ -13,11 +13,11 @@ __all__ = ["LigerCheckpoint", "open_liger"]
 
 @dataclass(frozen=True)
 class LigerCheckpoint:
-    """What is read from one directory.
+    """An open Liger checkpoint.
 
     Attributes:
-        values: its config.json, in this project's terms.
-        config: the same, as the rest of the project uses it.
+        values: the values of its config.json, with this project's field names.
+        config: the same values as a ``LigerConfig``.
         weights: its tensors.
     """
 
@@ -27,23 +27,23 @@ class LigerCheckpoint:
 
     @property
     def directory(self) -> Path:
-        """Where it lies."""
+        """The checkpoint directory."""
         return self.weights.directory
 
 
 def open_liger(directory: Path) -> LigerCheckpoint:
-    """Open a checkpoint that ``linearize`` wrote, or the paper's implementation, and check it.
+    """Open and check a checkpoint that ``linearize`` or the paper implementation wrote.
 
     Raises:
-        CheckpointError: it is incomplete, damaged, or config and tensors do not belong together.
-        UnsupportedModelError: it is no Liger model, or has a setting that is not supported.
+        CheckpointError: it is incomplete or damaged, or its config and tensors do not match.
+        UnsupportedModelError: it is not a Liger model or has an unsupported setting.
     """
     values = read_config_json(directory)
     if values.get("model_type") not in MODEL_TYPES:
-        LigerConfig.from_dict(values)  # says what it is instead
+        LigerConfig.from_dict(values)  # raises an error that names the model type
     weights = Checkpoint.open(directory)
     if values.get("liger_format") is None:
-        weights = Checkpoint(directory, adopt_tensors(weights.tensors))
+        weights = Checkpoint(directory, translate_tensors(weights.tensors))
         values = translate_config(values, weights.tensors)
     config = LigerConfig.from_dict(values)
     weights.check(config)

@@ -1,4 +1,4 @@
-"""A checkpoint with its adapters merged, read as float32, any rows at a time."""
+"""A checkpoint with merged adapters, read as rows of float32."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ __all__ = ["MergedCheckpoint"]
 
 @dataclass(frozen=True)
 class MergedCheckpoint:
-    """Weights as the model uses them: base plus every adapter's update, in the order given."""
+    """A checkpoint's weights plus the updates of all adapters, added in the given order."""
 
     checkpoint: Checkpoint
     adapters: tuple[Adapter, ...] = ()

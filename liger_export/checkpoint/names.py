@@ -1,6 +1,6 @@
-"""The tensors a checkpoint holds, by name and shape, from the config alone."""
+"""Names and shapes of a checkpoint's tensors, derived from the config."""
 
-from liger_export.config import LigerConfig
+from liger_export.config import MIXERS, LigerConfig
 
 __all__ = ["expected_tensors", "is_ignored", "learned_tensors"]
 
@@ -8,7 +8,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def expected_tensors(config: LigerConfig) -> Shapes:
-    """Name and shape of every tensor of the model, in the order the model runs them.
+    """Name and shape of every tensor of the model, in the order of use.
 
     A tied ``lm_head.weight`` is not listed: it is ``model.embed_tokens.weight``.
     """
@@ -36,13 +36,10 @@ def expected_tensors(config: LigerConfig) -> Shapes:
 
 
 def learned_tensors(config: LigerConfig) -> Shapes:
-    """The tensors a mixer learns and its base model does not have: lolcats' feature maps and window factors."""
-    if config.mixer != "lolcats":
-        return {}
-    feature_map = (config.num_attention_heads, config.head_dim, config.feature_dim)  # [H, D, F / 2]
-    shapes: Shapes = {"query_map": feature_map, "key_map": feature_map}
-    if config.learned_window_factors:
-        shapes["window_factors"] = (config.num_attention_heads,)
+    """Name and shape of every tensor that the mixer learns and the base model lacks, such as feature maps."""
+    shapes = MIXERS[config.mixer].parameter_shapes(config)
+    if not config.learned_window_factors:
+        shapes.pop("window_factors", None)
     layers = [layer for layer in range(config.num_hidden_layers) if layer not in config.softmax_layers]
     return {f"model.layers.{layer}.self_attn.{name}": shape for layer in layers for name, shape in shapes.items()}
 
@@ -55,9 +52,9 @@ def _add_linears(tensors: Shapes, prefix: str, shapes: dict[str, tuple[int, int]
 
 
 def is_ignored(name: str, config: LigerConfig) -> bool:
-    """Tell whether a tensor may be present without being used.
+    """Return true for a tensor that a checkpoint may contain although the model does not use it.
 
-    Old rotary buffers; a head saved though it is tied; q/k norms that a config.json switches off.
+    These are old rotary buffers, a saved copy of a tied head, and q/k norms that config.json switches off.
     """
     unused_norm = not config.qk_norm and name.endswith((".q_norm.weight", ".k_norm.weight"))
     unused_head = config.tie_word_embeddings and name == "lm_head.weight"

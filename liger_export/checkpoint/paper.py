@@ -1,8 +1,8 @@
-"""Checkpoints of the Liger paper's own implementation (OpenSparseLLMs/Linearization), read as they are.
+"""Checkpoints of the Liger paper's implementation (OpenSparseLLMs/Linearization), read without conversion.
 
-Their config.json has none of this project's fields: constants of that code stand in for them. Three more things
-differ from what the config says, and are told from the tensors: head size and biases, which its Qwen classes set
-themselves, and LoLCATs' feature maps, which are one linear layer a head.
+Their config.json lacks this project's fields, so constants of the paper implementation replace them. Three properties
+are not in the config and are read from the tensors: the head size and the biases, which the implementation's Qwen
+classes set themselves, and LoLCATs' feature maps, which are one linear layer per head.
 """
 
 import re
@@ -16,25 +16,25 @@ from liger_export.checkpoint.reader import TensorInfo
 from liger_export.config import FORMAT, MODEL_TYPES, Fields
 from liger_export.errors import CheckpointError
 
-__all__ = ["SEED_WINDOW", "adopt_tensors", "translate_config"]
+__all__ = ["PAPER_WINDOW", "translate_config", "translate_tensors"]
 
-SEED_WINDOW = 65  # flash attention was given 64 to the left: 64 keys and the current one
-LOLCATS_WINDOW = 64  # its own mask, which counts the current key
+PAPER_WINDOW = 65  # flash attention got a left window of 64: 64 keys plus the current key
+LOLCATS_WINDOW = 64  # LoLCATs has its own mask, which includes the current key
 FEATURE_MAP = re.compile(r"(model\.layers\.\d+\.self_attn)\.feature_map_([qk])\.mlp\.linears\.(\d+)\.weight")
 MAP_NAMES = {"q": "query_map", "k": "key_map"}
 
 
 def translate_config(values: dict[str, Any], tensors: dict[str, TensorInfo]) -> dict[str, Any]:
-    """The config.json in this project's terms.
+    """Translate a config.json to this project's fields.
 
-    A ``window_size`` in it (a fork of the implementation writes one) counts keys, the current one included.
+    A ``window_size`` field, which a fork of the paper implementation writes, includes the current key.
 
     Args:
-        values: the config.json, without a ``liger_format``.
-        tensors: the checkpoint's tensors, as ``adopt_tensors`` returns them.
+        values: the values of a config.json without ``liger_format``.
+        tensors: the checkpoint's tensors, as ``translate_tensors`` returns them.
 
     Raises:
-        CheckpointError: a field or tensor that decides what the model computes is missing.
+        CheckpointError: a required field or tensor is missing.
     """
     mixer = MODEL_TYPES[values["model_type"]].mixer
     first = "model.layers.0.self_attn"
@@ -44,7 +44,7 @@ def translate_config(values: dict[str, Any], tensors: dict[str, TensorInfo]) -> 
     translated = {
         **values,
         "liger_format": FORMAT,
-        "window_size": values.get("window_size") or (LOLCATS_WINDOW if mixer == "lolcats" else SEED_WINDOW),
+        "window_size": values.get("window_size") or (LOLCATS_WINDOW if mixer == "lolcats" else PAPER_WINDOW),
         "gate_normalizer": 16.0,
         "recurrent_weight": 0.5,
         "attention_bias": False,
@@ -55,44 +55,46 @@ def translate_config(values: dict[str, Any], tensors: dict[str, TensorInfo]) -> 
     }
     if mixer == "gsa":
         if values.get("pool_size") is None:
-            raise CheckpointError("config.json has no pool_size.", "Add it: the slots of each key/value head.")
+            raise CheckpointError(
+                "config.json has no pool_size.", "Add it: it is the number of slots per key/value head."
+            )
         translated["num_slots"] = values["pool_size"]
     if mixer == "lolcats":
         if f"{first}.query_map" not in tensors:
             raise CheckpointError(
                 f"The checkpoint lacks {first}.feature_map_q, a LoLCATs feature map.",
-                "Pass the checkpoint that LoLCATs' first stage saved, or linearize the base with --mixer lolcats.",
+                "Pass the checkpoint of LoLCATs' first stage, or linearize the base model with --mixer lolcats.",
             )
         translated["feature_dim"] = tensors[f"{first}.query_map"].shape[2]
     return translated
 
 
-def adopt_tensors(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The same tensors under this project's names: a layer's feature maps stacked, window factors flat."""
-    adopted: dict[str, TensorInfo] = {}
+def translate_tensors(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Translate tensors to this project's names and shapes: stacked feature maps and flat window factors."""
+    translated: dict[str, TensorInfo] = {}
     maps: dict[str, dict[int, TensorInfo]] = {}
     for name, info in tensors.items():
         if found := FEATURE_MAP.fullmatch(name):
             layer, side, head = found.groups()
             maps.setdefault(f"{layer}.{MAP_NAMES[side]}", {})[int(head)] = info
         elif name.endswith(".window_factors"):
-            adopted[name] = _FlatTensor(info.file, info.stored_name, (torch.Size(info.shape).numel(),), info.dtype)
+            translated[name] = _FlatTensor(info.file, info.stored_name, (torch.Size(info.shape).numel(),), info.dtype)
         else:
-            adopted[name] = info
-    return adopted | {name: _stack(name, heads) for name, heads in maps.items()}
+            translated[name] = info
+    return translated | {name: _stack(name, heads) for name, heads in maps.items()}
 
 
 class _FlatTensor(TensorInfo):
-    """A tensor of any shape, read as one row of numbers."""
+    """A tensor of any shape with one leading row, read as a vector."""
 
     def read(self, start: int, stop: int) -> Tensor:
-        with_units = TensorInfo.read(self, 0, 1)  # [1, H, 1, 1]
-        return with_units.flatten()[start:stop]
+        stored = TensorInfo.read(self, 0, 1)  # [1, H, 1, 1]
+        return stored.flatten()[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
 class _StackedMaps(TensorInfo):
-    """H linear layers [F / 2, D] of as many heads, read as one tensor [H, D, F / 2]."""
+    """Linear layers [F / 2, D] of H heads, read as one tensor [H, D, F / 2]."""
 
     heads: tuple[TensorInfo, ...]
 
@@ -104,7 +106,7 @@ def _stack(name: str, heads: dict[int, TensorInfo]) -> TensorInfo:
     first = heads.get(0)
     if first is None or sorted(heads) != list(range(len(heads))) or any(h.shape != first.shape for h in heads.values()):
         raise CheckpointError(
-            f"The heads of {name} are not complete or not of one shape.", "Restore the original checkpoint."
+            f"The heads of {name} are incomplete or differ in shape.", "Restore the original checkpoint."
         )
     features, head_dim = first.shape
     in_order = tuple(heads[head] for head in range(len(heads)))

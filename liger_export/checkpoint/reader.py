@@ -24,13 +24,13 @@ HASH_BLOCK_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies and what it is.
+    """Location, shape and dtype of a stored tensor.
 
     Attributes:
         file: the safetensors file.
-        stored_name: its name there.
-        shape: its shape.
-        dtype: as safetensors names it, such as ``BF16``.
+        stored_name: the tensor's name in that file.
+        shape: the tensor's shape.
+        dtype: safetensors' name of the dtype, such as ``BF16``.
     """
 
     file: Path
@@ -39,9 +39,9 @@ class TensorInfo:
     dtype: str
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of the first dimension, in the stored dtype.
+        """Read rows ``start`` to ``stop`` of the first dimension, in the stored dtype.
 
-        The file is opened and closed for each read, so memory holds one tensor's pages, not the file's.
+        Each read opens and closes the file, so only one tensor's pages stay in memory.
         """
         with safe_open(self.file, framework="pt") as opened:
             rows: Tensor = opened.get_slice(self.stored_name)[start:stop]
@@ -50,17 +50,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint directory, read one at a time."""
+    """The tensors of a checkpoint directory, read on request."""
 
     directory: Path
     tensors: dict[str, TensorInfo]
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
-        """Read the headers of every safetensors file; no tensor data yet.
+        """Read the headers of all safetensors files, without tensor data.
 
         Raises:
-            CheckpointError: a file is absent, cut, or not safetensors.
+            CheckpointError: a file is missing, truncated or not a safetensors file.
         """
         tensors: dict[str, TensorInfo] = {}
         for file in _weight_files(directory):
@@ -69,55 +69,57 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The safetensors files, in order."""
+        """The safetensors files, sorted by name."""
         return sorted({info.file for info in self.tensors.values()})
 
-    def check(self, config: LigerConfig, besides: Container[str] = ()) -> None:
-        """Compare with the tensors that the config calls for.
+    def check(self, config: LigerConfig, excluded: Container[str] = ()) -> None:
+        """Compare with the tensors that the config requires.
 
         Args:
             config: the model.
-            besides: names that the model has and this checkpoint need not hold.
+            excluded: names of the model's tensors that this checkpoint does not contain.
 
         Raises:
-            CheckpointError: a tensor is missing, unexpected, mis-shaped or not of a floating-point type.
+            CheckpointError: a tensor is missing or unexpected, or has the wrong shape or dtype.
         """
-        expected = {name: shape for name, shape in expected_tensors(config).items() if name not in besides}
-        fix = "The weights and config.json do not belong together: restore the original checkpoint."
+        expected = {name: shape for name, shape in expected_tensors(config).items() if name not in excluded}
+        fix = "The weights and config.json do not match: restore the original checkpoint."
         missing = [name for name in expected if name not in self.tensors]
         if missing and set(missing) <= set(learned_tensors(config)):
-            fix = "The mixer learns these: linearize the base again, or pass the checkpoint that finetune wrote."
+            fix = (
+                "The mixer learns these tensors: linearize the base again, or pass the checkpoint that finetune wrote."
+            )
         if missing:
             raise CheckpointError(f"{self.directory} lacks {_listed(missing)}.", fix)
         extra = [name for name in self.tensors if name not in expected and not is_ignored(name, config)]
         if extra:
-            raise CheckpointError(f"{self.directory} holds unexpected {_listed(extra)}.", fix)
+            raise CheckpointError(f"{self.directory} contains unexpected {_listed(extra)}.", fix)
         for name, shape in expected.items():
             info = self.tensors[name]
             if info.shape != shape:
                 raise CheckpointError(f"{name} has shape {list(info.shape)} instead of {list(shape)}.", fix)
             if info.dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
-                    f"{name} is stored as {info.dtype}.", "Start from an unquantized checkpoint (F32, F16 or BF16)."
+                    f"{name} is stored as {info.dtype}.", "Use an unquantized checkpoint (F32, F16 or BF16)."
                 )
 
     def read(self, name: str) -> Tensor:
-        """One whole tensor, in its stored dtype."""
+        """Read a whole tensor, in its stored dtype."""
         return self.read_rows(name, 0, self.tensors[name].shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of a tensor's first dimension, in its stored dtype."""
+        """Read rows ``start`` to ``stop`` of a tensor's first dimension, in its stored dtype."""
         return self.tensors[name].read(start, stop)
 
     def row_blocks(self, name: str, block_bytes: int) -> Iterator[tuple[int, int]]:
-        """Cut a tensor's rows into ranges of about ``block_bytes`` as float32."""
+        """Split a tensor's rows into ranges of about ``block_bytes`` in float32."""
         rows, *rest = self.tensors[name].shape
         step = max(1, block_bytes // (4 * torch.Size(rest).numel()))
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
     def fingerprint(self, names: Iterable[str]) -> str:
-        """SHA-256 over name, dtype, shape and bytes of the named tensors, whatever the sharding."""
+        """SHA-256 of the names, dtypes, shapes and bytes of the named tensors, independent of the sharding."""
         digest = hashlib.sha256()
         for name in sorted(names):
             info = self.tensors[name]
@@ -128,10 +130,10 @@ class Checkpoint:
 
 
 def open_safetensors(file: Path) -> dict[str, TensorInfo]:
-    """Name, shape and dtype of every tensor of one file.
+    """Read name, shape and dtype of every tensor in one file.
 
     Raises:
-        CheckpointError: the file is absent, cut, or not safetensors.
+        CheckpointError: the file is missing, truncated or not a safetensors file.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -158,10 +160,10 @@ def _weight_files(directory: Path) -> list[Path]:
         return [single]
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise CheckpointError(
-            f"{directory} holds pickled weights only, which can run code when they are read.",
+            f"{directory} contains only pickled weights, which can run code when loaded.",
             "Save the model as safetensors first.",
         )
-    raise CheckpointError(f"{directory} holds no {SINGLE_FILE}.", "Pass a Hugging Face checkpoint directory.")
+    raise CheckpointError(f"{directory} has no {SINGLE_FILE}.", "Pass a Hugging Face checkpoint directory.")
 
 
 def _listed(names: list[str]) -> str:

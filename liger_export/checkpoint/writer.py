@@ -1,4 +1,4 @@
-"""Writing the weights of a Liger checkpoint: the base's files as they are, learned tensors beside them."""
+"""Writing the weights of a Liger checkpoint: the base's files, and learned tensors in an additional shard."""
 
 import json
 import shutil
@@ -17,14 +17,13 @@ __all__ = ["write_weights"]
 def write_weights(checkpoint: Checkpoint, learned: Mapping[str, Tensor], directory: Path) -> None:
     """Write a checkpoint's weights to a directory.
 
-    Without learned tensors, weight files are copied under their names, byte for byte. With them, files become the
-    shards of one index, and the learned tensors its last shard; where the checkpoint had such tensors, they are
-    replaced.
+    Without learned tensors, the weight files are copied unchanged. With learned tensors, the files become shards of one
+    index, and the learned tensors its last shard. They replace tensors of the same name in the checkpoint.
 
     Args:
         checkpoint: the weights.
         learned: tensors to add, by name.
-        directory: where to write.
+        directory: directory to write to.
     """
     if not learned:
         for file in checkpoint.files:

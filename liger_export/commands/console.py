@@ -1,4 +1,4 @@
-"""What the commands share at the terminal: consoles, streamed text, errors, and what a missing extra says."""
+"""Terminal output of the commands: results, notes, errors and progress, and how a command is interrupted."""
 
 import sys
 import threading
@@ -8,22 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from liger_export.commands.tables import megabytes
 from liger_export.errors import EnvironmentMismatchError
 from liger_export.runtime import Session
 
 __all__ = [
-    "err",
+    "ProgressBar",
     "exporter",
     "interrupt",
-    "out",
     "print_error",
+    "print_failure",
+    "print_interrupted",
+    "print_note",
     "print_speed",
+    "progress_bar",
     "quiet_transformers",
     "raise_swallowed_interrupt",
+    "show",
     "stream_text",
 ]
 
@@ -33,15 +48,15 @@ _interrupted = threading.Event()
 
 
 def interrupt(*_: object) -> NoReturn:
-    """Handle a signal that ends a command: unwind, so that half-written outputs are removed."""
+    """Handle a signal that ends a command: unwind the stack, which removes incomplete outputs."""
     _interrupted.set()
     raise KeyboardInterrupt
 
 
 def raise_swallowed_interrupt() -> None:
-    """Raise an interrupt once more that did not end the command.
+    """Raise an interrupt again if the first KeyboardInterrupt was lost.
 
-    Python drops what a signal raises inside a destructor, and some libraries catch everything.
+    Python ignores exceptions raised inside a destructor, and some libraries catch every exception.
     """
     if _interrupted.is_set():
         _interrupted.clear()
@@ -50,13 +65,13 @@ def raise_swallowed_interrupt() -> None:
 
 @contextmanager
 def exporter() -> Iterator[None]:
-    """Import a part that needs the ``export`` extra, and say so where it is not installed."""
+    """Report a missing ``export`` extra as an error with its fix. Imports of the exporter go inside."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
     try:
         yield
     except ModuleNotFoundError as error:
         raise EnvironmentMismatchError(
-            f"{error.name} is not installed, which this command needs.", "Run: pip install 'liger-export[export]'"
+            f"This command needs {error.name}, which is not installed.", "Run: pip install 'liger-export[export]'"
         ) from error
 
 
@@ -68,8 +83,75 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
+def show(*results: RenderableType) -> None:
+    """Print results to standard output."""
+    out.print(*results)
+
+
+def print_note(text: str) -> None:
+    """Print a remark to standard error."""
+    err.print(f"note: {escape(text)}")
+
+
+def print_failure(summary: str, meaning: str) -> None:
+    """Print a failed check to standard error: a summary and its meaning."""
+    err.print(f"[red]{escape(summary)}[/red]: {escape(meaning)}")
+
+
+def print_error(cause: str, fix: str) -> None:
+    """Print an error as two lines to standard error, without wrapping, so that paths can be copied."""
+    err.print(f"[red]error:[/red] {escape(cause)}\n[dim]fix:[/dim]   {escape(fix)}", highlight=False, soft_wrap=True)
+
+
+def print_interrupted() -> None:
+    """Print that the user ended the command."""
+    err.print("interrupted")
+
+
+class ProgressBar:
+    """A ``liger_export.progress.Progress`` on one terminal line: the stage, and a bar once a total is known."""
+
+    def __init__(self, display: Progress, stage: str) -> None:
+        self._display = display
+        self._task = display.add_task(escape(stage), total=None)
+
+    def stage(self, name: str) -> None:
+        """Show the current activity. Raises KeyboardInterrupt if a library swallowed one."""
+        raise_swallowed_interrupt()
+        self._display.update(self._task, description=escape(name))
+
+    def start(self, total: int) -> None:
+        """Show an empty bar of ``total`` units."""
+        self._display.update(self._task, completed=0, total=total)
+
+    def advance(self, count: int) -> None:
+        """Fill the bar by ``count`` units."""
+        self._display.advance(self._task, count)
+
+
+@contextmanager
+def progress_bar(
+    stage: str, *, counts: bool = True, in_bytes: bool = False, visible: bool = True
+) -> Iterator[ProgressBar]:
+    """Show progress on standard error until the context ends.
+
+    Args:
+        stage: name of the first stage.
+        counts: show a bar; otherwise a spinner.
+        in_bytes: the operation counts bytes.
+        visible: show anything at all; false on the other processes of ``accelerate launch``.
+    """
+    description = TextColumn("{task.description}")
+    columns: list[ProgressColumn] = [SpinnerColumn(), description, TimeElapsedColumn()]
+    if counts:
+        amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+        columns = [description, BarColumn(), amount, TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=err, transient=True, disable=not visible) as display:
+        yield ProgressBar(display, stage)
+
+
 def stream_text(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:
-    """Write text as it comes; returns the seconds to the first piece and from there to the last."""
+    """Print text as it is generated. Returns the seconds to the first piece, and from the first to the last."""
     sys.stdout.write(prompt)
     sys.stdout.flush()
     started = time.perf_counter()
@@ -84,7 +166,7 @@ def stream_text(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:
 
 
 def print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> None:
-    """Say, on standard error, how fast ``stream_text`` wrote and how large the state is."""
+    """Print the speed that ``stream_text`` measured, and the size of the state, to standard error."""
     prompt_tokens = len(session.tokenizer.encode(prompt).ids)
     decoded = session.length - prompt_tokens
     rate = f" at {(decoded - 1) / seconds[1]:,.0f} tokens/s" if decoded > 1 and seconds[1] else ""
@@ -94,8 +176,3 @@ def print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> 
         highlight=False,
         soft_wrap=True,
     )
-
-
-def print_error(cause: str, fix: str) -> None:
-    """The two lines that every refusal is, unbroken: a path in them can be copied."""
-    err.print(f"[red]error:[/red] {escape(cause)}\n[dim]fix:[/dim]   {escape(fix)}", highlight=False, soft_wrap=True)

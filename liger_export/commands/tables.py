@@ -1,4 +1,4 @@
-"""The tables that the commands print. Each fits 80 columns, or folds."""
+"""Tables that the commands print. Each fits into 80 columns or folds long cells."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Column, Table
 
-if TYPE_CHECKING:  # these parts load torch, which not every command needs
+if TYPE_CHECKING:  # these modules load PyTorch
     from liger_export.bench import BenchReport, Spread
     from liger_export.evaluate import Evaluation
     from liger_export.metrics import Quality
@@ -35,7 +35,7 @@ def heldout_table(before: "Quality", after: "Quality") -> Table:
 
 
 def parity_table(report: "ParityReport") -> Table:
-    """Every check of ``validate`` with its bound and verdict."""
+    """Each check of ``validate`` with its bound and verdict."""
     title = f"{report.package} against {report.reference}"
     table = Table("check", "measured", "bound", "", "over", box=SIMPLE, title=title)
     for check in report.checks:
@@ -46,7 +46,7 @@ def parity_table(report: "ParityReport") -> Table:
 
 
 def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
-    """Quality of several models, each beside the first."""
+    """Quality of several models, each compared with the first."""
     table = Table(
         Column("model", overflow="fold"), "", "tokens", "loss", "perplexity", "accuracy", "of first", box=SIMPLE
     )
@@ -65,7 +65,7 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
 
 
 def position_tables(evaluations: "Sequence[Evaluation]") -> tuple[Table, Table]:
-    """Accuracy, and perplexity, by position in a block."""
+    """Accuracy and perplexity by position in a block."""
     names = [escape(evaluation.model.name) for evaluation in evaluations]
     accuracies = Table("positions", *names, box=SIMPLE, title="accuracy by position", title_justify="left")
     perplexities = Table("positions", *names, box=SIMPLE, title="perplexity by position", title_justify="left")
@@ -77,7 +77,7 @@ def position_tables(evaluations: "Sequence[Evaluation]") -> tuple[Table, Table]:
 
 
 def bench_table(report: "BenchReport") -> Table:
-    """Speed and memory by context, the spread below each median; two systems stand below each other."""
+    """Speed and memory by context length; each cell has a median, and below it the 10th to 90th percentile."""
     title = report.package if report.against is None else f"{report.package} against {report.against}"
     names = ("prefill\ntokens/s", "first\ntoken", "decode\ntokens/s", "peak\nRSS", "carried")
     figures = (Column(name, justify="right", no_wrap=True) for name in names)
@@ -103,19 +103,19 @@ def _spread(spread: "Spread | None", text: Callable[[float], str], unit: str = "
 
 
 def _time_spread(seconds: "Spread | None") -> str:
-    """In seconds or milliseconds, as the median is."""
+    """Format seconds; medians below one second are given in milliseconds."""
     if seconds is None or seconds.median >= 1:
         return _spread(seconds, _rate, " s")
     return _spread(seconds, lambda value: _rate(1e3 * value), " ms")
 
 
 def _rate(value: float) -> str:
-    """Three digits, or thousands."""
+    """Format a number with three digits, or in thousands."""
     return f"{value / 1e3:.1f}k" if value >= 1e4 else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def engine_rows(manifest: "Manifest") -> list[tuple[str, str]]:
-    """What ``build-engine`` built and proved: rows for ``summary_table``."""
+    """Rows for ``summary_table`` on the engines that ``build-engine`` built and compared; none for a package."""
     engine = manifest.engine
     if engine is None:
         return []
@@ -139,7 +139,7 @@ def engine_rows(manifest: "Manifest") -> list[tuple[str, str]]:
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
-    """Names and values."""
+    """A table of names and values."""
     table = Table(show_header=False, box=SIMPLE, title=escape(title), title_justify="left")
     for name, value in rows:
         table.add_row(name, value)
@@ -147,7 +147,7 @@ def summary_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def megabytes(nbytes: float) -> str:
-    """Bytes for readers: MB, or kB below one."""
+    """Format bytes as MB, or as kB below one MB."""
     return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
 
 

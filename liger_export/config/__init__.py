@@ -1,22 +1,15 @@
-"""What a checkpoint's ``config.json`` says, read strictly and without importing torch."""
+"""A checkpoint's ``config.json``, read strictly and without importing torch."""
 
-from liger_export.config.backbones import (
-    BACKBONES,
-    MIXERS,
-    MODEL_TYPES,
-    SOFTMAX,
-    Backbone,
-    Mixer,
-    ModelType,
-    base_window,
-)
+from liger_export.config.backbones import BACKBONES, MODEL_TYPES, Backbone, ModelType, base_window
 from liger_export.config.fields import Fields, read_config_json
+from liger_export.config.mixers import LAYER_MIXERS, MIXERS, SOFTMAX, Mixer
 from liger_export.config.model import FORMAT, LIGER_DEFAULTS, LigerConfig, check_supported
 from liger_export.config.rope import RopeConfig, inverse_frequencies, read_rope
 
 __all__ = [
     "BACKBONES",
     "FORMAT",
+    "LAYER_MIXERS",
     "LIGER_DEFAULTS",
     "MIXERS",
     "MODEL_TYPES",

@@ -1,24 +1,25 @@
-"""The backbones and mixers that can be joined, as data: a new one is one more row."""
+"""The supported backbones, one row per backbone, and the model types that combine a backbone with a mixer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from liger_export.config.fields import Fields
+from liger_export.config.mixers import MIXERS
 
-__all__ = ["BACKBONES", "MIXERS", "MODEL_TYPES", "SOFTMAX", "Backbone", "Mixer", "ModelType", "base_window"]
+__all__ = ["BACKBONES", "MODEL_TYPES", "Backbone", "ModelType", "base_window"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
-    """What a pretrained architecture's layers hold beyond Llama's.
+    """The differences between a pretrained architecture's layers and Llama's.
 
     Attributes:
-        qkv_bias: whether q, k and v have biases; None: the config's ``attention_bias`` says.
-        output_bias: the same of the output projection.
-        mlp_bias: the same of the feed-forward projections; None: the config's ``mlp_bias`` says.
-        qk_norm: whether each head's query and key are RMS-normalized before they are rotated.
-        head_dim: head size where ``config.json`` names none; None: hidden_size / num_attention_heads.
+        qkv_bias: true if the q, k and v projections have biases; None if ``attention_bias`` in ``config.json`` decides.
+        output_bias: the same for the attention's output projection.
+        mlp_bias: true if the feed-forward projections have biases; None if ``mlp_bias`` in ``config.json`` decides.
+        qk_norm: true if each head's query and key are RMS-normalized before rotation.
+        head_dim: head size if ``config.json`` has none; None for hidden_size / num_attention_heads.
     """
 
     qkv_bias: bool | None = None
@@ -37,36 +38,13 @@ BACKBONES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Mixer:
-    """What takes the place of softmax attention.
-
-    Attributes:
-        title: the name as the literature writes it.
-        fields: its own fields of ``config.json``, beside those that every Liger model has.
-    """
-
-    title: str
-    fields: tuple[str, ...]
-
-
-MIXERS = {
-    "gla": Mixer("GLA", ("gate_normalizer", "recurrent_weight")),
-    "hgrn2": Mixer("HGRN2", ("recurrent_weight",)),
-    "gsa": Mixer("GSA", ("gate_normalizer", "recurrent_weight", "num_slots")),
-    "lolcats": Mixer("LoLCATs", ("feature_dim",)),
-}
-
-SOFTMAX = "softmax"  # the mixer of a layer that keeps the base's attention, in a bounded window
-
-
-@dataclass(frozen=True, slots=True)
 class ModelType:
-    """What one Liger ``model_type`` combines.
+    """The parts of one Liger ``model_type``.
 
     Attributes:
         backbone: ``model_type`` of the pretrained architecture, a key of ``BACKBONES``.
-        mixer: what replaces its softmax attention, a key of ``MIXERS``.
-        architecture: class name, as ``config.json`` lists it.
+        mixer: the replacement for its softmax attention, a key of ``MIXERS``.
+        architecture: class name in the ``architectures`` of ``config.json``.
     """
 
     backbone: str
@@ -75,7 +53,7 @@ class ModelType:
 
 
 def _model_types() -> dict[str, ModelType]:
-    """Every backbone with every mixer, under the names of the Liger paper's implementation where it has one."""
+    """Combine every backbone with every mixer, with the paper implementation's names where it has them."""
     types = {}
     for backbone in BACKBONES:
         family = "" if backbone == "llama" else backbone
@@ -90,10 +68,10 @@ MODEL_TYPES = _model_types()
 
 
 def base_window(backbone: str, values: Mapping[str, Any], layer: int) -> int | None:
-    """Keys that a layer of the pretrained model attends to by its own ``config.json``; None: all of them."""
+    """Number of keys a layer of the pretrained model attends to, from its ``config.json``; None if unlimited."""
     fields = Fields(values)
-    named = "sliding_window" in values
-    if backbone not in ("mistral", "qwen2", "qwen3") or (named and values["sliding_window"] is None):
+    is_null = "sliding_window" in values and values["sliding_window"] is None
+    if backbone not in ("mistral", "qwen2", "qwen3") or is_null:
         return None
     if backbone != "mistral":
         if not fields.boolean("use_sliding_window", False):

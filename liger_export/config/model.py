@@ -1,17 +1,18 @@
-"""A Liger model's shape and Liger fields, from its ``config.json``: what everything else is derived from."""
+"""The configuration of a Liger model, read from its ``config.json``. Everything else is derived from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from liger_export.config.backbones import BACKBONES, MODEL_TYPES, SOFTMAX, Backbone
+from liger_export.config.backbones import BACKBONES, MODEL_TYPES, Backbone
 from liger_export.config.fields import Fields, read_token_ids
+from liger_export.config.mixers import SOFTMAX
 from liger_export.config.rope import RopeConfig, read_rope
 from liger_export.errors import CheckpointError, UnsupportedModelError
 
 __all__ = ["FORMAT", "LIGER_DEFAULTS", "LigerConfig", "check_supported"]
 
-FORMAT = 1  # of the Liger fields; a config.json without it was written by the paper's implementation
+FORMAT = 1  # of the Liger fields; the paper implementation writes none
 
 LIGER_DEFAULTS: dict[str, int | float] = {
     "window_size": 64,
@@ -29,21 +30,21 @@ POSITIVE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LigerConfig:
-    """A Liger model; the source of the state table and of the tensor names.
+    """The configuration of a Liger model. The state table and the tensor names are derived from it.
 
     Attributes:
-        qkv_bias: whether the q, k and v projections have biases.
-        output_bias: whether the attention's output projection has one.
-        mlp_bias: whether the gate, up and down projections have biases.
-        qk_norm: whether each head's query and key are RMS-normalized.
-        window_size: keys the softmax window attends to, the current one included.
-        gate_normalizer: divisor of the log gate of gla and gsa (arXiv 2503.01496 takes 16 from GLA).
-        recurrent_weight: share of the recurrence in the output of gla, hgrn2 and gsa; the window has the rest.
-        num_slots: memory slots M of gsa; divides ``head_dim``.
-        feature_dim: outputs of each of lolcats' learned maps; the features are twice as many.
-        learned_window_factors: whether lolcats weighs the window by a learned factor per head, or by 0.1.
-        softmax_layers: layers that keep softmax attention.
-        softmax_window: keys those layers attend to, the current one included.
+        qkv_bias: true if the q, k and v projections have biases.
+        output_bias: true if the attention's output projection has a bias.
+        mlp_bias: true if the gate, up and down projections have biases.
+        qk_norm: true if each head's query and key are RMS-normalized.
+        window_size: number of keys in the softmax window, including the current key.
+        gate_normalizer: divisor of the log gate of gla and gsa (arXiv 2503.01496 uses 16, as in GLA).
+        recurrent_weight: weight of the recurrence in the output of gla, hgrn2 and gsa; the window has the rest.
+        num_slots: number of memory slots M of gsa; must divide ``head_dim``.
+        feature_dim: outputs of each learned feature map of lolcats, half the number of features.
+        learned_window_factors: true if lolcats scales the window by a learned factor per head, false for 0.1.
+        softmax_layers: indices of layers that keep softmax attention.
+        softmax_window: number of keys in the window of those layers, including the current key.
     """
 
     model_type: str
@@ -81,11 +82,11 @@ class LigerConfig:
             raise UnsupportedModelError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads "
                 f"({self.num_key_value_heads}).",
-                "Query heads share key/value heads in equal groups: correct config.json.",
+                "Every key/value head must serve the same number of query heads: correct config.json.",
             )
         if self.head_dim % 2:
             raise UnsupportedModelError(
-                f"head_dim is {self.head_dim}.", "Rotary embedding turns pairs of values: head_dim must be even."
+                f"head_dim is {self.head_dim}.", "Rotary embedding rotates pairs of values: head_dim must be even."
             )
         self._check_liger_fields()
 
@@ -98,13 +99,13 @@ class LigerConfig:
             )
         if not self.recurrent_weight < 1:
             raise UnsupportedModelError(
-                f"recurrent_weight is {self.recurrent_weight}.", "It must lie between 0 and 1; the paper's is 0.5."
+                f"recurrent_weight is {self.recurrent_weight}.", "It must be between 0 and 1; the paper uses 0.5."
             )
         outside = [layer for layer in self.softmax_layers if not 0 <= layer < self.num_hidden_layers]
         if outside or list(self.softmax_layers) != sorted(set(self.softmax_layers)):
             raise UnsupportedModelError(
                 f"softmax_layers is {list(self.softmax_layers)}.",
-                f"It must list layers from 0 to {self.num_hidden_layers - 1}, each once, in order.",
+                f"It must list layers from 0 to {self.num_hidden_layers - 1}, each once, in ascending order.",
             )
 
     @property
@@ -114,30 +115,36 @@ class LigerConfig:
 
     @property
     def mixer(self) -> str:
-        """What replaces softmax attention, such as ``gla``."""
+        """Replacement for softmax attention, such as ``gla``."""
         return MODEL_TYPES[self.model_type].mixer
 
+    @property
+    def num_features(self) -> int:
+        """Features F per head of lolcats: softmax(x A) and softmax(-x A), with ``feature_dim`` values each."""
+        return 2 * self.feature_dim
+
     def layer_mixer(self, layer: int) -> str:
-        """Mixer of one layer: the model's, or ``softmax`` where the layer keeps it."""
+        """Mixer of one layer: the model's, or ``softmax`` if the layer keeps softmax attention."""
         return SOFTMAX if layer in self.softmax_layers else self.mixer
 
     def layer_window(self, layer: int) -> int:
-        """Keys in one layer's window."""
+        """Number of keys in one layer's window."""
         return self.softmax_window if layer in self.softmax_layers else self.window_size
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LigerConfig":
-        """Read the fields of a ``config.json``, as transformers 4 or 5 writes it.
+        """Read the values of a ``config.json`` from transformers 4 or 5.
 
         Raises:
-            UnsupportedModelError: the model type, activation, rope type or a quantization is not supported.
-            CheckpointError: a field is missing or of the wrong type.
+            UnsupportedModelError: the model type, activation, rope type or quantization is not supported.
+            CheckpointError: a field is missing or invalid.
         """
         model_type = values.get("model_type")
         if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
             linearizable = isinstance(model_type, str) and model_type in BACKBONES
-            fix = "Run `liger-export linearize` on it first." if linearizable else f"Supported: {_listed(MODEL_TYPES)}."
-            raise UnsupportedModelError(f"config.json has model_type {model_type!r}, which is no Liger model.", fix)
+            supported = f"Supported model types: {', '.join(sorted(MODEL_TYPES))}."
+            fix = "Run `liger-export linearize` first." if linearizable else supported
+            raise UnsupportedModelError(f"config.json has model_type {model_type!r}, which is not a Liger model.", fix)
         check_supported(values)
         _check_format(values)
         backbone = BACKBONES[MODEL_TYPES[model_type].backbone]
@@ -168,9 +175,9 @@ class LigerConfig:
 
 
 def _biases_and_norms(backbone: Backbone, fields: Fields) -> dict[str, Any]:
-    """What the backbone says, or its ``config.json`` where the backbone leaves it open.
+    """Biases and norms that the backbone determines, or ``config.json`` where the backbone leaves them open.
 
-    ``qkv_bias`` and ``qk_norm`` in a config.json overrule the backbone: the paper's Qwen3 has biases and no norms.
+    ``qkv_bias`` and ``qk_norm`` in config.json override the backbone: the paper's Qwen3 has biases and no norms.
     """
 
     def decide(fixed: bool | None, field: str) -> bool:
@@ -199,7 +206,7 @@ def _check_format(values: Mapping[str, Any]) -> None:
     if found is None:
         raise CheckpointError(
             "config.json has no liger_format.",
-            "Read the checkpoint with liger_export.checkpoint.open_liger, which knows the paper's implementation.",
+            "Use liger_export.checkpoint.open_liger, which reads checkpoints of the paper implementation.",
         )
     if type(found) is not int or found > FORMAT:
         raise UnsupportedModelError(
@@ -208,22 +215,20 @@ def _check_format(values: Mapping[str, Any]) -> None:
 
 
 def check_supported(values: Mapping[str, Any]) -> None:
-    """Refuse settings that would change what the model computes and that nothing here implements.
+    """Check a base model's ``config.json`` for settings that change the computation and are not implemented.
 
     Raises:
-        UnsupportedModelError: naming the setting.
+        UnsupportedModelError: such a setting is present; the error names it.
+        CheckpointError: the rope parameters are invalid.
     """
     if values.get("quantization_config"):
         raise UnsupportedModelError(
-            "The checkpoint's weights are quantized (config.json has a quantization_config).",
+            "The checkpoint's weights are quantized (config.json has quantization_config).",
             "Start from the unquantized checkpoint.",
         )
     if values.get("hidden_act", "silu") != "silu":
         raise UnsupportedModelError(
-            f"hidden_act is {values['hidden_act']!r}.", "Only 'silu', which Llama, Mistral and Qwen use, is supported."
+            f"hidden_act is {values['hidden_act']!r}.",
+            "Only 'silu' is supported, the activation of Llama, Mistral and Qwen.",
         )
     read_rope(values)
-
-
-def _listed(names: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(names))

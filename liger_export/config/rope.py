@@ -1,4 +1,4 @@
-"""Rotary position embedding: which kinds are supported, and their frequencies."""
+"""Rotary position embedding: the supported types and their frequencies."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,10 @@ __all__ = ["RopeConfig", "inverse_frequencies", "read_rope"]
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding: ``default``, ``linear`` with its factor, or ``llama3`` with its four values."""
+    """Parameters of rotary position embedding.
+
+    ``rope_type`` is ``default``, ``linear`` (uses ``factor``) or ``llama3`` (uses ``factor`` and the fields after it).
+    """
 
     theta: float = 10000.0
     rope_type: str = "default"
@@ -30,19 +33,21 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
     """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` with ``rope_scaling`` (transformers 4).
 
     Raises:
-        UnsupportedModelError: the rope type is not supported, or only part of a head is rotated.
-        CheckpointError: a value is missing or makes no sense.
+        UnsupportedModelError: the rope type is not supported, or only part of each head is rotated.
+        CheckpointError: a value is missing or invalid.
     """
     spellings = [values[name] for name in ("rope_parameters", "rope_scaling") if values.get(name)]
     scaling = spellings[0] if spellings else {}
     if len(spellings) == 2 and spellings[0] != spellings[1]:
-        raise CheckpointError("config.json has both rope_parameters and rope_scaling.", "Keep the one that is meant.")
+        raise CheckpointError("config.json has both rope_parameters and rope_scaling.", "Remove the wrong one.")
     if not isinstance(scaling, dict):
         raise CheckpointError(f"config.json has {scaling!r} as rope parameters.", RESTORE)
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     part = scaling.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if part not in (None, 1):
-        raise UnsupportedModelError(f"partial_rotary_factor is {part}.", "Only whole heads can be rotated.")
+        raise UnsupportedModelError(
+            f"partial_rotary_factor is {part}.", "Partial rotation is not supported: use another model."
+        )
     fields = Fields({"rope_theta": values.get("rope_theta"), **scaling})
     theta = fields.number("rope_theta", 10000.0)
     if rope_type == "default":
@@ -51,9 +56,9 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
         return RopeConfig(theta, "linear", fields.number("factor"))
     if rope_type != "llama3":
         raise UnsupportedModelError(
-            f"The rope type is {rope_type!r}.",
-            "Supported: 'default', 'linear' and 'llama3' (Llama 3.1 and later). Start from the checkpoint as it was "
-            "before its context was extended.",
+            f"The rope type {rope_type!r} is not supported.",
+            "Supported types are 'default', 'linear' and 'llama3' (Llama 3.1 and later). Use a checkpoint without "
+            "context extension.",
         )
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     missing = [name for name in names if name not in scaling]
@@ -61,17 +66,15 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
         raise CheckpointError(f"The llama3 rope scaling in config.json lacks {', '.join(missing)}.", RESTORE)
     factor, low, high = (fields.number(name) for name in names[:3])
     if low >= high:
-        raise CheckpointError(
-            f"low_freq_factor is {low} and high_freq_factor {high}.", "The first must be the smaller one."
-        )
+        raise CheckpointError(f"low_freq_factor ({low}) is not less than high_freq_factor ({high}).", RESTORE)
     return RopeConfig(theta, "llama3", factor, low, high, fields.integer(names[3]))
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> npt.NDArray[np.float32]:
-    """Rotary inverse frequencies, float32 [head_dim / 2].
+    """Inverse frequencies of rotary embedding, float32 [D / 2] (arXiv 2104.09864, equation 15).
 
-    RoPE is arXiv 2104.09864, equation 15. ``linear`` divides them by ``factor`` (arXiv 2306.15595, equation 4);
-    ``llama3`` keeps short wavelengths, divides long ones and blends in between, as published with Llama 3.1.
+    ``linear`` divides all of them by ``factor`` (arXiv 2306.15595, equation 4). ``llama3`` divides only those of long
+    wavelengths, keeps those of short wavelengths and interpolates in between, as published with Llama 3.1.
     """
     frequencies = rope.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.rope_type == "linear":
@@ -80,6 +83,6 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> npt.NDArray[np.float
         wavelengths = 2 * math.pi / frequencies
         rotations = rope.original_max_position_embeddings / wavelengths
         blend = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        blend = np.clip(blend, 0.0, 1.0)  # 0: a long wavelength, wholly scaled; 1: a short one, kept
+        blend = np.clip(blend, 0.0, 1.0)  # 0: long wavelength, fully scaled; 1: short wavelength, kept
         frequencies = (1 - blend) * frequencies / rope.factor + blend * frequencies
     return frequencies.astype(np.float32)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from liger_export.package.engines import (
 )
 from liger_export.package.manifest import describe_files
 from liger_export.precision import FLOATS
+from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.state import WINDOW_STATES
 
 __all__ = ["EngineSettings", "build_engine"]
@@ -73,7 +73,7 @@ def build_engine(
     settings: EngineSettings,
     *,
     overwrite: bool = False,
-    stage: Callable[[str], None] = lambda _: None,
+    progress: Progress = NO_PROGRESS,
 ) -> Manifest:
     """Build engines that decode and prefill as a package does, for a backend and its devices.
 
@@ -85,7 +85,7 @@ def build_engine(
         output: engine directory to create; complete or absent afterwards.
         settings: what to build.
         overwrite: replace ``output`` if it exists.
-        stage: called with the name of each stage.
+        progress: told the name of each stage.
 
     Raises:
         PackageError: the package cannot be read.
@@ -115,16 +115,16 @@ def build_engine(
     )
     with new_directory(output, overwrite, inputs=(package,)) as folder:
         portable = folder / "portable"
-        stage("lowering")
-        check, opsets = _checked(package, manifest, record, portable, settings, stage)
+        progress.stage("lowering")
+        check, opsets = _checked(package, manifest, record, portable, settings, progress)
         record = replace(record, check=check)
         if backend is None:
             for path in portable.iterdir():
                 path.rename(folder / path.name)
         else:
-            record = _build(backend, portable, folder, manifest, record, stage)
+            record = _build(backend, portable, folder, manifest, record, progress)
         shutil.rmtree(portable)
-        stage("hashing")
+        progress.stage("hashing")
         in_place = bool(backend and backend.library.in_place)
         return _seal(folder, package, manifest, record, opsets, in_place=in_place)
 
@@ -139,7 +139,7 @@ def _checked(
     record: EngineRecord,
     portable: Path,
     settings: EngineSettings,
-    stage: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[dict[str, object] | None, dict[str, int]]:
     """Write the graphs to build from, and compare them with the package; returns the comparison, and operator sets.
 
@@ -156,7 +156,7 @@ def _checked(
         twin, activations = portable.with_name("twin"), "float32"
         twin.mkdir()
         write(twin, activations=activations)
-    stage("comparing with the package")
+    progress.stage("comparing with the package")
     _seal(twin, package, manifest, replace(record, backend=ONNX, activations=activations), opsets)
     result = check_against_package(package, twin, settings.check_tokens)
     for name in (MANIFEST_FILE, *TOKENIZER_FILES):
@@ -172,14 +172,14 @@ def _build(
     folder: Path,
     manifest: Manifest,
     record: EngineRecord,
-    stage: Callable[[str], None],
+    progress: Progress,
 ) -> EngineRecord:
     log: list[str] = []
     graphs = {}
     typed = replace(manifest, engine=record)
     backend.prepare(record.targets)
     for length, name in graph_names(record.chunk).items():
-        stage(f"building {name}")
+        progress.stage(f"building {name}")
         graph_file = portable / (name + BACKENDS[ONNX])
         drop_functions(graph_file)
         built = backend.library.build_graph(

@@ -1,6 +1,6 @@
 """The graphs that engines are built from: one of one token, one of a prefill call, over one file of weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -29,7 +29,6 @@ def write_graphs(
     chunk: int,
     plugins: Sequence[str] = (),
     engines: int = 0,
-    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, int]:
     """Write a package's graphs in the portable lowering, or the plugin lowering, into a folder.
 
@@ -41,7 +40,6 @@ def write_graphs(
         chunk: tokens of a prefill call, or 0 for none.
         plugins: operators that stay nodes in the graph of one token, with their bodies as functions.
         engines: how many files with all weights will be built from the graphs; the disk must have room for them too.
-        progress: called with the bytes written since the last call.
 
     Returns:
         The operator sets that the graphs import.
@@ -64,7 +62,7 @@ def write_graphs(
         weights = lower_to_plugins(model, schemes, plugins) if is_fused else lower_portable(model, length, schemes)
         if not written:
             require_space(folder, weight_bytes(weights) * (1 + engines))
-            attach_weights(weights, source, folder / DATA_FILE, progress)
+            attach_weights(weights, source, folder / DATA_FILE)
             values = (value for weight in weights for views in weight.values() for value in views)
             written = {str(value.name): value.const_value for value in values if value.const_value is not None}
         for initializer, data in written.items():

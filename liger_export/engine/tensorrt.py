@@ -12,8 +12,8 @@ from packaging.version import Version
 from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
 from liger_export.errors import EngineError, EnvironmentMismatchError, KernelError
-from liger_export.kernels.build import TARGETS
-from liger_export.kernels.shapes import MIXERS, AttentionShape
+from liger_export.kernels.shapes import KERNEL_MIXERS, AttentionShape
+from liger_export.kernels.targets import TARGETS
 from liger_export.ops.signatures import SIGNATURES
 from liger_export.plugins.tensorrt import fitting_tactics, register_plugins
 from liger_export.runtime.cuda import Cuda
@@ -48,7 +48,7 @@ class TensorRT:
 
         kinds = tensorrt.NetworkDefinitionCreationFlag
         flags = (kinds.STRONGLY_TYPED, kinds.PREFER_AOT_PYTHON_PLUGINS)
-        operators = [SIGNATURES[mixer].onnx_name for mixer in MIXERS]
+        operators = [SIGNATURES[mixer].onnx_name for mixer in KERNEL_MIXERS]
         return cls(Library(tensorrt, "TensorRT", flags, configure, operators, in_place))
 
     def require_targets(self, asked: list[str]) -> list[str]:
@@ -70,7 +70,7 @@ class TensorRT:
 
     def plugins_for(self, config: LigerConfig, activations: str, targets: list[str]) -> list[str]:
         """As ``Backend``: gla's or hgrn2's, of sizes that a kernel takes and the GPU has shared memory for."""
-        if config.mixer not in MIXERS:
+        if config.mixer not in KERNEL_MIXERS:
             return []
         try:
             shape = AttentionShape.of_model(config, activations)

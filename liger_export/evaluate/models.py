@@ -16,9 +16,10 @@ from liger_export.checkpoint.causal_lm import LOAD_ERRORS, check_causal_lm, load
 from liger_export.config import MODEL_TYPES, read_config_json
 from liger_export.distributed import processes
 from liger_export.errors import InputError, UnsupportedModelError
-from liger_export.metrics import PositionScores, ScoreReport, score_blocks
+from liger_export.metrics import PositionScores, score_blocks
 from liger_export.modeling import LigerForCausalLM, register
 from liger_export.package import MANIFEST_FILE, read_manifest
+from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.runtime import load, read_tokenizer
 
 __all__ = ["DTYPES", "EvaluatedModel", "open_model"]
@@ -52,7 +53,7 @@ class EvaluatedModel(ABC):
         return " + ".join(path.resolve().name for path in (self.path, *self.adapters))
 
     @abstractmethod
-    def score(self, blocks: Tensor, batch_size: int, progress: ScoreReport = lambda *_: None) -> PositionScores:
+    def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Load the weights and score token blocks, int64 [N, T]. For the arguments see ``score_blocks``."""
 
 
@@ -66,7 +67,7 @@ class PackageModel(EvaluatedModel):
         self.vocab_size = read_manifest(path).model_config.vocab_size
         self.tokenizer: Tokenizer = read_tokenizer(path)
 
-    def score(self, blocks: Tensor, batch_size: int, progress: ScoreReport = lambda *_: None) -> PositionScores:
+    def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Score block by block; ``batch_size`` is ignored. Raises PackageError if a file was changed."""
         session = load(self.path)
 
@@ -98,7 +99,7 @@ class TorchModel(EvaluatedModel):
         except LOAD_ERRORS as error:
             raise unloadable(path, "tokenizer", error) from error
 
-    def score(self, blocks: Tensor, batch_size: int, progress: ScoreReport = lambda *_: None) -> PositionScores:
+    def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Score batches of blocks. Raises CheckpointError if the config and the weights do not match."""
         model = self._load()
         # A recurrent model of transformers' own may be unable to continue by more than one token per call.

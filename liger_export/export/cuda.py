@@ -44,7 +44,7 @@ def lower_to_cuda(model: ir.Model, config: LigerConfig, activation: str, targets
         model: what ``lower_to_fused`` has made.
         config: the model's.
         activation: dtype of activations.
-        targets: keys of ``kernels.build.TARGETS``.
+        targets: keys of ``kernels.targets.TARGETS``.
 
     Raises:
         KernelError: no kernel computes this model's layers, or there is no such target.

@@ -7,14 +7,14 @@ import onnx_ir as ir
 
 from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
-from liger_export.kernels.plans import CANDIDATES
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.plans import TOP_LOGITS
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES
 
 __all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 
-MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in MIXERS}
+MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in KERNEL_MIXERS}
 MOST_LIKELY = "most_likely"
 TEMPERATURE = "temperature"
 # The library's operators, which need no body.
@@ -28,9 +28,9 @@ def require_fusable(config: LigerConfig) -> None:
     Raises:
         UnsupportedModelError: it has no such mixer, or not of this head size.
     """
-    if config.mixer not in MIXERS:
+    if config.mixer not in KERNEL_MIXERS:
         raise UnsupportedModelError(
-            f"The fused lowering has no mixer {config.mixer}; it has {', '.join(MIXERS)}.",
+            f"The fused lowering has no mixer {config.mixer}; it has {', '.join(KERNEL_MIXERS)}.",
             "Convert with --lowering stock.",
         )
     if config.head_dim % VECTOR:
@@ -98,7 +98,7 @@ def _add_candidates(graph: ir.Graph) -> None:
     node = ir.node("Candidates", [logits, temperature], domain=DOMAIN, name="candidates")
     found = node.outputs[0]
     found.name, found.type = "candidates", ir.TensorType(ir.DataType.FLOAT)
-    found.shape = ir.Shape(["batch", 1 + 2 * CANDIDATES])
+    found.shape = ir.Shape(["batch", 1 + 2 * TOP_LOGITS])
     graph.append(node)
     graph.outputs.append(found)
 

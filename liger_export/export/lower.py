@@ -8,7 +8,8 @@ from liger_export.errors import UnsupportedModelError
 from liger_export.export.fuse import MICROSOFT, fuse_residuals, fuse_transposes, pack_linears
 from liger_export.export.integers import quantize
 from liger_export.export.weights import DenseWeight, Weight
-from liger_export.onnx_functions.schemas import DOMAIN, stock_function
+from liger_export.onnx_functions.schemas import DOMAIN
+from liger_export.onnx_functions.stock import stock_function
 from liger_export.precision import Scheme
 
 __all__ = ["LOWERINGS", "lower"]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from liger_export.export.portable import lower_portable
 from liger_export.export.weights import Weight
 from liger_export.onnx_functions.schemas import DOMAIN
-from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES
+from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES_BY_OPERATOR
 from liger_export.precision import Scheme
 
 __all__ = ["lower_to_plugins"]
@@ -37,7 +37,7 @@ def lower_to_plugins(model: ir.Model, schemes: Mapping[str, Scheme | None], oper
 
 def _name_plugin(node: ir.Node) -> None:
     """Give a node what the parser reads of it, attributes in the order in which the plugin is registered with them."""
-    (signature,) = (signature for signature in SIGNATURES.values() if signature.onnx_name == node.op_type)
+    signature = SIGNATURES_BY_OPERATOR[node.op_type]
     ordered = [node.attributes.pop(name) for name in (*HEAD_SIZES, *signature.sizes, *signature.options)]
     for attribute in ordered:
         node.attributes.add(attribute)

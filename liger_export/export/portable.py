@@ -14,21 +14,20 @@ from onnxscript.optimizer import fold_constants
 
 from liger_export.errors import InputError
 from liger_export.export.weights import DenseWeight, SignedWeight, Weight, declare_weight
-from liger_export.onnx_functions.portable import SUB_CHUNK, Sizes, portable_function
+from liger_export.onnx_functions.portable import CHUNK, Sizes, portable_function
 from liger_export.onnx_functions.schemas import DOMAIN
-from liger_export.ops.signatures import SIGNATURES
+from liger_export.ops.signatures import SIGNATURES_BY_OPERATOR
 from liger_export.precision import Scheme
 
 __all__ = ["check_chunk", "lower_portable"]
 
 SHARED_CONSTANT = 1 << 16  # elements: every constant of a body, so that layers share them
-MIXERS = {signature.onnx_name: mixer for mixer, signature in SIGNATURES.items()}
 
 
 def check_chunk(chunk: int) -> None:
     """Check that a call of so many tokens can be written out. Raises InputError."""
-    if chunk < SUB_CHUNK or chunk % SUB_CHUNK:
-        raise InputError(f"A prefill call of {chunk} tokens cannot be built.", f"Choose a multiple of {SUB_CHUNK}.")
+    if chunk < CHUNK or chunk % CHUNK:
+        raise InputError(f"A prefill call of {chunk} tokens cannot be built.", f"Choose a multiple of {CHUNK}.")
 
 
 def lower_portable(
@@ -38,7 +37,7 @@ def lower_portable(
 
     Args:
         model: what ``trace`` returned.
-        length: 1, or a multiple of ``SUB_CHUNK``.
+        length: 1, or a multiple of ``CHUNK``.
         schemes: how each matrix is rounded, by its checkpoint name; None for those stored as the activations are. A
             rounded embedding table is stored as the activations are, with the values it was rounded to.
         keep: ``liger`` operators whose nodes stay, for an engine that has them; their bodies stay as functions.
@@ -90,7 +89,7 @@ def _write_attention_out(model: ir.Model, length: int, keep: Collection[str]) ->
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
-        mixer, sizes = MIXERS[node.op_type], _sizes(node, length)
+        mixer, sizes = SIGNATURES_BY_OPERATOR[node.op_type].mixer, _sizes(node, length)
         is_kept = node.op_type in keep  # all layers of a mixer have the same sizes
         name = written.setdefault((mixer, sizes), node.op_type if is_kept else f"{node.op_type}{len(written)}")
         body = portable_function(mixer, name, sizes)
@@ -104,15 +103,15 @@ def _write_attention_out(model: ir.Model, length: int, keep: Collection[str]) ->
 
 
 def _sizes(node: ir.Node, length: int) -> Sizes:
-    attributes, signature = node.attributes, SIGNATURES[MIXERS[node.op_type]]
+    attributes, signature = node.attributes, SIGNATURES_BY_OPERATOR[node.op_type]
     inputs = dict(zip(signature.inputs, node.inputs, strict=True))
     window_value = inputs["window_value"]
     assert window_value is not None
     assert window_value.dtype is not None
-    map_dim = 0
+    feature_dim = 0
     if (query_map := inputs.get("query_map")) is not None:
         assert query_map.shape is not None
-        map_dim = query_map.shape.numpy()[-1]
+        feature_dim = query_map.shape.numpy()[-1]
     return Sizes(
         length,
         attributes.get_int("num_heads", 0),
@@ -120,8 +119,8 @@ def _sizes(node: ir.Node, length: int) -> Sizes:
         attributes.get_int("head_dim", 0),
         attributes.get_int("window_size", 0),
         int(window_value.dtype),
-        slots=attributes.get_int("num_slots", 0),
-        map_dim=map_dim,
+        num_slots=attributes.get_int("num_slots", 0),
+        feature_dim=feature_dim,
         gate_normalizer=attributes.get_float("gate_normalizer", 1.0),
         recurrent_weight=attributes.get_float("recurrent_weight", 0.5),
     )

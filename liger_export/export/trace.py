@@ -17,7 +17,7 @@ from liger_export.modeling import MODEL_CLASSES, LigerCache
 from liger_export.modeling.model import LigerForCausalLM
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET, SCHEMAS
 from liger_export.ops import ATTENTIONS, AttentionOp
-from liger_export.state import StateTensor, state_table
+from liger_export.state import StateTensor, by_layer, state_table
 
 __all__ = ["ONNX_OPSET", "trace"]
 
@@ -49,10 +49,7 @@ class _Stepwise(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, logits_to_keep: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
-        layers: list[tuple[Tensor, ...]] = [()] * len(self.causal_lm.model.layers)
-        for entry, tensor in zip(self.table, past, strict=True):
-            layers[entry.layer] = (*layers[entry.layer], tensor)
-        cache = LigerCache(layers, position_ids[:, 0])
+        cache = LigerCache(by_layer(self.table, past), position_ids[:, 0])
         decoded = self.causal_lm.model(input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
         logits = self.causal_lm.lm_head(last_positions(decoded.last_hidden_state, logits_to_keep))
         present = [tensor for layer in decoded.past_key_values.layers for tensor in layer]

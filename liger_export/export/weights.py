@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from liger_export.precision import Scheme
+from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.quantize.blocks import Blocks, block_offsets
 
 __all__ = [
@@ -165,7 +166,7 @@ def attach_weights(
     weights: list[Weight],
     source: WeightSource,
     data_file: Path,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = NO_PROGRESS,
 ) -> None:
     """Write every weight to ``data_file`` and refer the graph's initializers to it.
 
@@ -173,7 +174,7 @@ def attach_weights(
         weights: what ``lower`` returned.
         source: the checkpoint.
         data_file: file to create, beside the future ``model.onnx``.
-        progress: called with the bytes written since the last call.
+        progress: counts the bytes written.
     """
     position, tasks = 0, []
     for weight in weights:
@@ -188,7 +189,7 @@ def attach_weights(
         stream.truncate(position)
         writes = (task for weight, offsets in tasks for task in _tasks(weight, offsets, source))
         for written in _results(pool, writes, stream.fileno()):
-            progress(written)
+            progress.advance(written)
         os.fsync(stream.fileno())
 
 

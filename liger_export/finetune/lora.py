@@ -11,7 +11,7 @@ from liger_export.checkpoint import Checkpoint, open_liger, write_base_record
 from liger_export.errors import InputError
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
 from liger_export.finetune.stage import FinetuneRun, Stage, run_stage
-from liger_export.finetune.training import StepReport
+from liger_export.progress import NO_PROGRESS, Progress
 
 __all__ = ["finetune"]
 
@@ -25,7 +25,7 @@ def finetune(
     heldout: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: StepReport = lambda *_: None,
+    progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
     """Train a LoRA adapter for a Liger checkpoint and save it in PEFT's format.
 
@@ -40,7 +40,7 @@ def finetune(
         heldout: text to measure on; default: the last blocks of ``data``, which are then not trained on.
         resume: continue an unfinished run.
         overwrite: replace ``output`` if it exists.
-        progress: called with the step, the number of steps, and the training loss when it is logged.
+        progress: counts optimizer steps; the stage names the latest training loss.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.

@@ -19,8 +19,9 @@ from liger_export.distributed import processes
 from liger_export.errors import DataError, OutputError
 from liger_export.files import new_directory, require_replaceable
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
-from liger_export.finetune.training import StepReport, train
+from liger_export.finetune.training import train
 from liger_export.modeling import register
+from liger_export.progress import Progress
 
 __all__ = ["FinetuneRun", "Stage", "run_stage"]
 
@@ -82,7 +83,7 @@ class Stage(ABC):
         """Return the number of trained parameters."""
 
 
-def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progress: StepReport) -> FinetuneResult:
+def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progress: Progress) -> FinetuneResult:
     """Train and write the output. Under ``accelerate launch`` all processes train, and the first one writes.
 
     Raises:

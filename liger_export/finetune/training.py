@@ -17,12 +17,11 @@ from liger_export.distributed import runs_on_cpu
 from liger_export.errors import InputError
 from liger_export.finetune.settings import FinetuneSettings
 from liger_export.metrics import Quality, measure_quality
+from liger_export.progress import Progress
 
-__all__ = ["StepReport", "Trained", "train"]
+__all__ = ["Trained", "train"]
 
 RECORD_FILE = "run.json"  # in the work directory: describes the run at its beginning
-
-StepReport = Callable[[int, int, float | None], None]
 
 
 class _Blocks(Dataset[dict[str, Tensor]]):
@@ -37,16 +36,22 @@ class _Blocks(Dataset[dict[str, Tensor]]):
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, report: StepReport) -> None:
-        self._report = report
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress.stage("training")
+        self._progress.start(state.max_steps)
+        self._progress.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._report(state.global_step, state.max_steps, None)
+        self._progress.advance(1)
         if state.global_step >= state.max_steps:
             control.should_save = False  # resumed from a checkpoint of its last step, the Trainer would take one more
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        self._report(state.global_step, state.max_steps, logs.get("loss"))
+        if "loss" in logs:
+            self._progress.stage(f"training, loss {logs['loss']:.3f}")
 
 
 class _BeforeTraining(TrainerCallback):  # type: ignore[misc]
@@ -87,7 +92,7 @@ def train(
     *,
     begun: dict[str, Any],
     resume: bool,
-    progress: StepReport,
+    progress: Progress,
 ) -> Trained:
     """Train a model. Under ``accelerate launch`` all processes take part.
 
@@ -99,7 +104,7 @@ def train(
         work: directory for the checkpoints to resume from.
         begun: description of the run in JSON types; a run resumes only with an equal one.
         resume: continue from the last checkpoint in ``work``.
-        progress: called with the step, the number of steps, and the training loss when it is logged.
+        progress: counts optimizer steps; the stage names the latest training loss.
 
     Raises:
         InputError: the run to resume began with another description, or its record is damaged.
@@ -108,18 +113,20 @@ def train(
         _check_resumed(work, begun)
     trained_on, measured_on = blocks
     record = work / RECORD_FILE
-    reporter = _Reporter(progress)
-    trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(trained_on), callbacks=[reporter])
+    trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(trained_on))
 
     def measure_before() -> None:
+        progress.stage("measuring")
         quality = measure_quality(trainer.model_wrapped, measured_on)
         if trainer.is_world_process_zero():
             work.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps({"before": asdict(quality), "begun": begun}))
 
     trainer.add_callback(_BeforeTraining(measure_before))
+    trainer.add_callback(_Reporter(progress))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
+    progress.stage("measuring")
     after = measure_quality(trainer.model_wrapped, measured_on)
     return Trained(
         trainer.accelerator.get_state_dict(trainer.model_wrapped),

@@ -21,10 +21,10 @@ from liger_export.errors import InputError
 from liger_export.files import TOKENIZER_FILES, copy_files
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
 from liger_export.finetune.stage import FinetuneRun, Stage, run_stage
-from liger_export.finetune.training import StepReport
 from liger_export.modeling import LigerForCausalLM
 from liger_export.modeling.model import LigerAttention, Positions, State
 from liger_export.ops import ATTENTIONS
+from liger_export.progress import NO_PROGRESS, Progress
 
 __all__ = ["AttentionTransfer", "transfer"]
 
@@ -120,7 +120,7 @@ def transfer(
     heldout: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: StepReport = lambda *_: None,
+    progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
     """Train a LoLCATs checkpoint's feature maps and write a new checkpoint with them, as the input of ``finetune``.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from liger_export.config import LigerConfig
-from liger_export.state import WINDOW_STATES, state_table
+from liger_export.state import WINDOW_STATES, by_layer, state_table
 
 __all__ = ["LigerCache"]
 
@@ -42,12 +42,13 @@ class LigerCache:
             device: where the tensors live.
         """
         wide = torch.promote_types(dtype, torch.float32)
-        layers: list[tuple[Tensor, ...]] = [()] * config.num_hidden_layers
-        for entry in state_table(config):
-            entry_dtype = dtype if entry.name in WINDOW_STATES else wide
-            zeros = torch.zeros(batch_size, *entry.shape, dtype=entry_dtype, device=device)
-            layers[entry.layer] = (*layers[entry.layer], zeros)
-        return cls(layers, torch.zeros(batch_size, dtype=torch.int64, device=device))
+        table = state_table(config)
+        dtypes = [dtype if entry.name in WINDOW_STATES else wide for entry in table]
+        tensors = [
+            torch.zeros(batch_size, *entry.shape, dtype=entry_dtype, device=device)
+            for entry, entry_dtype in zip(table, dtypes, strict=True)
+        ]
+        return cls(by_layer(table, tensors), torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def get_seq_length(self) -> int:
         """Columns consumed; the name is what ``generate`` calls."""

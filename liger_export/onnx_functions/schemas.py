@@ -1,20 +1,37 @@
-"""The ONNX form of each operator: a schema for the traced node, and a body for each lowering.
+"""The operators of the ``liger`` domain, and their ONNX schemas for the tracer."""
 
-The traced graph holds one node a layer for Liger attention, for example ``liger::GLAAttention``. A lowering gives
-that node a meaning by adding a model-local function of the same name, whose body uses operators that the engine has.
-"""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from collections.abc import Sequence
-
-from onnx import FunctionProto, parser
 from onnx.defs import OpSchema
 
-from liger_export.onnx_functions.stock import OPERATORS, Operator
+from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES, AttentionSignature
 
-__all__ = ["DOMAIN", "OPSET", "SCHEMAS", "stock_function"]
+__all__ = ["DOMAIN", "OPERATORS", "OPSET", "SCHEMAS", "Kind", "Operator"]
 
 DOMAIN = "liger"
 OPSET = 1
+
+Kind = OpSchema.AttrType
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of the ``liger`` domain: names of its inputs and outputs, and its attributes with their types."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Kind]
+
+
+def _attention(signature: AttentionSignature) -> Operator:
+    attributes = dict.fromkeys((*HEAD_SIZES, *signature.sizes), Kind.INT) | dict.fromkeys(signature.options, Kind.FLOAT)
+    return Operator(signature.onnx_name, signature.inputs, signature.outputs, attributes)
+
+
+LAST_POSITIONS = Operator("LastPositions", ("hidden_states", "count"), ("kept",), {})
+OPERATORS = {each.name: each for each in (*map(_attention, SIGNATURES.values()), LAST_POSITIONS)}
 
 
 def _schema(operator: Operator) -> OpSchema:
@@ -35,8 +52,3 @@ def _schema(operator: Operator) -> OpSchema:
 
 
 SCHEMAS = {name: _schema(operator) for name, operator in OPERATORS.items()}
-
-
-def stock_function(name: str) -> FunctionProto:
-    """Body of an operator in terms that an unmodified ONNX Runtime ships (ai.onnx and com.microsoft)."""
-    return parser.parse_function(OPERATORS[name].text)

@@ -1,7 +1,7 @@
-"""The operators of Liger attention: naive references, fast PyTorch forms, and their ONNX form."""
+"""The operators of Liger attention in PyTorch: their signatures, naive references and fast implementations."""
 
 from liger_export.ops.attention import ATTENTIONS, AttentionOp
-from liger_export.ops.lolcats import initial_parameters
+from liger_export.ops.mixers import initial_parameters
 from liger_export.ops.naive import NAIVE_ATTENTIONS, naive_gla_recurrence, naive_rotary, naive_window_attention
 from liger_export.ops.recurrence import gated_recurrence
 from liger_export.ops.signatures import SIGNATURES, AttentionSignature

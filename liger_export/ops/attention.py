@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_export.ops.mixers import FORWARDS, Heads
+from liger_export.ops.heads import Heads
+from liger_export.ops.mixers import FORWARDS
 from liger_export.ops.signatures import CALL_INPUTS, SIGNATURES, AttentionSignature
 
 __all__ = ["ATTENTIONS", "AttentionOp"]

@@ -12,13 +12,13 @@ from torch import Tensor
 from liger_export.config import LigerConfig
 from liger_export.ops.window import Blocks, Span
 
-__all__ = ["FEATURE_FLOOR", "features", "initial_parameters", "lolcats_attention"]
+__all__ = ["FEATURE_FLOOR", "features", "initial_lolcats_parameters", "lolcats_attention"]
 
 FEATURE_FLOOR = 1e-12
 WINDOW_FACTOR = -2.1972245773362196  # its sigmoid is 0.1
 
 
-def initial_parameters(config: LigerConfig) -> dict[str, Tensor]:
+def initial_lolcats_parameters(config: LigerConfig) -> dict[str, Tensor]:
     """Learned tensors before training: maps that leave a head as it is, and window factors of 0.1.
 
     Returns:

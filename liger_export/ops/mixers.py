@@ -1,85 +1,43 @@
-"""The attention of each mixer as one function of a layer's heads, its state, its learned tensors and its options.
+"""Each mixer's attention in PyTorch, as a function of a layer's heads, state, learned tensors and options.
 
-``forms.SIGNATURES`` names them. A function returns the output [B, T, H, D] and the next state.
+Every function takes ``(heads, state, parameters, *options)``, in the order of its signature, and returns the output
+[B, T, H, D] and the next state tensors. References: ``ops/naive.py``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liger_export.ops.lolcats import lolcats_attention
+from liger_export.config import LigerConfig
+from liger_export.ops.heads import Heads
+from liger_export.ops.lolcats import initial_lolcats_parameters, lolcats_attention
 from liger_export.ops.recurrence import gated_recurrence
-from liger_export.ops.window import join_window, leave_window, rotate, window_attention
+from liger_export.ops.window import join_window, leave_window, window_attention
 
-__all__ = ["FORWARDS", "Heads"]
+__all__ = ["FORWARDS", "initial_parameters"]
 
 Tensors = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """What a layer's projections give a mixer, padding blanked out.
-
-    Attributes:
-        query: [B, T, H, D], as projected.
-        key: [B, T, G, D], as projected.
-        value: [B, T, G, D], zero at padding.
-        rotated_query: [B, T, H, D].
-        rotated_key: [B, T, G, D].
-        position_ids: int64 [B, T], -1 at padding.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    rotated_query: Tensor
-    rotated_key: Tensor
-    position_ids: Tensor
-
-    @classmethod
-    def of(
-        cls, head_dim: int, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor
-    ) -> "Heads":
-        """Split packed projections [B, T, heads * D] into heads and rotate them."""
-        query, key, value = (tensor.unflatten(-1, (-1, head_dim)) for tensor in (query, key, value))
-        value = torch.where((position_ids >= 0)[:, :, None, None], value, 0)
-        return cls(query, key, value, rotate(query, cos, sin), rotate(key, cos, sin), position_ids)
-
-    @property
-    def wide_query(self) -> Tensor:
-        """``query`` in float32, or float64 if it is float64."""
-        return self.query.to(torch.promote_types(self.query.dtype, torch.float32))
-
-    @property
-    def wide_key(self) -> Tensor:
-        """``key`` in float32, or float64 if it is float64."""
-        return self.key.to(torch.promote_types(self.key.dtype, torch.float32))
-
-    def tokens_only(self, tensor: Tensor) -> Tensor:
-        """[B, T, heads, ...] with zeros at padding, which then leaves a state as it is."""
-        return torch.where((self.position_ids >= 0)[:, :, None, None], tensor, 0)
-
-
 def _gla(heads: Heads, state: Tensors, _: Tensors, gate_normalizer: float, recurrent_weight: float) -> Tensors:
-    """arXiv 2503.01496, equations 5 to 8: the gate is made of the key, both feature maps are softmax."""
+    """arXiv 2503.01496, equations 5 to 8: the gate is computed from the key, and both feature maps are softmax."""
     key = heads.wide_key
     gate = F.logsigmoid(key) / gate_normalizer
     return _gated_linear(heads, key.softmax(-1), gate, state, recurrent_weight)
 
 
 def _hgrn2(heads: Heads, state: Tensors, _: Tensors, recurrent_weight: float) -> Tensors:
-    """HGRN2 (arXiv 2404.07904, equation 7): the key is what the forget gate lets go."""
+    """HGRN2 (arXiv 2404.07904, equation 7): the decay is the forget gate f = sigmoid(k), and the key is 1 - f."""
     key = heads.wide_key
     return _gated_linear(heads, torch.sigmoid(-key), F.logsigmoid(key), state, recurrent_weight)
 
 
 def _gated_linear(heads: Heads, features: Tensor, gate: Tensor, state: Tensors, recurrent_weight: float) -> Tensors:
-    features, gate = heads.tokens_only(features), heads.tokens_only(gate)
+    features, gate = heads.zero_padding(features), heads.zero_padding(gate)
     output, next_state = gated_recurrence(heads.wide_query.softmax(-1), features, heads.value, gate, state[0])
-    return _beside_window(heads, output, (next_state,), state[1:], recurrent_weight)
+    return _mix_with_window(heads, output, (next_state,), state[1:], recurrent_weight)
 
 
 def _gsa(heads: Heads, state: Tensors, _: Tensors, gate_normalizer: float, recurrent_weight: float) -> Tensors:
@@ -87,17 +45,17 @@ def _gsa(heads: Heads, state: Tensors, _: Tensors, gate_normalizer: float, recur
     slot_key, slot_value, *window = state
     slots = slot_key.shape[2]
     pooled = heads.wide_key.unflatten(-1, (slots, -1)).mean(-1)  # [B, T, G, M]
-    gate = heads.tokens_only(F.logsigmoid(pooled) / gate_normalizer)
-    written = -torch.expm1(gate)  # 1 - exp g, without the loss of digits; 0 at padding
+    gate = heads.zero_padding(F.logsigmoid(pooled) / gate_normalizer)
+    written = -torch.expm1(gate)  # 1 - exp g without cancellation; 0 at padding
     scores, slot_key = gated_recurrence(heads.query, written, heads.key, gate, slot_key, read_values=True)
     output, slot_value = gated_recurrence(scores.softmax(-1), written, heads.value, gate, slot_value)
-    return _beside_window(heads, output, (slot_key, slot_value), tuple(window), recurrent_weight)
+    return _mix_with_window(heads, output, (slot_key, slot_value), tuple(window), recurrent_weight)
 
 
-def _beside_window(
+def _mix_with_window(
     heads: Heads, recurrent: Tensor, next_state: Tensors, window: Tensors, recurrent_weight: float
 ) -> Tensors:
-    """Mix a recurrence's output with the softmax window's."""
+    """Average the outputs of the recurrence and the softmax window, weighted by ``recurrent_weight``."""
     windowed, *next_window = window_attention(
         heads.rotated_query, heads.rotated_key, heads.value, heads.position_ids, *window
     )
@@ -105,9 +63,10 @@ def _beside_window(
     return output, *next_state, *next_window
 
 
-def _lolcats(heads: Heads, state: Tensors, maps: Tensors) -> Tensors:
+def _lolcats(heads: Heads, state: Tensors, parameters: Tensors) -> Tensors:
+    """LoLCATs (arXiv 2410.10254, section 3.2): softmax window and linear attention under one denominator."""
     sums, normalizer, window_key, window_value = state
-    query_map, key_map, window_factors = maps
+    query_map, key_map, window_factors = parameters
     window = window_key.shape[2]
     span = join_window(heads.rotated_key, heads.value, heads.position_ids, window_key, window_value)
     output, sums, normalizer = lolcats_attention(
@@ -122,6 +81,7 @@ def _lolcats(heads: Heads, state: Tensors, maps: Tensors) -> Tensors:
 
 
 def _softmax(heads: Heads, state: Tensors, _: Tensors) -> Tensors:
+    """The base model's own attention, in a bounded window."""
     return window_attention(heads.rotated_query, heads.rotated_key, heads.value, heads.position_ids, *state)
 
 
@@ -132,3 +92,10 @@ FORWARDS: dict[str, Callable[..., Tensors]] = {
     "lolcats": _lolcats,
     "softmax": _softmax,
 }
+INITIAL_PARAMETERS: dict[str, Callable[[LigerConfig], dict[str, Tensor]]] = {"lolcats": initial_lolcats_parameters}
+
+
+def initial_parameters(config: LigerConfig) -> dict[str, Tensor]:
+    """Start values of a layer's learned tensors, by name, in float32; empty if the mixer learns none."""
+    initial = INITIAL_PARAMETERS.get(config.mixer)
+    return initial(config) if initial else {}

@@ -1,6 +1,6 @@
-"""The package an app opens: graph, weights, tokenizer and manifest. Importing it loads no torch.
+"""The contents of a package, as its manifest describes them: graphs, weights and tokenizer. Imports no torch.
 
-``liger_export.convert`` writes packages; it needs the exporter's extra.
+``liger_export.convert`` writes packages and needs the ``export`` extra.
 """
 
 from liger_export.package.manifest import (

@@ -1,7 +1,7 @@
-"""What the manifest of an engine directory says beyond a package's. Imports no torch.
+"""The additional manifest entries of an engine directory. Imports no torch.
 
-An engine directory is a package in another form: graphs of a fixed number of tokens, for one sequence, built for named
-devices. Its state table is the package's, in the activations that the engine computes in.
+An engine directory is another form of a package: graphs for a fixed number of tokens of one sequence, built for named
+devices. It has the package's state table, with the window in the engine's activation dtype.
 """
 
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ __all__ = [
 ONNX = "onnx"
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
-BACKENDS = {ONNX: ".onnx", TENSORRT_RTX: ".engine", TENSORRT: ".engine"}  # and the ending of their files
-CHUNK = 128  # tokens of a prefill call
-CHECK_TOKENS = 192  # that graphs are compared with their package on
+BACKENDS = {ONNX: ".onnx", TENSORRT_RTX: ".engine", TENSORRT: ".engine"}  # with the suffix of their files
+CHUNK = 128  # tokens per prefill call
+CHECK_TOKENS = 192  # tokens on which the graphs are compared with their package
 STEP, PREFILL = "step", "prefill"
 LAYERS = ".layers.json"
 LOG_FILE = "build.log"
@@ -37,15 +37,15 @@ class EngineRecord:
 
     Attributes:
         backend: a key of ``BACKENDS``.
-        backend_version: of the library that built it.
-        targets: devices it runs on, such as ``sm86``; empty if it runs on any.
+        backend_version: version of the library that built it.
+        targets: devices it runs on, such as ``sm86``; empty if it runs on any device.
         activations: dtype of activations and window.
-        chunk: tokens of a prefill call; 0 if there is only the graph of one token.
-        package_sha256: of the manifest of the package it was built from.
-        plugins: operators that are plugins in the graph of one token.
-        precisions: what is computed and stored in which precision, by what it is.
-        graphs: per graph, seconds it took to build, and the bytes of its file.
-        check: how the graphs that were built from compare with the package on ONNX Runtime; None if that was not asked.
+        chunk: tokens per prefill call; 0 if there is only a one-token graph.
+        package_sha256: SHA-256 of the manifest of the source package.
+        precisions: precision of each kind of tensor and computation, by its description.
+        plugins: operators that are plugins in the one-token graph.
+        graphs: build time in seconds and file size in bytes of each graph.
+        check: comparison of the source graphs with the package on ONNX Runtime; None if it was skipped.
     """
 
     backend: str
@@ -61,10 +61,10 @@ class EngineRecord:
 
     @property
     def files(self) -> dict[int, str]:
-        """File of each graph by the tokens it takes."""
+        """Map the number of tokens that each graph takes to its file."""
         return {length: name + BACKENDS[self.backend] for length, name in graph_names(self.chunk).items()}
 
 
 def graph_names(chunk: int) -> dict[int, str]:
-    """Name of each graph by the tokens it takes."""
+    """Map the number of tokens that each graph takes to its name."""
     return {1: STEP, **({chunk: PREFILL} if chunk else {})}

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a package holds, and whether it still holds it. Imports no torch."""
+"""``manifest.json``: the contents of a package and their checksums. Imports no torch."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -30,12 +30,12 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 4
-OLDEST_FORMAT = 3  # which lacks precision.activation_precision: activations of integer weights were float32
+OLDEST_FORMAT = 3  # without precision.activation_precision: integer weights had float32 activations
 MANIFEST_FILE = "manifest.json"
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
-# Graphs over the same weights, by their lowering; the one for CUDA is the fused one with more in an operator.
+# Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
 MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx", FUSED_CUDA: "model.cuda.onnx"}
-REPORT_FILE = "parity.json"  # written by validate after the manifest, so not listed in it
+REPORT_FILE = "parity.json"  # not listed in the manifest, because validate writes it later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,10 @@ class Graph:
     """One lowering of the model.
 
     Attributes:
-        opsets: version of every operator set that it imports.
-        onnxruntime: the oldest ONNX Runtime that has the operators, such as ``1.31.0``.
-        in_place: past states that a caller on a CPU may pass as their own present, by name.
-        targets: GPU architectures that it holds compiled kernels for.
+        opsets: version of every operator set that the graph imports.
+        onnxruntime: oldest version of ONNX Runtime with the operators, such as ``1.31.0``.
+        in_place: names of past states that may share a buffer with their present state on a CPU.
+        targets: GPU architectures for which the graph contains compiled kernels.
     """
 
     opsets: dict[str, int]
@@ -60,16 +60,17 @@ class Manifest:
     """The manifest of a package.
 
     Attributes:
-        source: name of the checkpoint directory and the SHA-256 of its files.
-        adapters: per merged adapter, its name, SHA-256, and whether its base weights were verified.
+        source: name of the checkpoint directory and SHA-256 of its files.
+        adapters: name and SHA-256 of each merged adapter, and a flag for verified base weights.
         config: the checkpoint's ``config.json``.
-        precision: how weights are stored, and the dtype of activations.
-        calibration: what the method that reads text has read: its name, how many tokens, and the SHA-256 of their ids
-            as little-endian 64-bit integers; None for other methods.
-        graphs: by lowering, keys of ``MODEL_FILES``; ``stock`` is always there. Those of an engine are ``portable``.
-        files: per file, its size and SHA-256.
-        engine: how it was built, if this is the manifest of an engine directory.
-        memory: whether memory grew from token to token, as ``validate`` measured it; None before.
+        precision: precision of weights and activations.
+        graphs: graphs by lowering, a key of ``MODEL_FILES``. A package always has ``stock``; the graphs of an engine
+            are ``portable``.
+        files: size and SHA-256 of each file.
+        calibration: name of the calibration text, number of tokens read from it, and the SHA-256 of their ids as
+            little-endian 64-bit integers; None if the method reads no text.
+        memory: memory growth while decoding, as ``validate`` measured it; None before that.
+        engine: build record of an engine directory; None for a package.
     """
 
     source: dict[str, Any]
@@ -86,7 +87,7 @@ class Manifest:
 
     @property
     def model_config(self) -> LigerConfig:
-        """The model, as the rest of the project describes it."""
+        """Configuration of the model."""
         return LigerConfig.from_dict(self.config)
 
     @property
@@ -101,13 +102,13 @@ class Manifest:
 
     @property
     def graph_files(self) -> list[str]:
-        """The files without which nothing runs."""
+        """Names of the graph files."""
         if self.engine:
             return list(self.engine.files.values())
         return [MODEL_FILES[lowering] for lowering in (STOCK, *self.graphs)]
 
     def to_json(self) -> str:
-        """The manifest as JSON, the state table and its bytes per session written out for readers."""
+        """Serialize to JSON, with the state table and its bytes per session written out for other readers."""
         tensors = [
             {
                 "past": t.past_name,
@@ -126,10 +127,10 @@ class Manifest:
         return json.dumps({**values, "files": files}, indent=1) + "\n"
 
     def check_files(self, directory: Path, *, hashes: bool = True) -> None:
-        """Check that every file is present, of its size and, if asked, of its SHA-256.
+        """Check that every file exists and has the recorded size and, with ``hashes``, the recorded SHA-256.
 
         Raises:
-            PackageError: naming the first file that is not as it was written.
+            PackageError: a file is missing or was changed; the error names the first such file.
         """
         fix = "Copy or build the engines again." if self.engine else "Copy or convert the package again."
         for name, recorded in self.files.items():
@@ -138,22 +139,24 @@ class Manifest:
                 raise PackageError(f"{path} is missing.", fix)
             size = path.stat().st_size
             if size != recorded["bytes"]:
-                raise PackageError(f"{path} has {size:,} bytes instead of {recorded['bytes']:,}: it was cut.", fix)
+                raise PackageError(
+                    f"{path} has {size:,} bytes instead of {recorded['bytes']:,}: it was truncated.", fix
+                )
             if hashes and sha256_file(path) != recorded["sha256"]:
                 raise PackageError(f"{path} has changed since it was written (its SHA-256 differs).", fix)
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file of a package under construction."""
+    """Size and SHA-256 of every file in a new package directory."""
     digests = sha256_files(sorted(directory.iterdir()))
     return {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in digests.items()}
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read a package's manifest, of any format from ``OLDEST_FORMAT`` on.
+    """Read a package's manifest, in any format from ``OLDEST_FORMAT`` to ``FORMAT_VERSION``.
 
     Raises:
-        PackageError: it is missing, damaged, or of a newer format than this version reads.
+        PackageError: the manifest is missing or damaged, or its format is not supported.
     """
     path = directory / MANIFEST_FILE
     try:
@@ -161,10 +164,21 @@ def read_manifest(directory: Path) -> Manifest:
         format_version = values["format_version"]
     except (FileNotFoundError, NotADirectoryError):
         raise PackageError(
-            f"{directory} is no package: it holds no {MANIFEST_FILE}.", "Pass a directory that convert wrote."
+            f"{directory} is not a package: it has no {MANIFEST_FILE}.", "Pass a directory that convert wrote."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.") from error
+        raise _damaged(path, error) from error
+    _check_format(directory, format_version)
+    try:
+        state_bytes = values.pop("state")["bytes_per_session"]
+        manifest = _manifest(values)
+        _check_consistency(manifest, state_bytes)
+    except (KeyError, TypeError, ValueError, AttributeError, LigerExportError) as error:
+        raise _damaged(path, error) from error
+    return manifest
+
+
+def _check_format(directory: Path, format_version: Any) -> None:
     if not isinstance(format_version, int) or format_version > FORMAT_VERSION:
         raise PackageError(
             f"{directory} has package format {format_version}; this version reads up to {FORMAT_VERSION}.",
@@ -175,24 +189,38 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} has package format {format_version}; this version reads {OLDEST_FORMAT} to {FORMAT_VERSION}.",
             "Convert the checkpoint again.",
         )
-    try:
-        recorded_state = values.pop("state")
-        values["format_version"] = FORMAT_VERSION  # what it is written as, if it is written again
-        values["precision"] = Precision.from_dict(values["precision"])
-        values["graphs"] = {lowering: Graph(**graph) for lowering, graph in values["graphs"].items()}
-        if "engine" in values:
-            values["engine"] = EngineRecord(**values["engine"])
-        manifest = Manifest(**values)
-        consistent = recorded_state["bytes_per_session"] == bytes_per_session(manifest.state)
-        listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.files.items()}
-        named = [manifest.source["name"], *(adapter["name"] for adapter in manifest.adapters)]
-        consistent = consistent and set(manifest.graph_files) <= listed.keys() and bool(manifest.graphs)
-        consistent = consistent and all(isinstance(name, str) for name in named)
-        past_names = {entry.past_name for entry in manifest.state}
-        for graph in manifest.graphs.values():
-            consistent = consistent and isinstance(graph.onnxruntime, str) and set(graph.in_place) <= past_names
-    except (KeyError, TypeError, ValueError, AttributeError, LigerExportError) as error:
-        raise PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.") from error
-    if not consistent:
-        raise PackageError(f"{path} is damaged (its entries do not fit each other).", "Convert again.")
-    return manifest
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    """Build from the values of any supported format. Raises KeyError, TypeError, ValueError or LigerExportError."""
+    read = {
+        **values,
+        "format_version": FORMAT_VERSION,  # used if the manifest is written again
+        "precision": Precision.from_dict(values["precision"]),
+        "graphs": {lowering: Graph(**graph) for lowering, graph in values["graphs"].items()},
+    }
+    if "engine" in values:
+        read["engine"] = EngineRecord(**values["engine"])
+    return Manifest(**read)
+
+
+def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
+    """Check that the entries agree with each other. Raises KeyError, TypeError or ValueError."""
+    if state_bytes != bytes_per_session(manifest.state):
+        raise ValueError("its state does not match its config")
+    if not manifest.graphs or not set(manifest.graph_files) <= manifest.files.keys():
+        raise ValueError("a graph or its file is not listed")
+    for name, entry in manifest.files.items():
+        if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+            raise ValueError(f"{name} has no valid size or SHA-256")
+    sources = [manifest.source, *manifest.adapters]
+    if not all(isinstance(source["name"], str) for source in sources):
+        raise ValueError("the checkpoint or an adapter has no name")
+    past_names = {entry.past_name for entry in manifest.state}
+    for lowering, graph in manifest.graphs.items():
+        if not isinstance(graph.onnxruntime, str) or not set(graph.in_place) <= past_names:
+            raise ValueError(f"the {lowering} graph does not match the state table or has no ONNX Runtime version")
+
+
+def _damaged(path: Path, error: Exception) -> PackageError:
+    return PackageError(f"{path} is damaged ({error}).", "Copy or convert the package again.")

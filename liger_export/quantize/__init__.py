@@ -1,1 +1,1 @@
-"""Rounding weights to integers: per block (``blocks``), or calibrated by GPTQ on text (``gptq``, ``calibrated``)."""
+"""Quantization of weights to integers: without data (``blocks``, ``source``) or by GPTQ (``gptq``, ``calibrated``)."""

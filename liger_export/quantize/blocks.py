@@ -1,4 +1,4 @@
-"""Rounding rows of a matrix to integers, block by block, in the layout of ONNX Runtime's operators."""
+"""Blockwise quantization of matrix rows to integers, in the layout of ONNX Runtime's operators."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Quantized rows, as MatMulNBits and GatherBlockQuantized read them.
+    """Quantized rows in the layout of MatMulNBits and GatherBlockQuantized.
 
     Attributes:
-        packed: uint8 [N, K * bits / 8]; of two 4-bit integers the first is the low half of a byte.
+        packed: uint8 [N, K * bits / 8]; the first of two 4-bit integers is in the low half of the byte.
         scales: float32 [N, K / block_size].
         zero_points: uint8 [N, K / block_size * bits / 8], rounded up; None if symmetric.
     """
@@ -33,12 +33,18 @@ class Blocks:
 
 
 def encode(rows: Rows, scheme: Scheme, method: str) -> Blocks:
-    """Round float32 rows [N, K], K a multiple of the block size, by a key of ``ENCODERS``."""
+    """Quantize rows.
+
+    Args:
+        rows: float32 [N, K]; K is a multiple of the block size.
+        scheme: bits, block size and zero points.
+        method: a key of ``ENCODERS``.
+    """
     return ENCODERS[method](rows, scheme)
 
 
 def dequantize(blocks: Blocks, scheme: Scheme) -> Rows:
-    """The values that ONNX Runtime computes with, float32 [N, K]."""
+    """Return the values that ONNX Runtime computes with, float32 [N, K]."""
     integers = unpack(blocks.packed, scheme.bits)
     rows, columns = integers.shape
     count = scheme.blocks(columns)
@@ -51,16 +57,16 @@ def dequantize(blocks: Blocks, scheme: Scheme) -> Rows:
 
 
 def block_offsets(blocks: Blocks, scheme: Scheme) -> Rows:
-    """What each block's values lie above scale * (integer - fixed zero point), float32 [N, K / block_size]."""
+    """Offset of each block's values from scale * (integer - fixed zero point), float32 [N, K / block_size]."""
     if blocks.zero_points is None:
         return np.zeros_like(blocks.scales)
     zero_points = unpack(blocks.zero_points, scheme.bits)[:, : blocks.scales.shape[1]].astype(np.float32)
-    above: Rows = blocks.scales * (scheme.fixed_zero_point - zero_points)
-    return above
+    offsets: Rows = blocks.scales * (scheme.fixed_zero_point - zero_points)
+    return offsets
 
 
 def pack(integers: Bytes, bits: int) -> Bytes:
-    """Integers [N, K], one a byte, to [N, K * bits / 8], rounded up."""
+    """Pack integers [N, K], one per byte, into [N, K * bits / 8] bytes, rounded up."""
     if bits == 8:
         return integers
     even: Bytes = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
@@ -68,20 +74,20 @@ def pack(integers: Bytes, bits: int) -> Bytes:
 
 
 def unpack(packed: Bytes, bits: int) -> Bytes:
-    """The inverse of ``pack``; an odd row gets one integer more."""
+    """Invert ``pack``. A row of an odd number of 4-bit integers gets one extra integer."""
     if bits == 8:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
 
 
 def _round_to_nearest(rows: Rows, scheme: Scheme) -> Blocks:
-    """ONNX Runtime's own quantizer: the largest value of a block, or its range, sets the scale."""
+    """Round to nearest with ONNX Runtime's quantizer: a block's largest value, or its range, sets the scale."""
     count, columns = rows.shape
     packed = np.zeros((count, scheme.blocks(columns), scheme.row_bytes(scheme.block_size)), np.uint8)
     scales = np.zeros((count, scheme.blocks(columns)), np.float32)
     zero_points = np.zeros((count, scheme.zero_point_bytes(columns)), np.uint8)
     quantizers = {4: ort_quantizers.quantize_matmul_4bits, 8: ort_quantizers.quantize_matmul_8bits}
-    transposed = torch.from_numpy(rows).T.contiguous().numpy()  # three times as fast as numpy's copy
+    transposed = torch.from_numpy(rows).T.contiguous().numpy()  # three times as fast as a numpy copy
     quantizers[scheme.bits](
         packed, transposed, scales, zero_points, scheme.block_size, count, columns, scheme.symmetric
     )
@@ -89,9 +95,9 @@ def _round_to_nearest(rows: Rows, scheme: Scheme) -> Blocks:
 
 
 def _k_quant(rows: Rows, scheme: Scheme) -> Blocks:
-    """ONNX Runtime's k-quant: of 20 scales, the one with the least error, larger weights counting more."""
+    """Quantize with ONNX Runtime's k-quant: of 20 scales, the one with the least error, weighted by magnitude."""
     count, columns = rows.shape
-    with np.errstate(divide="ignore", invalid="ignore"):  # a constant block: no scale to find, and none is taken
+    with np.errstate(divide="ignore", invalid="ignore"):  # a constant block needs no search
         integers, scales, zero_points = quant_tensor_k_quant_cpu(rows, scheme.bits, scheme.block_size)
     return Blocks(
         pack(integers.astype(np.uint8).reshape(count, columns), scheme.bits),

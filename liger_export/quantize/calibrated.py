@@ -1,8 +1,8 @@
-"""A checkpoint's weights rounded by GPTQ, layer by layer, with the activations of a text.
+"""A checkpoint's weights rounded by GPTQ, layer by layer, with the activations of a calibration text.
 
-In memory: one decoder layer in float32, the text's activations (tokens x hidden size), the second moments of one
-product's inputs and their factor (each the square of its inputs), and the integers that are not yet written. For
-Llama-3-8B's shape and 32,768 tokens 0.9 + 0.5 + 2 x 0.8 + 0.2 GB.
+Memory holds one decoder layer in float32, the activations of the text (tokens x hidden size), the second moment of one
+matrix's inputs and its factor (each ``in`` x ``in``), and the integers that are not yet written. For Llama-3-8B and
+32,768 tokens these are 0.9 + 0.5 + 2 x 0.8 + 0.2 GB.
 """
 
 import threading
@@ -28,54 +28,54 @@ __all__ = ["CalibratedCheckpoint", "read_calibration"]
 
 SEQUENCE_LENGTH = 512
 MINIMUM_TOKENS = 2048
-TABLE_ROWS = 8192  # of the embedding table at a time
+TABLE_ROWS = 8192  # rows of the embedding table per read
 
 QUERY_KEY_VALUE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
-Activations = Callable[[Tensor], Tensor]  # of the residual stream [1, T, hidden_size] to [1, T, any]
+Activations = Callable[[Tensor], Tensor]  # residual stream [1, T, hidden_size] to activations [1, T, any]
 
 
 def read_calibration(calibration: Calibration, tokenizer: Tokenizer) -> Tensor:
-    """The tokens of a calibration text in sequences, the rest left out: int64 [S, SEQUENCE_LENGTH].
+    """Read a calibration text as int64 [S, SEQUENCE_LENGTH]; an incomplete last sequence is dropped.
 
     Raises:
-        DataError: the text is absent or unreadable.
-        QuantizationError: it is too short.
+        DataError: the text is missing or unreadable.
+        QuantizationError: the text is too short.
     """
     ids = read_tokens(tokenizer, calibration.text, calibration.max_tokens)
     if len(ids) < MINIMUM_TOKENS:
         raise QuantizationError(
             f"The calibration text has {len(ids):,} tokens; at least {MINIMUM_TOKENS:,} are needed.",
-            "Pass more text, and a --calibration-tokens that lets it be read.",
+            "Pass more text, or increase --calibration-tokens.",
         )
     return torch.tensor(ids[: len(ids) // SEQUENCE_LENGTH * SEQUENCE_LENGTH]).view(-1, SEQUENCE_LENGTH)
 
 
 class CalibratedCheckpoint:
-    """Rows of a checkpoint, adapters merged, rounded so that its products with a text's activations change least.
+    """Rows of a checkpoint with merged adapters, rounded to minimize the change of the outputs on a text.
 
-    A layer reads what the layers before it, rounded already, make of the text, and each of its products what the
-    products before it do. An embedding table is rounded to nearest, unless it is the head too: then it is rounded as a
-    head, and layers read what the unrounded table gives (rounding it to nearest measures alike: docs/quality.md).
+    The inputs of every matrix come from the matrices before it, which are already rounded. The embedding table is
+    rounded to nearest. A tied table is rounded as the head instead, and the layers read the unrounded table (rounding
+    it to nearest measures the same: docs/quality.md).
 
-    Safe to ask from several threads. A layer is computed when it is first asked for, so integers are to be asked for
-    layer by layer, then those of the head, and each row once.
+    Safe to use from several threads. A layer is computed on first request, so request integers layer by layer, then
+    those of the head, and each row once.
     """
 
     def __init__(self, weights: MergedCheckpoint, config: LigerConfig, precision: Precision, tokens: Tensor) -> None:
-        """Prepare; nothing is read yet.
+        """Store the arguments. Weights are read on first request.
 
         Args:
             weights: checkpoint and adapters.
             config: the model.
-            precision: how each matrix is rounded.
-            tokens: what ``read_calibration`` returned, int64 [S, T].
+            precision: precision of each matrix.
+            tokens: calibration tokens from ``read_calibration``, int64 [S, T].
         """
         self._weights, self._config, self._precision, self._tokens = weights, config, precision, tokens
         self._head = EMBEDDING if config.tie_word_embeddings else LM_HEAD
         self._lock = threading.Lock()
-        self._walk: _Walk | None = None
+        self._quantizer: _LayerQuantizer | None = None
         self._head_inputs: Inputs | None = None
         self._rows_left: dict[str, int] = {}
 
@@ -84,58 +84,58 @@ class CalibratedCheckpoint:
         return self._weights.checkpoint.tensors[name].shape
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows of a tensor, float32, not rounded."""
+        """Rows ``start`` to ``stop`` of a tensor, float32, not rounded."""
         rows: npt.NDArray[np.float32] = self._weights.rows(name, start, stop).numpy()
         return rows
 
     def blocks(self, name: str, start: int, stop: int, scheme: Scheme) -> Blocks:
-        """Rows of a matrix, rounded.
+        """Rows ``start`` to ``stop`` of a matrix, rounded.
 
         Raises:
-            KeyError: they were asked for before, or there is no such matrix.
+            KeyError: the rows were requested before, or the matrix does not exist or is not rounded.
         """
         if name == self._head:
             return quantize_matrix(self._weights.rows(name, start, stop), self._inputs_of_head(), scheme)
         if name == EMBEDDING:
             return encode(self.rows(name, start, stop), scheme, "rtn")
         with self._lock:
-            walk = self._started()
-            while name not in walk.done:
-                if walk.layer == self._config.num_hidden_layers:
+            quantizer = self._started_quantizer()
+            while name not in quantizer.done:
+                if quantizer.layer == self._config.num_hidden_layers:
                     raise KeyError(name)
-                walk.round_layer()
-            whole = walk.done[name]
+                quantizer.round_layer()
+            whole = quantizer.done[name]
             left = self._rows_left.pop(name, len(whole.packed)) - (stop - start)
             if left:
                 self._rows_left[name] = left
             else:
-                del walk.done[name]
+                del quantizer.done[name]
         zero_points = None if whole.zero_points is None else whole.zero_points[start:stop]
         return Blocks(whole.packed[start:stop], whole.scales[start:stop], zero_points)
 
     def _inputs_of_head(self) -> Inputs:
         with self._lock:
             if self._head_inputs is None:
-                walk = self._started()
-                while walk.layer < self._config.num_hidden_layers:
-                    walk.round_layer()
-                self._head_inputs = walk.inputs_of_head()
-                walk.hidden = torch.empty(0)  # not needed any more
+                quantizer = self._started_quantizer()
+                while quantizer.layer < self._config.num_hidden_layers:
+                    quantizer.round_layer()
+                self._head_inputs = quantizer.inputs_of_head()
+                quantizer.hidden = torch.empty(0)  # frees the activations
             return self._head_inputs
 
-    def _started(self) -> "_Walk":
-        if self._walk is None:
-            self._walk = _Walk(self._weights, self._config, self._precision, self._tokens)
-        return self._walk
+    def _started_quantizer(self) -> "_LayerQuantizer":
+        if self._quantizer is None:
+            self._quantizer = _LayerQuantizer(self._weights, self._config, self._precision, self._tokens)
+        return self._quantizer
 
 
-class _Walk:
-    """A text on its way through the model.
+class _LayerQuantizer:
+    """The progress of a text through the model.
 
     Attributes:
-        layer: the next layer.
-        hidden: what it reads, [S, T, hidden_size].
-        done: matrices of the layers before it, rounded.
+        layer: index of the next layer.
+        hidden: residual stream before that layer, [S, T, hidden_size].
+        done: rounded matrices of earlier layers that are not yet fetched, by name.
     """
 
     def __init__(self, weights: MergedCheckpoint, config: LigerConfig, precision: Precision, tokens: Tensor) -> None:
@@ -149,7 +149,7 @@ class _Walk:
 
     @torch.no_grad()
     def round_layer(self) -> None:
-        """Round the next layer's matrices and read the text with them."""
+        """Round the next layer's matrices and apply the rounded layer to the text."""
         layer, state = self._load(), self.start[self.layer]
         attention, mlp = layer.self_attn, layer.mlp
 
@@ -169,7 +169,7 @@ class _Walk:
 
     @torch.no_grad()
     def inputs_of_head(self) -> Inputs:
-        """What the head reads, after the last layer."""
+        """Statistics of the head's inputs, after the last layer."""
         norm = nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
         norm.weight.copy_(self.weights.rows("model.norm.weight", 0, self.config.hidden_size))
         return self._inputs(norm)
@@ -192,7 +192,7 @@ class _Walk:
         return layer
 
     def _round(self, layer: LigerDecoderLayer, names: tuple[str, ...], read: Activations) -> None:
-        """Round matrices that read the same activations, those that are to be rounded."""
+        """Round those of the matrices ``names`` that have a scheme. All of them read the same activations."""
         prefix = f"model.layers.{self.layer}"
         schemes = {name: self.precision.scheme(f"{prefix}.{name}.weight") for name in names}
         inputs = self._inputs(read) if any(schemes.values()) else None
@@ -215,6 +215,6 @@ class _Walk:
         return Inputs.of(moments)
 
     def _add(self, update: Activations) -> None:
-        """Add to the residual stream, a sequence at a time."""
+        """Add an update to the residual stream, one sequence at a time."""
         for sequence in self.hidden.split(1):
             sequence += update(sequence)

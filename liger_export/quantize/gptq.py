@@ -1,12 +1,12 @@
-"""GPTQ (arXiv 2210.17323) of one matrix: each column rounded so that it makes up for those rounded before it.
+"""GPTQ (arXiv 2210.17323) for one matrix: each column compensates for the rounding errors of earlier columns.
 
-It minimises the error of the products, trace((W - Q) H (W - Q)^T) with H the inputs' second moments, column by column.
-QuIP (arXiv 2307.13304, equation 2 and theorem 6) finds the paper's columns without its inverse. Here the last column
-comes first, which makes the factor a plain Cholesky one: with H = L D L^T, L unit lower triangular,
+GPTQ minimizes the error of the products, trace((W - Q) H (W - Q)^T), column by column. H is the second moment of the
+inputs. QuIP (arXiv 2307.13304, equation 2 and theorem 6) computes the same columns without an inverse. Here the last
+column is rounded first, so that the factor is a plain Cholesky factor: with H = L D L^T and L unit lower triangular,
 Q_k = round(W_k + (W - Q)_{>k} L_{>k,k}).
 
-No library is used: those that hold GPTQ (gptqmodel, llm-compressor, neural-compressor) patch models they know and
-write layouts of their own, and ONNX Runtime's runs the whole float32 graph again for every input of a product.
+Existing libraries do not fit: gptqmodel, llm-compressor and neural-compressor patch known models and write their own
+layouts, and ONNX Runtime's GPTQ runs the whole float32 graph again for each matrix input.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from liger_export.quantize.blocks import Blocks, pack
 
 __all__ = ["Inputs", "quantize_matrix"]
 
-DAMPING = 0.01  # of the mean diagonal, as in section 3.3 of the paper
-STRONGER = 10  # times the damping, as long as rounding leaves the moments not positive definite
-CLIPS = tuple(1 - 0.03 * step for step in range(11))  # shares of a block's range that its integers may cover
+DAMPING = 0.01  # relative to the mean of the diagonal, as in section 3.3 of the paper
+STRONGER = 10  # factor of the damping while the moments are not numerically positive definite
+CLIPS = tuple(1 - 0.03 * step for step in range(11))  # fractions of a block's range that its integers may cover
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a product reads, as far as rounding its weights goes.
+    """Second-moment statistics of a matrix's inputs.
 
     Attributes:
-        importance: diagonal of H, the damped second moments, [in].
-        lower: L of H = L D L^T, unit lower triangular, [in, in].
+        importance: diagonal of H, the damped second moment, [in].
+        lower: unit lower triangular factor L of H = L D L^T, [in, in].
     """
 
     importance: Tensor
@@ -38,9 +38,9 @@ class Inputs:
 
     @classmethod
     def of(cls, moments: Tensor) -> "Inputs":
-        """From the sum of x x^T over the inputs x, [in, in], which is overwritten."""
+        """Build from the sum of x x^T over the inputs x, [in, in], which is overwritten."""
         diagonal = moments.diagonal()
-        damping = DAMPING * float(diagonal.mean()) or 1.0  # inputs that are all zero: any rounding will do
+        damping = DAMPING * float(diagonal.mean()) or 1.0  # if all inputs are zero, any rounding is correct
         while True:
             diagonal += damping
             importance = diagonal.clone()
@@ -51,17 +51,18 @@ class Inputs:
 
 
 def quantize_matrix(weight: Tensor, inputs: Inputs, scheme: Scheme) -> Blocks:
-    """Round a matrix, or some rows of it: rows do not depend on each other.
+    """Round a matrix or some of its rows. Rows are independent of each other.
 
-    Columns are not sorted, so that blocks stay contiguous. A block's scale is set when its last column is reached.
+    Columns are not reordered, so that blocks stay contiguous. A block's scale is chosen before its last column is
+    rounded.
 
     Args:
-        weight: [out, in], in a multiple of the block size; left as it is.
-        inputs: what the matrix is multiplied with.
-        scheme: bits, block size, zero points or none.
+        weight: [out, in], not modified; ``in`` is a multiple of the block size.
+        inputs: statistics of the matrix's inputs.
+        scheme: bits, block size and zero points.
     """
     rows, columns = weight.shape
-    errors = torch.zeros_like(weight)  # W - Q, so far
+    errors = torch.zeros_like(weight)  # W - Q of the columns rounded so far
     integers = torch.empty(rows, columns, dtype=torch.uint8)
     scales = torch.empty(rows, scheme.blocks(columns))
     zero_points = torch.empty(rows, scheme.blocks(columns), dtype=torch.uint8)
@@ -81,20 +82,20 @@ def quantize_matrix(weight: Tensor, inputs: Inputs, scheme: Scheme) -> Blocks:
 
 
 def _round(values: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
-    """The nearest integers, as floating-point numbers."""
+    """Round to the nearest integers, stored as floating-point numbers."""
     return (values / scale + zero).round_().clamp_(0, 2**scheme.bits - 1)
 
 
 def _choose_grid(block: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point for each row of a block: of ``CLIPS``, that with the least squared error.
+    """Choose scale and zero point of each row of a block: the range of ``CLIPS`` with the least squared error.
 
     Args:
         block: weights, [out, block size].
-        scheme: bits, and whether the zero point is fixed.
-        importance: weight of each column's error, [block size].
+        scheme: bits and zero points.
+        importance: weight of each column's squared error, [block size].
 
     Returns:
-        Both [out].
+        Scale and zero point, each [out].
     """
     low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
     least = torch.full_like(low, torch.inf)
@@ -110,7 +111,7 @@ def _choose_grid(block: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Ten
 
 
 def _grid(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """ONNX Runtime's own grid for a range; if symmetric, the value farthest from zero is the lowest integer."""
+    """ONNX Runtime's grid for a range. If symmetric, the value farthest from zero becomes the lowest integer."""
     if scheme.symmetric:
         zero = torch.full_like(low, scheme.fixed_zero_point)
         scale = torch.where(high > -low, high, low) / -scheme.fixed_zero_point

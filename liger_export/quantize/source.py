@@ -1,4 +1,4 @@
-"""A checkpoint's weights, as they are or rounded without looking at data."""
+"""A checkpoint's weights, in float32 or rounded without calibration data."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,12 @@ __all__ = ["RoundedCheckpoint"]
 
 @dataclass(frozen=True, slots=True)
 class RoundedCheckpoint:
-    """Any rows of a checkpoint, adapters merged; safe to ask from several threads."""
+    """Rows of a checkpoint with merged adapters, in float32 or rounded. Safe to use from several threads.
+
+    Attributes:
+        weights: checkpoint and adapters.
+        method: rounding method, ``rtn`` or ``k-quant``.
+    """
 
     weights: MergedCheckpoint
     method: str
@@ -24,10 +29,10 @@ class RoundedCheckpoint:
         return self.weights.checkpoint.tensors[name].shape
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows of a tensor, float32."""
+        """Rows ``start`` to ``stop`` of a tensor, float32."""
         rows: npt.NDArray[np.float32] = self.weights.rows(name, start, stop).numpy()
         return rows
 
     def blocks(self, name: str, start: int, stop: int, scheme: Scheme) -> Blocks:
-        """Rows of a matrix, rounded by ``method``."""
+        """Rows ``start`` to ``stop`` of a matrix, rounded by ``method``."""
         return encode(self.rows(name, start, stop), scheme, self.method)

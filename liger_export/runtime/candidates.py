@@ -9,7 +9,7 @@ __all__ = ["Candidates", "penalize"]
 
 Logits = npt.NDArray[np.float32]
 
-# The most, relatively, that a float32 sum of positive exponentials is off: tests/plugins/test_candidates.py.
+# The most, relatively, that a float32 sum of positive exponentials is off: tests/plugins/test_top_logits.py.
 SUM_ERROR = 1e-5
 
 

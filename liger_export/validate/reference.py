@@ -13,7 +13,7 @@ from liger_export.errors import InputError
 from liger_export.modeling import LigerCache, register
 from liger_export.runtime import SavedState
 from liger_export.runtime.dtypes import narrowed, widened
-from liger_export.state import StateTensor
+from liger_export.state import StateTensor, by_layer
 
 __all__ = ["TorchReference"]
 
@@ -49,11 +49,8 @@ class TorchReference:
         self, state: SavedState, table: tuple[StateTensor, ...], tokens: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """Logits after each token, [T, vocab_size], continuing from a state that a package saved."""
-        layers: list[tuple[torch.Tensor, ...]] = [()] * len(self._model.model.layers)
-        for entry in table:
-            tensor = torch.from_numpy(widened(state.tensors[entry.past_name]))  # float32, as the model here is
-            layers[entry.layer] = (*layers[entry.layer], tensor)
-        cache = LigerCache(layers, torch.tensor([state.position]), state.position)
+        wide = [torch.from_numpy(widened(state.tensors[entry.past_name])) for entry in table]  # as the model: float32
+        cache = LigerCache(by_layer(table, wide), torch.tensor([state.position]), state.position)
         output = self._model(torch.from_numpy(tokens[None]), past_key_values=cache, use_cache=False)
         logits: npt.NDArray[np.float32] = output.logits[0].numpy()
         return logits

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE, REPORT_FILE, 
 from liger_export.parity.bfloat16 import ROUNDED, open_rounded, open_stock
 from liger_export.parity.report import Check, ParityReport
 from liger_export.parity.tolerances import tolerances_of
+from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.runtime import Sampling, Session, load
 from liger_export.runtime.buffers import CPU
 from liger_export.runtime.growth import FIRST_TOKEN, Growth
@@ -41,7 +42,7 @@ def validate(
     memory_tokens: int = 4096,
     device: str | None = None,
     lowering: str | None = None,
-    on_check: Callable[[Check], None] = lambda _: None,
+    progress: Progress = NO_PROGRESS,
 ) -> ParityReport:
     """Compare a package with the PyTorch model it was made from; the report lands in the package.
 
@@ -55,7 +56,7 @@ def validate(
         device: as ``load`` takes it; memory is watched on the CPU whatever it is, if the package runs there. On a CPU,
             or where no GPU is, a bfloat16 package's stock graph is measured as ``rounded`` opens it, memory not.
         lowering: as ``load`` takes it.
-        on_check: called with each check as it is measured.
+        progress: told the name of each check when it is measured.
 
     Raises:
         PackageError, CheckpointError, AdapterError: an input cannot be read.
@@ -104,7 +105,7 @@ def validate(
     ):
         for check in checks:
             report.checks.append(check)
-            on_check(check)
+            progress.stage(f"measured {check.name}")
     (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     return report
 

@@ -1,8 +1,10 @@
-"""The shared library of ONNX Runtime operators that the ``fused`` lowering uses. Importing it loads nothing.
+"""The operators of the ``fused`` lowering for ONNX Runtime, as a shared library. Importing this package loads nothing.
 
-- ``ort_api.h``: the part of ONNX Runtime's C interface that is used; ``ort_kernel.h``: the same as C++;
-- ``operators.h``: the operators' attributes, tensors and shapes;
-- ``cpu_attention.cpp``: the CPU kernels; ``cuda_operators.cpp``: launches of the compiled Triton kernels;
-- ``candidates.h``, ``cpu_candidates.cpp``, ``cuda_candidates.cpp``: the likeliest tokens, on either;
-- ``library.cpp``: what ONNX Runtime calls.
+- ``ort_api.h``: the part of ONNX Runtime's C interface in use; ``ort_kernel.h``: a C++ interface to it;
+- ``operators.h``: attributes, tensors and shapes of the operators;
+- ``cpu_attention.cpp``: the CPU kernels; ``cpu_dispatch.cpp``: selection of an instruction set;
+- ``cuda_kernels.cpp``: the compiled Triton kernels of a graph; ``cuda_operators.cpp``, ``cuda_linear.cpp``: launches;
+- ``cuda_gemm.cpp``: products with many tokens, by cuBLAS;
+- ``top_logits.h``, ``cpu_top_logits.cpp``, ``cuda_top_logits.cpp``: the top logits, on CPU and CUDA;
+- ``library.cpp``: the entry point for ONNX Runtime.
 """

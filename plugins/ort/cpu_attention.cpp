@@ -1,7 +1,7 @@
-// Liger attention on a CPU, token by token. Compiled once for each instruction set, into a namespace of that name.
+// Liger attention on a CPU, token by token. Compiled once per instruction set, into a namespace of that name.
 //
-// Eight floats at a time in the compilers' own vector types: one register with AVX2, two with SSE or NEON. A key/value
-// head belongs to one thread. Its state is read and written once a token, for all query heads that share it, in blocks of
+// Vectors are eight floats in the compiler's vector types: one register with AVX2, two with SSE or NEON. One thread
+// computes a key/value head. The head's state is read and written once per token for all its query heads, in blocks of
 // columns whose sums stay in registers.
 //
 // Equations: docs/design.md, "Attention" (arXiv 2503.01496, equations 5 to 8; arXiv 2404.07904 for hgrn2).
@@ -25,7 +25,7 @@ typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 typedef float UnalignedFloats __attribute__((vector_size(32), aligned(4)));
 constexpr int64_t WIDTH = 8;
-constexpr int64_t MEMBERS = 4;  // query heads whose sums are in registers at a time
+constexpr int64_t MEMBERS = 4;  // query heads whose sums are kept in registers together
 
 #define LIGER_INLINE inline __attribute__((always_inline))
 
@@ -42,7 +42,7 @@ LIGER_INLINE float sum(Floats values) {
 LIGER_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 LIGER_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
-// e^x to about two units in the last place; between 2^-126 and 2^127 outside that range.
+// e^x to about two units in the last place. The result is clamped to about 2^-126 to 2^127.
 LIGER_INLINE Floats exponential(Floats x) {
   x = smaller(larger(x, all(-87.3f)), all(88.0f));
   const float rounder = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
@@ -144,7 +144,7 @@ LIGER_INLINE void softmax(float* values, int64_t count, float scale) {
   for (int64_t at = 0; at < count; at += WIDTH) store(values + at, load(values + at) * factor);
 }
 
-// What a key writes, and by how much its head's state decays: features and decays, [D] each.
+// The key's features and its head's decays, [D] each.
 LIGER_INLINE void key_features(const Sizes& sizes, const float* key, float* features, float* decays) {
   const int64_t head_dim = sizes.head_dim;
   if (sizes.mixer == Mixer::hgrn2) {
@@ -174,7 +174,7 @@ LIGER_INLINE void rotate(const float* from, const float* cos, const float* sin, 
   }
 }
 
-// state = diag(decays) state + features added^T where `added` is given; sums[m] += weights[m]^T state for `members` heads.
+// state = diag(decays) state + features added^T if `added` is given; sums[m] += weights[m]^T state for `members` heads.
 template <int members, int blocks>
 LIGER_INLINE void read_columns(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
                                float* sums, int64_t sum_stride, const float* decays, const float* features,
@@ -219,8 +219,8 @@ LIGER_INLINE void read_members(float* matrix, int64_t rows, int64_t columns, con
   }
 }
 
-// Sum rows of a matrix [rows, columns] into sums [heads, columns] with weights [heads, weight_stride], after updating it
-// where `added` is given.
+// Adds weighted rows of a matrix [rows, columns] to sums [heads, columns], with weights [heads, weight_stride], after
+// updating the matrix if `added` is given.
 LIGER_INLINE void read_out(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
                            float* sums, int64_t heads, const float* decays, const float* features, const float* added) {
   for (int64_t head = 0; head < heads; head += MEMBERS) {
@@ -232,7 +232,7 @@ LIGER_INLINE void read_out(float* matrix, int64_t rows, int64_t columns, const f
       case 2: read_members<2>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added); break;
       default: read_members<1>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added);
     }
-    added = nullptr;  // the first heads have updated it
+    added = nullptr;  // the first heads have updated the matrix
   }
 }
 
@@ -264,10 +264,10 @@ LIGER_INLINE void score_rows(const float* keys, int64_t rows, const float* queri
   }
 }
 
-// A thread's memory between calls: it grows to what the largest call needs, and no further.
+// A thread's memory, kept between calls: it grows to the size of the largest call.
 class Scratch {
  public:
-  // The same pieces, in the same order, in every use; each on a boundary of 8 floats.
+  // Pieces are taken in order, each rounded up to 8 floats.
   explicit Scratch(int64_t floats) {
     static thread_local std::vector<float> memory;
     if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
@@ -284,7 +284,7 @@ class Scratch {
   float* next_;
 };
 
-// The window's rows as one run of floats, oldest first, to which a call's tokens are appended.
+// The window's rows as contiguous floats, oldest first, to which the call's tokens are appended.
 template <class Element>
 class Span {
  public:
@@ -295,7 +295,7 @@ class Span {
     read(call.window_value + start, values_, rows_ * head_dim_);
   }
 
-  // Keys are rounded as they will be stored, so that any cut of a text into calls reads the same ones.
+  // Keys are rounded to their stored dtype, so that results do not depend on how a text is split into calls.
   void append(const float* key, const float* value, Element* rounded) {
     write(key, rounded, head_dim_);
     read(rounded, keys_ + rows_ * head_dim_, head_dim_);
@@ -320,7 +320,7 @@ class Span {
   float *keys_, *values_;
 };
 
-// A window that one token enters, moved on where it lies: no copy of its rows is made.
+// The window for a call of one token, shifted in place without a copy.
 class Slide {
  public:
   Slide(const Sizes& sizes, const Call<float>& call, int64_t head, int64_t seen)
@@ -353,22 +353,22 @@ class Slide {
   float *keys_, *values_;
 };
 
-// Scratch of a token.
+// Scratch memory of a token.
 struct TokenMemory {
   float *query, *key, *value, *features, *decays, *rotated_query, *rotated_key, *scores, *output;
   int64_t score_stride;
 
   TokenMemory(const Sizes& sizes, Scratch& scratch) {
-    const int64_t heads = sizes.repeats * sizes.head_dim;
+    const int64_t heads = sizes.num_queries_per_kv * sizes.head_dim;
     score_stride = Scratch::rounded(sizes.window);
     for (float** piece : {&query, &rotated_query, &output}) *piece = scratch.take(heads);
     for (float** piece : {&key, &value, &features, &decays, &rotated_key}) *piece = scratch.take(sizes.head_dim);
-    scores = scratch.take(sizes.repeats * score_stride);
+    scores = scratch.take(sizes.num_queries_per_kv * score_stride);
   }
 
   static int64_t floats(const Sizes& sizes) {
-    const int64_t heads = sizes.repeats * sizes.head_dim;
-    return 3 * heads + 5 * sizes.head_dim + sizes.repeats * Scratch::rounded(sizes.window);
+    const int64_t heads = sizes.num_queries_per_kv * sizes.head_dim;
+    return 3 * heads + 5 * sizes.head_dim + sizes.num_queries_per_kv * Scratch::rounded(sizes.window);
   }
 };
 
@@ -376,23 +376,25 @@ struct TokenMemory {
 template <class Window>
 LIGER_INLINE void attend_window(const Sizes& sizes, Window& window, TokenMemory& memory) {
   const int64_t rows = window.visible(), padded = Scratch::rounded(rows);
-  score_rows(window.keys(), rows, memory.rotated_query, sizes.repeats, sizes.head_dim, memory.scores, memory.score_stride);
-  for (int64_t head = 0; head < sizes.repeats; ++head) {
+  score_rows(window.keys(), rows, memory.rotated_query, sizes.num_queries_per_kv, sizes.head_dim, memory.scores,
+             memory.score_stride);
+  for (int64_t head = 0; head < sizes.num_queries_per_kv; ++head) {
     float* scores = memory.scores + head * memory.score_stride;
     std::fill(scores + rows, scores + padded, -INFINITY);
     softmax(scores, padded, 1 - sizes.recurrent_weight);
   }
-  read_out(window.values(), rows, sizes.head_dim, memory.scores, memory.score_stride, memory.output, sizes.repeats, nullptr,
-           nullptr, nullptr);
+  read_out(window.values(), rows, sizes.head_dim, memory.scores, memory.score_stride, memory.output,
+           sizes.num_queries_per_kv, nullptr, nullptr, nullptr);
 }
 
 template <class Element, class Window>
-LIGER_INLINE void attend_token(const Sizes& sizes, const Call<Element>& call, int64_t sequence, int64_t group, int64_t token,
-                               Window& window, TokenMemory& memory) {
-  const int64_t head_dim = sizes.head_dim, heads = sizes.repeats * head_dim, row = sequence * call.length + token;
-  read(call.query + row * call.query_stride + group * heads, memory.query, heads);
-  read(call.key + row * call.key_stride + group * head_dim, memory.key, head_dim);
-  read(call.value + row * call.value_stride + group * head_dim, memory.value, head_dim);
+LIGER_INLINE void attend_token(const Sizes& sizes, const Call<Element>& call, int64_t sequence, int64_t kv_head,
+                               int64_t token, Window& window, TokenMemory& memory) {
+  const int64_t head_dim = sizes.head_dim, heads = sizes.num_queries_per_kv * head_dim;
+  const int64_t row = sequence * call.length + token;
+  read(call.query + row * call.query_stride + kv_head * heads, memory.query, heads);
+  read(call.key + row * call.key_stride + kv_head * head_dim, memory.key, head_dim);
+  read(call.value + row * call.value_stride + kv_head * head_dim, memory.value, head_dim);
 
   const float *cos = call.cos + row * (head_dim / 2), *sin = call.sin + row * (head_dim / 2);
   const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
@@ -404,11 +406,11 @@ LIGER_INLINE void attend_token(const Sizes& sizes, const Call<Element>& call, in
   key_features(sizes, memory.key, memory.features, memory.decays);
   for (int64_t at = 0; at < heads; at += head_dim) softmax(memory.query + at, head_dim, sizes.recurrent_weight);
   std::memset(memory.output, 0, heads * sizeof(float));
-  float* state = call.next_state + (sequence * sizes.groups + group) * head_dim * head_dim;
-  read_out(state, head_dim, head_dim, memory.query, head_dim, memory.output, sizes.repeats, memory.decays, memory.features,
-           memory.value);
+  float* state = call.next_state + (sequence * sizes.num_key_value_heads + kv_head) * head_dim * head_dim;
+  read_out(state, head_dim, head_dim, memory.query, head_dim, memory.output, sizes.num_queries_per_kv, memory.decays,
+           memory.features, memory.value);
 
-  Element* output = call.output + row * sizes.groups * heads + group * heads;
+  Element* output = call.output + row * sizes.num_key_value_heads * heads + kv_head * heads;
   window.append(memory.rotated_key, memory.value, output);
   attend_window(sizes, window, memory);
   write(memory.output, output, heads);
@@ -417,17 +419,18 @@ LIGER_INLINE void attend_token(const Sizes& sizes, const Call<Element>& call, in
 template <class Element, class Window>
 LIGER_INLINE void attend_tokens(const Sizes& sizes, const Call<Element>& call, int64_t head, Window window,
                                 TokenMemory& memory) {
-  const int64_t sequence = head / sizes.groups, group = head % sizes.groups, size = sizes.head_dim * sizes.head_dim;
+  const int64_t sequence = head / sizes.num_key_value_heads, kv_head = head % sizes.num_key_value_heads;
+  const int64_t size = sizes.head_dim * sizes.head_dim;
   if (call.state != call.next_state) {
     std::memcpy(call.next_state + head * size, call.state + head * size, size * sizeof(float));
   }
   for (int64_t token = 0; token < call.length; ++token) {
     if (call.position_ids[sequence * call.length + token] < 0) {
-      const int64_t heads = sizes.repeats * sizes.head_dim;
-      const int64_t row = (sequence * call.length + token) * sizes.groups * heads + group * heads;
+      const int64_t heads = sizes.num_queries_per_kv * sizes.head_dim;
+      const int64_t row = (sequence * call.length + token) * sizes.num_key_value_heads * heads + kv_head * heads;
       std::memset(call.output + row, 0, heads * sizeof(Element));
     } else {
-      attend_token(sizes, call, sequence, group, token, window, memory);
+      attend_token(sizes, call, sequence, kv_head, token, window, memory);
     }
   }
   window.leave(call, head);
@@ -435,7 +438,7 @@ LIGER_INLINE void attend_tokens(const Sizes& sizes, const Call<Element>& call, i
 
 template <class Element>
 void attend(const Sizes& sizes, const Call<Element>& call, int64_t head) {
-  const int64_t first = call.position_ids[head / sizes.groups * call.length];
+  const int64_t first = call.position_ids[head / sizes.num_key_value_heads * call.length];
   const int64_t span = (sizes.window + call.length) * sizes.head_dim;
   Scratch scratch(TokenMemory::floats(sizes) + 2 * span);
   TokenMemory memory(sizes, scratch);
@@ -446,7 +449,7 @@ void attend(const Sizes& sizes, const Call<Element>& call, int64_t head) {
     }
   }
   float *keys = scratch.take(span), *values = scratch.take(span);
-  // A call without a token leaves the window as it is, however full that is.
+  // A call without a token leaves the window unchanged, so all of its rows count as filled.
   const int64_t seen = first >= 0 ? first : sizes.window;
   attend_tokens(sizes, call, head, Span<Element>(sizes, call, head, seen, keys, values), memory);
 }
@@ -463,7 +466,7 @@ void gated_silu(const Element* gate, const Element* up, Element* output, int64_t
   }
 }
 
-int64_t most_likely(const float* values, int64_t count) {
+int64_t argmax(const float* values, int64_t count) {
   Floats peaks = all(-INFINITY);
   int64_t at = 0;
   for (; at + WIDTH <= count; at += WIDTH) peaks = larger(load(values + at), peaks);
@@ -492,7 +495,7 @@ double sum_of_weights(const float* values, int64_t count, float largest, float t
 
 extern const CpuKernels kernels;
 const CpuKernels kernels = {attend<float>,     attend<Half>, gated_silu<float>,
-                            gated_silu<Half>, most_likely,  sum_of_weights};
+                            gated_silu<Half>, argmax,       sum_of_weights};
 
 }  // namespace LIGER_INSTRUCTIONS
 }  // namespace liger

@@ -1,4 +1,4 @@
-// The operators on a CPU: what a call needs, and one function a dtype and instruction set.
+// The CPU kernels: a call's data, and one function per dtype and instruction set.
 
 #pragma once
 
@@ -8,19 +8,19 @@ namespace liger {
 
 enum class Mixer { gla, hgrn2 };
 
-// A layer's attention, whatever the batch and the length.
+// The sizes of a layer's attention.
 struct Sizes {
   Mixer mixer;
-  int64_t repeats;   // R: query heads for each key/value head
-  int64_t groups;    // G: key/value heads
-  int64_t head_dim;  // D: a multiple of 8
-  int64_t window;    // W: keys in the window, the current one included
+  int64_t num_queries_per_kv;   // R: query heads per key/value head
+  int64_t num_key_value_heads;  // G
+  int64_t head_dim;             // D: a multiple of 8
+  int64_t window;               // W: keys in the window, including the current one
   float gate_normalizer;
   float recurrent_weight;
 };
 
-// One call: T tokens of B sequences. Rows of projections may be parts of longer rows, hence the strides, in elements.
-// A position of -1 marks padding, which may only end a row: it leaves no trace and its output is zero.
+// One call: T tokens of B sequences. Rows of projections may be slices of longer rows, hence the strides, in elements.
+// Position -1 marks padding, which may only end a row. Padding changes no state, and its output is zero.
 template <class Element>
 struct Call {
   int64_t batch, length;
@@ -49,12 +49,12 @@ struct CpuKernels {
   void (*gated_silu_float)(const float* gate, const float* up, float* output, int64_t count);
   void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);
   // Index of the first of the largest of `count` values; 0 if all are NaN.
-  int64_t (*most_likely)(const float* values, int64_t count);
+  int64_t (*argmax)(const float* values, int64_t count);
   // The sum of exp((value - largest) / temperature); no value is larger than `largest`.
   double (*sum_of_weights)(const float* values, int64_t count, float largest, float temperature);
 };
 
-// The fastest that this processor runs.
+// The kernels for the best instruction set of this processor.
 const CpuKernels& cpu_kernels();
 
 }  // namespace liger

@@ -1,4 +1,4 @@
-// Which compilation of the CPU kernels this processor runs.
+// Selects the compilation of the CPU kernels for this processor.
 
 #include "cpu_attention.h"
 

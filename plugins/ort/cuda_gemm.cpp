@@ -9,7 +9,7 @@
 namespace liger {
 namespace {
 
-// The functions of cuBLAS that are used, as cublas_v2.h declares them.
+// The cuBLAS functions in use, as cublas_v2.h declares them.
 struct Cublas {
   int (*create)(void** handle);
   int (*set_stream)(void* handle, void* stream);
@@ -18,26 +18,26 @@ struct Cublas {
                   int c_stride, int compute_type, int algorithm);
 };
 
-constexpr int AS_IT_IS = 0, TRANSPOSED = 1;  // CUBLAS_OP_N, CUBLAS_OP_T
+constexpr int NOT_TRANSPOSED = 0, TRANSPOSED = 1;  // CUBLAS_OP_N, CUBLAS_OP_T
 constexpr int COMPUTE_FLOAT32 = 68;          // CUBLAS_COMPUTE_32F: float32 inputs are not rounded to TF32
 constexpr int ANY_ALGORITHM = -1;            // CUBLAS_GEMM_DEFAULT
 
 [[noreturn]] void fail(const std::string& message) { throw std::runtime_error("liger: " + message); }
 
-// The library that the process has loaded already, or else the one that is installed.
+// Opens the library that the process has loaded already, or else the installed one.
 void* open_library() {
   for (const int mode : {RTLD_NOW | RTLD_NOLOAD, RTLD_NOW}) {
     for (const char* name : {"libcublas.so.13", "libcublas.so.12"}) {
       if (void* library = dlopen(name, mode)) return library;
     }
   }
-  fail("cuBLAS is not installed; ONNX Runtime's package for CUDA needs it as well");
+  fail("cuBLAS is not installed; install the CUDA libraries that onnxruntime-gpu needs");
 }
 
 template <class Function>
 void find(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
-  if (function == nullptr) fail(std::string("cuBLAS has no ") + name);
+  if (function == nullptr) fail(std::string("cuBLAS does not have ") + name);
 }
 
 const Cublas& cublas() {
@@ -59,7 +59,7 @@ void check(int status, const char* what) {
 }  // namespace
 
 void multiply(const Product& product, void* stream) {
-  static std::mutex mutex;  // a handle has one stream at a time
+  static std::mutex mutex;  // a handle has one stream
   const std::lock_guard<std::mutex> lock(mutex);
   static void* const handle = [] {
     void* created = nullptr;
@@ -69,11 +69,11 @@ void multiply(const Product& product, void* stream) {
   check(cublas().set_stream(handle, stream), "to take a stream");
   const float one = 1.0f, kept = product.adds ? 1.0f : 0.0f;
   const int type = static_cast<int>(product.type), columns = static_cast<int>(product.columns);
-  // cuBLAS counts along columns first: what it calls the rows of a matrix are ours of its transpose.
-  check(cublas().multiply(handle, TRANSPOSED, AS_IT_IS, static_cast<int>(product.rows), static_cast<int>(product.tokens),
-                          columns, &one, product.weight, type, columns, product.hidden, type, columns, &kept,
-                          product.output, static_cast<int>(product.output_type), static_cast<int>(product.output_stride),
-                          COMPUTE_FLOAT32, ANY_ALGORITHM),
+  // cuBLAS matrices are column-major: to cuBLAS, our row-major matrices are transposed.
+  check(cublas().multiply(handle, TRANSPOSED, NOT_TRANSPOSED, static_cast<int>(product.rows),
+                          static_cast<int>(product.tokens), columns, &one, product.weight, type, columns,
+                          product.hidden, type, columns, &kept, product.output, static_cast<int>(product.output_type),
+                          static_cast<int>(product.output_stride), COMPUTE_FLOAT32, ANY_ALGORITHM),
         "to multiply");
 }
 

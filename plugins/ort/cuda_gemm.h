@@ -1,4 +1,4 @@
-// Products of many tokens: cuBLAS, which ONNX Runtime's CUDA provider brings along.
+// Products with many tokens, by cuBLAS, which ONNX Runtime's CUDA provider needs as well.
 
 #pragma once
 
@@ -6,10 +6,10 @@
 
 namespace liger {
 
-// Dtypes as CUDA numbers them (cudaDataType).
+// Dtypes with CUDA's numbers (cudaDataType).
 enum class CudaType : int { float32 = 0, float16 = 2, bfloat16 = 14 };
 
-// output[t, n] = hidden[t, :] . weight[n, :], plus what output holds if `adds`. Sums are float32.
+// output[t, n] = hidden[t, :] . weight[n, :], added to the output's previous value if `adds`. Sums are float32.
 struct Product {
   int64_t tokens, rows, columns;
   const void *hidden, *weight;  // [tokens, columns], [rows, columns]

@@ -11,7 +11,7 @@
 namespace liger {
 namespace {
 
-// A launch as cuLaunchKernelEx takes it: CUlaunchAttribute and CUlaunchConfig.
+// CUlaunchAttribute and CUlaunchConfig, the arguments of cuLaunchKernelEx.
 struct LaunchAttribute {
   int id;
   char padding[4];
@@ -26,9 +26,9 @@ struct LaunchConfig {
   LaunchAttribute* attributes;
   unsigned attribute_count;
 };
-constexpr int MAY_BEGIN_EARLY = 6;  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+constexpr int DEPENDENT_LAUNCH = 6;  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
-// The CUDA driver's functions that are used, as cuda.h declares them; handles are pointers, results 0 or an error.
+// The CUDA driver functions in use, as cuda.h declares them. Handles are pointers; a result is 0 or an error.
 struct Driver {
   int (*cuInit)(unsigned);
   int (*cuCtxGetCurrent)(void**);
@@ -53,13 +53,13 @@ constexpr unsigned SHARED_BY_DEFAULT = 48 * 1024;
 template <class Function>
 void find(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
-  if (function == nullptr) fail(std::string("the CUDA driver has no ") + name + "; update it");
+  if (function == nullptr) fail(std::string("the CUDA driver does not have ") + name + "; update the driver");
 }
 
 const Driver& driver() {
   static const Driver found = [] {
     void* library = dlopen("libcuda.so.1", RTLD_NOW);
-    if (library == nullptr) fail("the CUDA driver, libcuda.so.1, is not installed");
+    if (library == nullptr) fail("the CUDA driver (libcuda.so.1) is not installed; install the NVIDIA driver");
     Driver driver{};
     find(library, "cuInit", driver.cuInit);
     find(library, "cuCtxGetCurrent", driver.cuCtxGetCurrent);
@@ -85,14 +85,14 @@ void check(int result, const std::string& what) {
   fail(what + ": " + (text ? text : "CUDA error " + std::to_string(result)));
 }
 
-// The context that ONNX Runtime works in, which is the first GPU's own where none is current yet.
+// The context that ONNX Runtime uses: the current one, or else the first GPU's primary context.
 void* current_context() {
   void* context = nullptr;
   check(driver().cuInit(0), "starting CUDA");
-  check(driver().cuCtxGetCurrent(&context), "finding CUDA's context");
+  check(driver().cuCtxGetCurrent(&context), "getting the CUDA context");
   if (context == nullptr) {
-    check(driver().cuDevicePrimaryCtxRetain(&context, 0), "making CUDA's context");
-    check(driver().cuCtxSetCurrent(context), "using CUDA's context");
+    check(driver().cuDevicePrimaryCtxRetain(&context, 0), "creating the CUDA context");
+    check(driver().cuCtxSetCurrent(context), "setting the CUDA context");
   }
   return context;
 }
@@ -100,8 +100,8 @@ void* current_context() {
 int capability_of_current_device() {
   int device = 0, major = 0, minor = 0;
   check(driver().cuCtxGetDevice(&device), "finding the GPU");
-  check(driver().cuDeviceGetAttribute(&major, CAPABILITY_MAJOR, device), "asking the GPU's architecture");
-  check(driver().cuDeviceGetAttribute(&minor, CAPABILITY_MINOR, device), "asking the GPU's architecture");
+  check(driver().cuDeviceGetAttribute(&major, CAPABILITY_MAJOR, device), "getting the GPU's architecture");
+  check(driver().cuDeviceGetAttribute(&minor, CAPABILITY_MINOR, device), "getting the GPU's architecture");
   return 10 * major + minor;
 }
 
@@ -112,7 +112,7 @@ std::vector<std::string> split(const std::string& text, char separator) {
   return parts;
 }
 
-// One line of a bundle.
+// One kernel line of a bundle.
 struct Entry {
   int capability;
   std::string name, symbol, grid, arguments;
@@ -138,7 +138,7 @@ Bundle parse(const char* data, size_t size) {
     at = stop + 1;
     return line;
   };
-  if (next_line() != "liger-kernels 2") fail("the graph's kernels are of another version; convert the package again");
+  if (next_line() != "liger-kernels 2") fail("the graph's kernels have another format version; convert the package again");
   for (std::string line = next_line(); line != "end"; line = next_line()) {
     std::istringstream fields(line);
     std::string kind;
@@ -158,7 +158,7 @@ Bundle parse(const char* data, size_t size) {
   return bundle;
 }
 
-// The architecture whose machine code a GPU runs: its own, or the newest older one of the same generation.
+// The architecture whose machine code a GPU runs: its own, or the newest older one with the same major version.
 int best_target(const Bundle& bundle, int capability) {
   int best = 0;
   std::string known;
@@ -189,9 +189,9 @@ CudaKernels::CudaKernels(const char* data, size_t size) {
   for (const Entry& entry : bundle.entries) {
     if (entry.capability != target) continue;
     if (entry.offset > bundle.cubin_bytes || entry.size > bundle.cubin_bytes - entry.offset) {
-      fail("the graph's kernels were cut; convert the package again");
+      fail("the graph's kernels are truncated; convert the package again");
     }
-    void *module = nullptr, *function = nullptr;  // they live as long as the process, as the library does
+    void *module = nullptr, *function = nullptr;  // kept until the process ends, like the library
     check(driver().cuModuleLoadData(&module, bundle.cubins + entry.offset), "loading " + entry.name);
     check(driver().cuModuleGetFunction(&function, module, entry.symbol.c_str()), "finding " + entry.name);
     if (entry.shared_bytes > SHARED_BY_DEFAULT) {
@@ -227,12 +227,14 @@ void CudaKernels::launch(const std::string& name, const Arguments& arguments, in
   const auto found = kernels_.find(name);
   if (found == kernels_.end()) fail("the package has no kernel " + name + "; convert it again");
   const Kernel& kernel = found->second;
-  static const Arguments::Value none{};  // Triton's own scratch memory, which no kernel here uses
+  static const Arguments::Value none{};  // for Triton's scratch pointers: no kernel here uses scratch memory
   std::vector<void*> parameters;
   for (const std::string& argument : kernel.arguments) {
     const auto value = arguments.values_.find(argument);
     const bool is_scratch = argument == "global_scratch" || argument == "profile_scratch";
-    if (value == arguments.values_.end() && !is_scratch) fail("kernel " + name + " wants an unknown " + argument);
+    if (value == arguments.values_.end() && !is_scratch) {
+      fail("kernel " + name + " has an unknown argument " + argument + "; update liger-export");
+    }
     parameters.push_back(const_cast<Arguments::Value*>(is_scratch ? &none : &value->second));
   }
   LaunchConfig config{};
@@ -241,12 +243,12 @@ void CudaKernels::launch(const std::string& name, const Arguments& arguments, in
   config.block[1] = config.block[2] = 1;
   config.shared_bytes = kernel.shared_bytes;
   config.stream = stream;
-  LaunchAttribute early{};
-  early.id = MAY_BEGIN_EARLY;
-  early.value.is_allowed = 1;
-  config.attributes = &early;
+  LaunchAttribute dependent{};
+  dependent.id = DEPENDENT_LAUNCH;
+  dependent.value.is_allowed = 1;
+  config.attributes = &dependent;
   config.attribute_count = kernel.is_dependent ? 1 : 0;
-  check(driver().cuLaunchKernelEx(&config, kernel.function, parameters.data(), nullptr), "starting " + name);
+  check(driver().cuLaunchKernelEx(&config, kernel.function, parameters.data(), nullptr), "launching " + name);
 }
 
 void copy_on_device(void* to, const void* from, size_t bytes, void* stream) {

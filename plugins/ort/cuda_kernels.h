@@ -1,5 +1,5 @@
 // Kernels compiled ahead of time, from the bundle that a graph carries (kernels/bundle.py), launched through the CUDA
-// driver's interface. The driver is looked up when the first kernel is: nothing of CUDA is needed to build or load this.
+// driver. The driver is opened with the first bundle, so this library builds and loads without CUDA.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace liger {
 
-// A kernel's arguments by name: memory, 32-bit integers and floats.
+// A kernel's arguments by name: pointers, 32-bit integers and floats.
 class Arguments {
  public:
   void pointer(const char* name, const void* value) { values_[name].pointer = value; }
@@ -31,16 +31,16 @@ class Arguments {
 // The kernels of one bundle, loaded for the GPU whose context is current.
 class CudaKernels {
  public:
-  // Loads a bundle, once for each context and content. Throws where the driver is missing, the bundle is damaged, or it
-  // holds nothing for this GPU.
+  // Loads a bundle, once per context and content. Throws if the driver is missing, the bundle is damaged, or it has no
+  // kernels for this GPU.
   static std::shared_ptr<const CudaKernels> load(const char* bundle, size_t size);
 
-  // The line "MIXER GROUPS REPEATS HEAD_DIM WINDOW ACTIVATION" of the attention that they compute.
+  // The attention shape: "MIXER NUM_KEY_VALUE_HEADS NUM_QUERIES_PER_KV HEAD_DIM WINDOW ACTIVATION".
   const std::string& shape() const { return shape_; }
 
   bool has(const std::string& name) const { return kernels_.count(name) != 0; }
 
-  // Starts a kernel for `batch` sequences of `length` tokens on a stream.
+  // Launches a kernel for `batch` sequences of `length` tokens on a stream.
   void launch(const std::string& name, const Arguments& arguments, int64_t batch, int64_t length, void* stream) const;
 
  private:
@@ -52,7 +52,7 @@ class CudaKernels {
   struct Kernel {
     void* function;
     unsigned threads, shared_bytes;
-    bool is_dependent;  // it waits for the kernel before by itself, and may begin before that has ended
+    bool is_dependent;  // launched with programmatic dependent launch
     std::vector<Axis> grid;
     std::vector<std::string> arguments;
   };
@@ -63,7 +63,7 @@ class CudaKernels {
   std::map<std::string, Kernel> kernels_;
 };
 
-// Copies bytes within the GPU's memory, on a stream.
+// Copies bytes within GPU memory, on a stream.
 void copy_on_device(void* to, const void* from, size_t bytes, void* stream);
 
 }  // namespace liger

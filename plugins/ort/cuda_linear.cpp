@@ -9,30 +9,30 @@
 namespace liger {
 namespace {
 
-constexpr int64_t FEW = 4;       // tokens for which each weight is read once a token, rather than by cuBLAS
-constexpr int64_t PIECE = 8192;  // rows of integers that are made numbers at a time
+constexpr int64_t MAX_FUSED_TOKENS = 4;  // up to which the fused kernel is used, which reads all weights once per token
+constexpr int64_t PIECE = 8192;          // rows dequantized at a time
 
 template <class Element>
 constexpr CudaType TYPE = CudaType::float32;
 template <>
 constexpr CudaType TYPE<Half> = CudaType::float16;
 template <>
-constexpr CudaType TYPE<Half16> = CudaType::bfloat16;
+constexpr CudaType TYPE<BFloat16> = CudaType::bfloat16;
 
-// One call: T tokens, N rows of the weight, K columns. What is optional has no data.
+// One call: T tokens, a weight of N rows and K columns. Absent optional tensors have no data.
 struct LinearCall {
   int64_t tokens, rows, columns;
   ort::Tensor hidden, weight, scales, zero_points, norm, bias, residual, output;
 };
 
-// liger::Linear. Inputs: hidden [B, T, K]; weight [N, K]; optional weight of RMS normalisation [K], bias [N], and residual
-// of the result's shape; compiled GPU kernels. The result: normalised hidden times the weight, plus bias; if `gated`, the
-// first half of it is the gate of the second; plus the residual. [B, T, N], or [B, T, N / 2] if gated.
-// liger::IntegerLinear has a weight as MatMulNBits takes it: integers [N, K / block_size, bytes], scales [N, K / block_size],
-// optional zero points. liger::Logits and liger::IntegerLogits give float32 whatever the activations are.
+// liger::Linear. Inputs: hidden [B, T, K]; weight [N, K]; optional RMSNorm weight [K], bias [N], and residual with the
+// result's shape; compiled GPU kernels. Result: the normalized hidden states times the weight, plus bias. If `gated`, the
+// first half of that is the gate of the second. Plus the residual. Shape [B, T, N], or [B, T, N / 2] if gated.
+// liger::IntegerLinear has a weight in the layout of MatMulNBits: integers [N, K / block_size, bytes], scales
+// [N, K / block_size], optional zero points. liger::Logits and liger::IntegerLogits return float32 for any activations.
 template <class Element, bool is_integer, bool is_logits>
 class CudaLinear {
-  static constexpr size_t OPTIONS = is_integer ? 4 : 2;  // place of the first input after the weight
+  static constexpr size_t OPTIONS = is_integer ? 4 : 2;  // index of the first input after the weight
   static constexpr ort::Parameter OPTION{ort::ACTIVATION, ORT_OPTIONAL};
   static constexpr ort::Parameter BUNDLE{ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT};
   static constexpr ort::Parameter PRESENT{ort::ACTIVATION};
@@ -66,13 +66,13 @@ class CudaLinear {
   void run(const ort::Context& context) const {
     const LinearCall call = this->call(context);
     if (call.tokens == 0) return;
-    if (call.tokens <= FEW) {
+    if (call.tokens <= MAX_FUSED_TOKENS) {
       Arguments arguments = shared(call);
       arguments.pointer(is_integer ? "words" : "weight", call.weight.data);
       arguments.pointer("output", call.output.data);
       compiled_.get().launch(kernel_, arguments, call.tokens, result_rows(call), context.stream());
     } else {
-      multiply_many(call, context.stream());
+      multiply_with_cublas(call, context.stream());
     }
   }
 
@@ -102,8 +102,8 @@ class CudaLinear {
     if (call.norm) require_shape("norm_weight", call.norm, {call.columns});
     if (call.bias) require_shape("bias", call.bias, {call.rows});
     if (call.residual) require_shape("residual", call.residual, {batch, length, result_rows(call)});
-    if (call.residual && is_gated_) throw ort::Error("liger: a gated layer takes no residual");
-    if (is_logits && (call.bias || call.residual)) throw ort::Error("liger: logits take no bias and no residual");
+    if (call.residual && is_gated_) throw ort::Error("liger: a gated layer does not support a residual");
+    if (is_logits && (call.bias || call.residual)) throw ort::Error("liger: logits do not support a bias or a residual");
     call.output = context.output(0, {batch, length, result_rows(call)});
     return call;
   }
@@ -125,7 +125,7 @@ class CudaLinear {
     return arguments;
   }
 
-  void multiply_many(const LinearCall& call, void* stream) const {
+  void multiply_with_cublas(const LinearCall& call, void* stream) const {
     const CudaKernels& kernels = compiled_.get();
     const size_t row = call.columns * sizeof(Element);
     const size_t normed = call.norm ? call.tokens * row : 0;
@@ -163,7 +163,7 @@ class CudaLinear {
     }
   }
 
-  // Some rows of integers at a time are made numbers and multiplied.
+  // Dequantizes and multiplies PIECE rows at a time.
   void multiply_pieces(const LinearCall& call, Product product, void* numbers, void* stream) const {
     const int64_t blocks = call.columns / block_size_;
     const int64_t row_bytes = call.columns * bits_ / 8, zero_bytes = (blocks * bits_ + 7) / 8;
@@ -212,7 +212,7 @@ void add_all(const OrtApi* api, OrtCustomOpDomain* domain, OrtElementType activa
 void add_linear_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   add_all<float>(api, domain, ORT_FLOAT);
   add_all<Half>(api, domain, ORT_FLOAT16);
-  add_all<Half16>(api, domain, ORT_BFLOAT16);
+  add_all<BFloat16>(api, domain, ORT_BFLOAT16);
 }
 
 }  // namespace liger

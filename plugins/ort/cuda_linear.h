@@ -1,4 +1,4 @@
-// Linear layers on NVIDIA GPUs, with the normalisation, bias, residual and gate around them.
+// Linear layers on NVIDIA GPUs, fused with normalization, bias, gate and residual.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// What the operators on CUDA share: a node's compiled kernels, memory of a call, and the kinds of activations.
+// Shared by the CUDA operators: a node's compiled kernels, workspaces, and activation dtypes.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace liger {
 
-// The constant bundle of a node, loaded when the node first runs: a context is current then.
+// The constant bundle of a node, loaded when the node first runs, because a context is current then.
 class Compiled {
  public:
   Compiled(const ort::Info& info, size_t index) : bundle_(info.constant(index)) {
@@ -27,13 +27,13 @@ class Compiled {
   mutable std::shared_ptr<const CudaKernels> kernels_;
 };
 
-// Memory of a call, from ONNX Runtime's own pool. It goes back when the call has been handed to the stream: whoever gets
-// it next writes to it behind this call, on the same stream.
+// Memory of a call, from ONNX Runtime's pool. It is returned once the call is enqueued: the next user of the memory writes
+// to it later on the same stream.
 class Workspace {
  public:
   Workspace(OrtAllocator* allocator, size_t bytes)
       : allocator_(allocator), next_(static_cast<char*>(allocator->Alloc(allocator, bytes))), memory_(next_) {
-    if (memory_ == nullptr && bytes > 0) throw ort::Error("liger: no GPU memory is left for this call; read fewer tokens at a time");
+    if (memory_ == nullptr && bytes > 0) throw ort::Error("liger: out of GPU memory; pass fewer tokens per call");
   }
   ~Workspace() {
     if (memory_ != nullptr) allocator_->Free(allocator_, memory_);
@@ -54,8 +54,8 @@ class Workspace {
   void* memory_;
 };
 
-// 16-bit activations of either kind.
-struct Half16 {
+// bfloat16, as bits.
+struct BFloat16 {
   uint16_t bits;
 };
 template <class Element>
@@ -69,11 +69,11 @@ struct ActivationName<Half> {
   static constexpr const char* value = "float16";
 };
 template <>
-struct ActivationName<Half16> {
+struct ActivationName<BFloat16> {
   static constexpr const char* value = "bfloat16";
 };
 
-// The session's allocator of GPU memory, which lives as long as the session does.
+// The session's allocator of GPU memory, valid as long as the session.
 inline OrtAllocator* gpu_allocator(const ort::Info& info) {
   OrtAllocator* allocator = nullptr;
   ort::check(info.api(), ort::GetAllocator::call(info.api(), info.raw(), ORT_MEM_DEFAULT, &allocator));

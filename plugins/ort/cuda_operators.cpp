@@ -1,10 +1,10 @@
-// The operators on CUDA: every launch goes to the stream that ONNX Runtime gives, so a step can be captured as a graph.
+// The operators on CUDA. Every launch goes to ONNX Runtime's stream, so a step can be captured in a graph.
 
 #include "cuda_operators.h"
 
 #include <algorithm>
 
-#include "candidates.h"
+#include "top_logits.h"
 #include "cuda_linear.h"
 #include "cuda_node.h"
 #include "operators.h"
@@ -12,24 +12,26 @@
 namespace liger {
 namespace {
 
-constexpr int64_t BLOCK = 16, CHUNK = 64;  // tokens: kernels/plans.py
-constexpr int64_t PART = 2048;             // logits: kernels/plans.py
-constexpr int64_t MANY_COLUMNS = 16384;    // of all states of a batch: kernels/plans.py
+constexpr int64_t BLOCK = 16, CHUNK = 64;   // tokens: kernels/plans.py
+constexpr int64_t PART = 2048;              // logits: kernels/plans.py
+constexpr int64_t BATCHED_COLUMNS = 16384;  // columns of all states in a batch: kernels/plans.py
 
 template <class Element>
-class CudaAttention : public AttentionForm {
+class CudaAttention : public AttentionSignature {
  public:
   explicit CudaAttention(const ort::Info& info)
-      : AttentionForm(info), compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {
-    wanted_ = std::string(sizes.mixer == Mixer::gla ? "gla " : "hgrn2 ") + std::to_string(sizes.groups) + " " +
-              std::to_string(sizes.repeats) + " " + std::to_string(sizes.head_dim) + " " + std::to_string(sizes.window) +
-              " " + ActivationName<Element>::value;
+      : AttentionSignature(info), compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {
+    shape_ = sizes.mixer == Mixer::gla ? "gla" : "hgrn2";
+    for (const int64_t size : {sizes.num_key_value_heads, sizes.num_queries_per_kv, sizes.head_dim, sizes.window}) {
+      shape_ += " " + std::to_string(size);
+    }
+    shape_ += std::string(" ") + ActivationName<Element>::value;
   }
 
   void run(const ort::Context& context) const {
     const CudaKernels& kernels = compiled_.get();
-    if (kernels.shape() != wanted_) {
-      throw ort::Error("liger::Attention: the graph's kernels compute " + kernels.shape() + ", this layer is " + wanted_ +
+    if (kernels.shape() != shape_) {
+      throw ort::Error("liger::Attention: the graph's kernels are for " + kernels.shape() + ", this layer is " + shape_ +
                        "; convert the package again");
     }
     const auto call = this->template call<Element>(context);
@@ -38,7 +40,7 @@ class CudaAttention : public AttentionForm {
     if (call.length == 1) {
       run_step(kernels, call, arguments, context.stream());
     } else {
-      run_chunks(kernels, call, arguments, context.stream());
+      run_chunkwise(kernels, call, arguments, context.stream());
     }
   }
 
@@ -67,22 +69,23 @@ class CudaAttention : public AttentionForm {
   }
 
   void run_step(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {
-    const int64_t columns = call.batch * sizes.groups * sizes.head_dim;
-    if (columns < MANY_COLUMNS || !kernels.has("many_step_kernel")) {
+    const int64_t columns = call.batch * sizes.num_key_value_heads * sizes.head_dim;
+    if (columns < BATCHED_COLUMNS || !kernels.has("many_step_kernel")) {
       kernels.launch("step_kernel", arguments, call.batch, 1, stream);
       return;
     }
-    const size_t vectors = columns * (sizes.repeats + 2) * sizeof(float), queries = columns * sizes.repeats * sizeof(Element);
+    const size_t vectors = columns * (sizes.num_queries_per_kv + 2) * sizeof(float);
+    const size_t queries = columns * sizes.num_queries_per_kv * sizeof(Element);
     Workspace workspace(allocator_, Workspace::aligned(vectors) + Workspace::aligned(queries));
     arguments.pointer("vectors", workspace.take(vectors));
     arguments.pointer("rotated_queries", workspace.take(queries));
     kernels.launch("many_step_kernel", arguments, call.batch, 1, stream);
   }
 
-  void run_chunks(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {
-    const int64_t padded = (call.length + CHUNK - 1) / CHUNK * CHUNK, heads = call.batch * sizes.groups;
+  void run_chunkwise(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {
+    const int64_t padded = (call.length + CHUNK - 1) / CHUNK * CHUNK, heads = call.batch * sizes.num_key_value_heads;
     if (call.length * call.query_stride >= int64_t{1} << 31) {
-      throw ort::Error("liger::Attention: too many tokens in one call; cut them into several");
+      throw ort::Error("liger::Attention: too many tokens in one call; split them into several calls");
     }
     const size_t rows = static_cast<size_t>(heads) * padded * sizes.head_dim, chunks = rows / CHUNK;
     const std::initializer_list<std::pair<const char*, size_t>> pieces = {
@@ -111,10 +114,10 @@ class CudaAttention : public AttentionForm {
 
   Compiled compiled_;
   OrtAllocator* allocator_;
-  std::string wanted_;
+  std::string shape_;
 };
 
-class CudaGatedSiLU : public GatedSiLUForm {
+class CudaGatedSiLU : public GatedSiLUSignature {
  public:
   explicit CudaGatedSiLU(const ort::Info& info) : compiled_(info, KERNELS) {}
 
@@ -132,9 +135,9 @@ class CudaGatedSiLU : public GatedSiLUForm {
   Compiled compiled_;
 };
 
-class CudaMostLikely : public MostLikelyForm {
+class CudaArgmax : public ArgmaxSignature {
  public:
-  explicit CudaMostLikely(const ort::Info& info) : compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {}
+  explicit CudaArgmax(const ort::Info& info) : compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {}
 
   void run(const ort::Context& context) const {
     const auto [input, output] = call(context);
@@ -157,7 +160,7 @@ class CudaMostLikely : public MostLikelyForm {
   OrtAllocator* allocator_;
 };
 
-class CudaRotaryAngles : public RotaryAnglesForm {
+class CudaRotaryAngles : public RotaryAnglesSignature {
  public:
   explicit CudaRotaryAngles(const ort::Info& info) : compiled_(info, KERNELS) {}
 
@@ -178,13 +181,13 @@ class CudaRotaryAngles : public RotaryAnglesForm {
 };
 
 template <class Element>
-class CudaLastPositions : public LastPositionsForm {
+class CudaLastPositions : public LastPositionsSignature {
  public:
-  using LastPositionsForm::LastPositionsForm;
+  using LastPositionsSignature::LastPositionsSignature;
 
   void run(const ort::Context& context) const {
     void* const stream = context.stream();
-    LastPositionsForm::run(context, sizeof(Element), [stream](void* to, const void* from, size_t bytes) {
+    LastPositionsSignature::run(context, sizeof(Element), [stream](void* to, const void* from, size_t bytes) {
       copy_on_device(to, from, bytes, stream);
     });
   }
@@ -195,22 +198,22 @@ class CudaLastPositions : public LastPositionsForm {
 void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CudaAttention<float>> attention(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaAttention<Half>> attention_half(ort::CUDA, ORT_FLOAT16);
-  static const ort::Operator<CudaAttention<Half16>> attention_bfloat16(ort::CUDA, ORT_BFLOAT16);
+  static const ort::Operator<CudaAttention<BFloat16>> attention_bfloat16(ort::CUDA, ORT_BFLOAT16);
   static const ort::Operator<CudaGatedSiLU> gated(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaGatedSiLU> gated_half(ort::CUDA, ORT_FLOAT16);
   static const ort::Operator<CudaGatedSiLU> gated_bfloat16(ort::CUDA, ORT_BFLOAT16);
-  static const ort::Operator<CudaMostLikely> most_likely(ort::CUDA, ORT_FLOAT);
+  static const ort::Operator<CudaArgmax> argmax(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaRotaryAngles> angles(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaLastPositions<float>> last(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaLastPositions<Half>> last_half(ort::CUDA, ORT_FLOAT16);
-  static const ort::Operator<CudaLastPositions<Half16>> last_bfloat16(ort::CUDA, ORT_BFLOAT16);
+  static const ort::Operator<CudaLastPositions<BFloat16>> last_bfloat16(ort::CUDA, ORT_BFLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &most_likely, &angles, &last, &last_half,
-           &last_bfloat16}) {
+           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &argmax, &angles,
+           &last, &last_half, &last_bfloat16}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_linear_operators(api, domain);
-  add_cuda_candidates(api, domain);
+  add_cuda_top_logits(api, domain);
 }
 
 }  // namespace liger

@@ -1,9 +1,9 @@
-// The library that ONNX Runtime loads: it adds the `liger` domain to a session.
+// The library's entry point for ONNX Runtime, which adds the `liger` domain to a session, and the CPU operators.
 
 #include <algorithm>
 #include <cstring>
 
-#include "candidates.h"
+#include "top_logits.h"
 #include "cuda_operators.h"
 #include "operators.h"
 
@@ -20,20 +20,20 @@ constexpr auto attend(const CpuKernels& kernels) {
 }
 
 template <class Element>
-class CpuAttention : public AttentionForm {
+class CpuAttention : public AttentionSignature {
  public:
-  using AttentionForm::AttentionForm;
+  using AttentionSignature::AttentionSignature;
 
   void run(const ort::Context& context) const {
     const auto call = this->template call<Element>(context);
     if (call.length == 0) throw ort::Error("liger::Attention needs at least one token");
     const auto function = attend<Element>(cpu_kernels());
-    context.parallel(call.batch * sizes.groups, [&](size_t head) { function(sizes, call, head); });
+    context.parallel(call.batch * sizes.num_key_value_heads, [&](size_t head) { function(sizes, call, head); });
   }
 };
 
 template <class Element>
-class CpuGatedSiLU : public GatedSiLUForm {
+class CpuGatedSiLU : public GatedSiLUSignature {
  public:
   explicit CpuGatedSiLU(const ort::Info&) {}
 
@@ -55,12 +55,12 @@ class CpuGatedSiLU : public GatedSiLUForm {
   }
 
  private:
-  static constexpr int64_t PIECE = 4096;  // enough work for a thread to be worth waking
+  static constexpr int64_t PIECE = 4096;  // enough work to wake a thread
 };
 
-class CpuMostLikely : public MostLikelyForm {
+class CpuArgmax : public ArgmaxSignature {
  public:
-  explicit CpuMostLikely(const ort::Info&) {}
+  explicit CpuArgmax(const ort::Info&) {}
 
   void run(const ort::Context& context) const {
     const auto [input, output] = call(context);
@@ -68,39 +68,39 @@ class CpuMostLikely : public MostLikelyForm {
     const float* logits = input.as<const float>();
     auto* chosen = output.as<int64_t>();
     context.parallel(output.shape[0] * output.shape[1],
-                     [&](size_t row) { chosen[row] = cpu_kernels().most_likely(logits + row * size, size); });
+                     [&](size_t row) { chosen[row] = cpu_kernels().argmax(logits + row * size, size); });
   }
 };
 
 template <class Element>
-class CpuLastPositions : public LastPositionsForm {
+class CpuLastPositions : public LastPositionsSignature {
  public:
-  using LastPositionsForm::LastPositionsForm;
+  using LastPositionsSignature::LastPositionsSignature;
 
-  void run(const ort::Context& context) const { LastPositionsForm::run(context, sizeof(Element), std::memcpy); }
+  void run(const ort::Context& context) const { LastPositionsSignature::run(context, sizeof(Element), std::memcpy); }
 };
 
-// Operators live as long as the library: sessions keep pointers to them.
+// Operators are static, because sessions keep pointers to them.
 void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CpuAttention<float>> cpu_attention(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuAttention<Half>> cpu_attention_half(ort::CPU, ORT_FLOAT16);
   static const ort::Operator<CpuGatedSiLU<float>> cpu_gated(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuGatedSiLU<Half>> cpu_gated_half(ort::CPU, ORT_FLOAT16);
-  static const ort::Operator<CpuMostLikely> cpu_most_likely(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuArgmax> cpu_argmax(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuLastPositions<float>> cpu_last(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuLastPositions<Half>> cpu_last_half(ort::CPU, ORT_FLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_most_likely, &cpu_last, &cpu_last_half}) {
+           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_argmax, &cpu_last, &cpu_last_half}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
-  add_cpu_candidates(api, domain);
+  add_cpu_top_logits(api, domain);
   add_cuda_operators(api, domain);
 }
 
 }  // namespace
 }  // namespace liger
 
-// What ONNX Runtime calls after it has loaded the library.
+// Called by ONNX Runtime after it has loaded the library.
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                 const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(ort::ORT_VERSION);
@@ -109,7 +109,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     return ort::CreateStatus::call(oldest, ORT_FAIL, "liger-export's operators need ONNX Runtime 1.18 or newer.");
   }
   return ort::guarded(api, [&] {
-    // Freed with the process: a domain must outlive the sessions that use it.
+    // Never freed, because a domain must outlive the sessions that use it.
     static OrtCustomOpDomain* const domain = [&] {
       OrtCustomOpDomain* created = nullptr;
       ort::check(api, ort::CreateCustomOpDomain::call(api, "liger", &created));

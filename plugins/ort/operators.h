@@ -1,4 +1,4 @@
-// The operators of the `liger` domain, whatever device runs them: attributes, parameters, and checked shapes.
+// Signatures of the operators in the `liger` domain, shared by all devices: attributes, parameters, and shape checks.
 
 #pragma once
 
@@ -9,11 +9,10 @@
 
 namespace liger {
 
-// liger::Attention. Inputs: query [B, T, H * D], or, without key and value, q, k and v in one row of (H + 2 G) D;
-// key and value [B, T, G * D]; cos and sin, float32 [B, T, D / 2]; position_ids, int64 [B, T]; the layer's state,
-// window_key and window_value; compiled GPU kernels, which only CUDA reads. Outputs: output [B, T, H * D] and the next
-// state tensors.
-struct AttentionForm {
+// liger::Attention. Inputs: query [B, T, H * D], or, without key and value, packed rows of q, k and v of (H + 2 G) D;
+// key and value [B, T, G * D]; cos and sin, float32 [B, T, D / 2]; position_ids, int64 [B, T]; recurrent_state, window_key
+// and window_value; compiled GPU kernels, read by CUDA only. Outputs: output [B, T, H * D] and the next state tensors.
+struct AttentionSignature {
   static constexpr const char* name = "Attention";
   static constexpr size_t KERNELS = 9;
   static constexpr std::array<ort::Parameter, 10> inputs{{
@@ -35,17 +34,17 @@ struct AttentionForm {
       {ort::ACTIVATION},
   }};
 
-  explicit AttentionForm(const ort::Info& info);
+  explicit AttentionSignature(const ort::Info& info);
 
-  // A call's tensors, of the shapes that the attributes ask for.
+  // Returns a call's tensors, after checking their shapes against the attributes.
   template <class Element>
   Call<Element> call(const ort::Context& context) const;
 
   Sizes sizes;
 };
 
-// liger::GatedSiLU: gate and up in one row, [..., 2 I], to silu(gate) * up, [..., I].
-struct GatedSiLUForm {
+// liger::GatedSiLU: from gate and up in one row, [B, T, 2 I], to silu(gate) * up, [B, T, I].
+struct GatedSiLUSignature {
   static constexpr const char* name = "GatedSiLU";
   static constexpr size_t KERNELS = 1;
   static constexpr std::array<ort::Parameter, 2> inputs{{{ort::ACTIVATION}, {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT}}};
@@ -55,8 +54,8 @@ struct GatedSiLUForm {
   static std::array<ort::Tensor, 2> call(const ort::Context& context);
 };
 
-// liger::MostLikely: logits, float32 [B, T, V], to the index of the first largest, int64 [B, T].
-struct MostLikelyForm {
+// liger::MostLikely: from logits, float32 [B, T, V], to the index of the first largest, int64 [B, T].
+struct ArgmaxSignature {
   static constexpr const char* name = "MostLikely";
   static constexpr size_t KERNELS = 1;
   static constexpr std::array<ort::Parameter, 2> inputs{{{ORT_FLOAT}, {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT}}};
@@ -66,9 +65,9 @@ struct MostLikelyForm {
   static std::array<ort::Tensor, 2> call(const ort::Context& context);
 };
 
-// liger::RotaryAngles: position_ids, int64 [B, T], and frequencies, float32 [D / 2], to cosines and sines of their products,
-// float32 [B, T, D / 2].
-struct RotaryAnglesForm {
+// liger::RotaryAngles: from position_ids, int64 [B, T], and frequencies, float32 [D / 2], to the cosines and sines of their
+// products, float32 [B, T, D / 2].
+struct RotaryAnglesSignature {
   static constexpr const char* name = "RotaryAngles";
   static constexpr size_t KERNELS = 2;
   static constexpr std::array<ort::Parameter, 3> inputs{
@@ -79,36 +78,38 @@ struct RotaryAnglesForm {
   static std::array<ort::Tensor, 4> call(const ort::Context& context);
 };
 
-// liger::LastPositions: hidden states [B, T, N] and a count, an int64 scalar in main memory, to the last `count` positions
-// of each sequence, [B, count, N]; all of them if it is 0.
-struct LastPositionsForm {
+// liger::LastPositions: from hidden states [B, T, N] and a count, an int64 scalar in main memory, to the last `count`
+// positions of each sequence, [B, count, N]; all positions if count is 0.
+struct LastPositionsSignature {
   static constexpr const char* name = "LastPositions";
   static constexpr std::array<ort::Parameter, 2> inputs{{{ort::ACTIVATION}, {ORT_INT64, ORT_REQUIRED, ORT_MEM_CPU_INPUT}}};
   static constexpr std::array<ort::Parameter, 1> outputs{{{ort::ACTIVATION}}};
 
-  explicit LastPositionsForm(const ort::Info&) {}
+  explicit LastPositionsSignature(const ort::Info&) {}
 
   // Calls copy(to, from, bytes) for each sequence.
   template <class Copy>
   static void run(const ort::Context& context, size_t item_size, const Copy& copy);
 };
 
-inline AttentionForm::AttentionForm(const ort::Info& info) {
+inline AttentionSignature::AttentionSignature(const ort::Info& info) {
   const std::string mixer = info.text("mixer");
-  if (mixer != "gla" && mixer != "hgrn2") throw ort::Error("liger::Attention has no mixer " + mixer);
+  if (mixer != "gla" && mixer != "hgrn2") {
+    throw ort::Error("liger::Attention has no mixer " + mixer + "; it has gla and hgrn2");
+  }
   const int64_t heads = info.integer("num_heads");
   sizes.mixer = mixer == "gla" ? Mixer::gla : Mixer::hgrn2;
-  sizes.groups = info.integer("num_key_value_heads");
+  sizes.num_key_value_heads = info.integer("num_key_value_heads");
   sizes.head_dim = info.integer("head_dim");
   sizes.window = info.integer("window_size");
   sizes.gate_normalizer = info.number("gate_normalizer");
   sizes.recurrent_weight = info.number("recurrent_weight");
-  if (sizes.groups < 1 || heads < 1 || heads % sizes.groups || sizes.head_dim < 8 || sizes.head_dim % 8 ||
-      sizes.window < 1) {
-    throw ort::Error("liger::Attention needs query heads that are a multiple of the key/value heads, a head size that is a "
-                     "multiple of 8, and a window of at least 1");
+  if (sizes.num_key_value_heads < 1 || heads < 1 || heads % sizes.num_key_value_heads || sizes.head_dim < 8 ||
+      sizes.head_dim % 8 || sizes.window < 1) {
+    throw ort::Error("liger::Attention needs a number of query heads that is a multiple of the key/value heads, a head "
+                     "size that is a multiple of 8, and a window of at least 1");
   }
-  sizes.repeats = heads / sizes.groups;
+  sizes.num_queries_per_kv = heads / sizes.num_key_value_heads;
 }
 
 inline void require_shape(const char* what, const ort::Tensor& tensor, std::initializer_list<int64_t> shape) {
@@ -119,10 +120,11 @@ inline void require_shape(const char* what, const ort::Tensor& tensor, std::init
 }
 
 template <class Element>
-Call<Element> AttentionForm::call(const ort::Context& context) const {
+Call<Element> AttentionSignature::call(const ort::Context& context) const {
   const ort::Tensor query = context.input(0), key = context.input(1), value = context.input(2);
-  const int64_t groups = sizes.groups, head_dim = sizes.head_dim, heads = groups * sizes.repeats * head_dim;
-  const int64_t width = groups * head_dim, batch = query.shape[0], length = query.shape[1];
+  const int64_t kv_heads = sizes.num_key_value_heads, head_dim = sizes.head_dim;
+  const int64_t heads = kv_heads * sizes.num_queries_per_kv * head_dim;
+  const int64_t width = kv_heads * head_dim, batch = query.shape[0], length = query.shape[1];
   Call<Element> call{};
   call.batch = batch;
   call.length = length;
@@ -136,7 +138,7 @@ Call<Element> AttentionForm::call(const ort::Context& context) const {
     call.query_stride = heads;
     call.key_stride = call.value_stride = width;
   } else {
-    require_shape("query, key and value in one", query, {batch, length, heads + 2 * width});
+    require_shape("query with packed key and value", query, {batch, length, heads + 2 * width});
     call.key = call.query + heads;
     call.value = call.key + width;
     call.query_stride = call.key_stride = call.value_stride = heads + 2 * width;
@@ -146,9 +148,9 @@ Call<Element> AttentionForm::call(const ort::Context& context) const {
   require_shape("sin", sin, {batch, length, head_dim / 2});
   require_shape("position_ids", positions, {batch, length});
   const ort::Tensor state = context.input(6), keys = context.input(7), values = context.input(8);
-  require_shape("recurrent_state", state, {batch, groups, head_dim, head_dim});
-  require_shape("window_key", keys, {batch, groups, sizes.window, head_dim});
-  require_shape("window_value", values, {batch, groups, sizes.window, head_dim});
+  require_shape("recurrent_state", state, {batch, kv_heads, head_dim, head_dim});
+  require_shape("window_key", keys, {batch, kv_heads, sizes.window, head_dim});
+  require_shape("window_value", values, {batch, kv_heads, sizes.window, head_dim});
   call.cos = cos.as<float>();
   call.sin = sin.as<float>();
   call.position_ids = positions.as<int64_t>();
@@ -156,13 +158,13 @@ Call<Element> AttentionForm::call(const ort::Context& context) const {
   call.window_key = keys.as<Element>();
   call.window_value = values.as<Element>();
   call.output = context.output(0, {batch, length, heads}).as<Element>();
-  call.next_state = context.output(1, {batch, groups, head_dim, head_dim}).as<float>();
-  call.next_window_key = context.output(2, {batch, groups, sizes.window, head_dim}).as<Element>();
-  call.next_window_value = context.output(3, {batch, groups, sizes.window, head_dim}).as<Element>();
+  call.next_state = context.output(1, {batch, kv_heads, head_dim, head_dim}).as<float>();
+  call.next_window_key = context.output(2, {batch, kv_heads, sizes.window, head_dim}).as<Element>();
+  call.next_window_value = context.output(3, {batch, kv_heads, sizes.window, head_dim}).as<Element>();
   return call;
 }
 
-inline std::array<ort::Tensor, 2> GatedSiLUForm::call(const ort::Context& context) {
+inline std::array<ort::Tensor, 2> GatedSiLUSignature::call(const ort::Context& context) {
   const ort::Tensor input = context.input(0);
   if (input.rank != 3 || input.shape[2] % 16) {
     throw ort::Error("liger::GatedSiLU needs [B, T, 2 I] with I a multiple of 8");
@@ -170,13 +172,13 @@ inline std::array<ort::Tensor, 2> GatedSiLUForm::call(const ort::Context& contex
   return {input, context.output(0, {input.shape[0], input.shape[1], input.shape[2] / 2})};
 }
 
-inline std::array<ort::Tensor, 2> MostLikelyForm::call(const ort::Context& context) {
+inline std::array<ort::Tensor, 2> ArgmaxSignature::call(const ort::Context& context) {
   const ort::Tensor input = context.input(0);
   if (input.rank != 3 || input.shape[2] < 1) throw ort::Error("liger::MostLikely needs [B, T, V]");
   return {input, context.output(0, {input.shape[0], input.shape[1]})};
 }
 
-inline std::array<ort::Tensor, 4> RotaryAnglesForm::call(const ort::Context& context) {
+inline std::array<ort::Tensor, 4> RotaryAnglesSignature::call(const ort::Context& context) {
   const ort::Tensor positions = context.input(0), frequencies = context.input(1);
   if (positions.rank != 2 || frequencies.rank != 1 || frequencies.shape[0] > 128) {
     throw ort::Error("liger::RotaryAngles needs position_ids [B, T] and at most 128 frequencies");
@@ -186,11 +188,13 @@ inline std::array<ort::Tensor, 4> RotaryAnglesForm::call(const ort::Context& con
 }
 
 template <class Copy>
-void LastPositionsForm::run(const ort::Context& context, size_t item_size, const Copy& copy) {
+void LastPositionsSignature::run(const ort::Context& context, size_t item_size, const Copy& copy) {
   const ort::Tensor input = context.input(0), count = context.input(1);
   if (input.rank != 3) throw ort::Error("liger::LastPositions needs [B, T, N]");
   const int64_t batch = input.shape[0], length = input.shape[1], width = input.shape[2], asked = *count.as<int64_t>();
-  if (asked < 0 || asked > length) throw ort::Error("liger::LastPositions: logits_to_keep must be from 0 to the tokens read");
+  if (asked < 0 || asked > length) {
+    throw ort::Error("liger::LastPositions: logits_to_keep must be from 0 to the tokens read");
+  }
   const int64_t kept = asked == 0 ? length : asked;
   const ort::Tensor output = context.output(0, {batch, kept, width});
   const size_t row = static_cast<size_t>(width) * item_size;

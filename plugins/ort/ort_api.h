@@ -1,10 +1,10 @@
 // The part of ONNX Runtime's C interface that this library uses.
 //
-// ONNX Runtime publishes its functions as one table, OrtApi, that only ever grows at its end: a function's place in it
-// never changes, and neither does its signature (onnxruntime_c_api.cc, "Rules on how to add a new Ort API version").
-// Here each function that is used is declared by that place. tests/plugins/test_ort_api.py calls every one.
+// ONNX Runtime publishes its functions as one table, OrtApi, which only grows at its end. A function's place in it never
+// changes, nor does its signature (onnxruntime_c_api.cc, "Rules on how to add a new Ort API version").
+// Each function in use is declared here by that place. tests/plugins/test_ort_api.py calls all of them.
 //
-// ORT_VERSION is the interface asked for, which ONNX Runtime 1.18 is the first to have.
+// ORT_VERSION is the requested interface version, available since ONNX Runtime 1.18.
 
 #pragma once
 
@@ -48,7 +48,7 @@ enum OrtElementType : int {
 enum OrtCharacteristic : int { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };
 enum OrtMemType : int { ORT_MEM_CPU_INPUT = -2, ORT_MEM_DEFAULT = 0 };
 
-// An operator as ONNX Runtime sees it: a table of functions, of which those that are null are not called.
+// An operator for ONNX Runtime: a table of functions. Those that are null are not called.
 struct OrtCustomOp {
   uint32_t version;
   void* (*CreateKernel)(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info);
@@ -84,7 +84,7 @@ namespace ort {
 
 constexpr uint32_t ORT_VERSION = 18;
 
-// One function of the table: its place and its type.
+// One function of the table, by its place and type.
 template <int place, class Signature>
 struct Entry;
 

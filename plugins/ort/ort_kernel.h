@@ -1,4 +1,4 @@
-// ONNX Runtime's interface as C++: tensors as values, failures as exceptions, an operator as a class.
+// ONNX Runtime's interface for C++: tensors as values, failures as exceptions, operators as classes.
 
 #pragma once
 
@@ -16,7 +16,7 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws what a status says, and releases it.
+// Throws a status's message as an exception, and releases the status.
 inline void check(const OrtApi* api, OrtStatus* status) {
   if (status == nullptr) return;
   const std::string message = GetErrorMessage::call(api, status);
@@ -24,7 +24,7 @@ inline void check(const OrtApi* api, OrtStatus* status) {
   throw Error(message);
 }
 
-// Runs `body` and returns what it throws as a status; no exception may cross into ONNX Runtime.
+// Runs `body` and returns exceptions as a status: no exception may cross into ONNX Runtime.
 template <class Body>
 OrtStatus* guarded(const OrtApi* api, Body body) noexcept {
   try {
@@ -49,7 +49,7 @@ struct Tensor {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// A tensor's memory and shape; an absent one has no data.
+// A tensor's memory and shape. An absent tensor has no data.
 inline Tensor tensor_of(const OrtApi* api, const OrtValue* value) {
   Tensor tensor;
   if (value == nullptr) return tensor;
@@ -90,14 +90,14 @@ class Context {
     return tensor;
   }
 
-  // The CUDA stream that the call belongs to.
+  // The CUDA stream of the call.
   void* stream() const {
     void* stream = nullptr;
     check(api_, GetComputeStream::call(api_, context_, &stream));
     return stream;
   }
 
-  // body(0), ..., body(total - 1) on the session's own threads.
+  // Runs body(0), ..., body(total - 1) on the session's threads.
   template <class Body>
   void parallel(size_t total, const Body& body) const {
     auto run = [](void* data, size_t index) { (*static_cast<const Body*>(data))(index); };
@@ -154,7 +154,7 @@ class Info {
 constexpr const char* CPU = "CPUExecutionProvider";
 constexpr const char* CUDA = "CUDAExecutionProvider";
 
-// What an operator takes and gives. ACTIVATION stands for the type that the operator is registered for.
+// An input or output of an operator. ACTIVATION stands for the type that the operator is registered for.
 constexpr OrtElementType ACTIVATION = ORT_UNDEFINED;
 struct Parameter {
   OrtElementType type;
@@ -162,8 +162,8 @@ struct Parameter {
   OrtMemType memory = ORT_MEM_DEFAULT;
 };
 
-// An operator for one type of activations on one kind of device. A Kernel is constructed from an Info, has `run(Context)`,
-// and names its operator and parameters: `name`, `inputs`, `outputs`.
+// An operator for one activation dtype on one kind of device. A Kernel is constructed from an Info and has `run(Context)`,
+// the operator's `name`, and its parameters `inputs` and `outputs`.
 template <class Kernel>
 class Operator : public OrtCustomOp {
  public:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from liger_export.errors import KernelError
-from liger_export.kernels.build import compile_plan
+from liger_export.kernels.compiler import compile_plan
 from liger_export.kernels.plans import step_plan
 from liger_export.kernels.shapes import AttentionShape, block_of
 
@@ -70,7 +70,7 @@ def plugin_kernel(
 
     Args:
         shape: the layer's.
-        target: a key of ``kernels.build.TARGETS``.
+        target: a key of ``kernels.targets.TARGETS``.
         tactic: one of ``tactics(shape.head_dim)``.
         gate_normalizer: divides the log gates; 1 for hgrn2.
         recurrent_weight: share of the recurrence in the output.
@@ -82,11 +82,11 @@ def plugin_kernel(
     if tactic not in tactics(shape.head_dim):
         raise KernelError(f"There is no tactic {tactic}.", f"Choose one of {tactics(shape.head_dim)}.")
     plan = step_plan(shape, 1, ring=False)
-    row = shape.groups * shape.head_dim
+    row = shape.num_key_value_heads * shape.head_dim
     constants = {
         **plan.constants,
         "BLOCK_V": WIDTHS[tactic - 1],
-        "query_stride": row * shape.repeats,
+        "query_stride": row * shape.num_queries_per_kv,
         "key_stride": row,
         "value_stride": row,
         "gate_normalizer": gate_normalizer,
@@ -97,7 +97,7 @@ def plugin_kernel(
         compiled.name,
         _without_unused_parameters(compiled.ptx, compiled.name),
         -(-shape.head_dim // WIDTHS[tactic - 1]),
-        shape.groups,
+        shape.num_key_value_heads,
         compiled.threads,
         compiled.shared_bytes,
     )

@@ -11,7 +11,7 @@ from types import GenericAlias
 from typing import Any
 
 from liger_export.errors import KernelError
-from liger_export.kernels.shapes import MIXERS, AttentionShape
+from liger_export.kernels.shapes import KERNEL_MIXERS, AttentionShape
 from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES, AttentionSignature
 from liger_export.plugins.tensorrt.kernel import fitting_tactics, plugin_kernel
 
@@ -34,11 +34,11 @@ def register_plugins(plugin: Any, target: str, *, in_place: bool = False) -> Non
 
     Args:
         plugin: the module ``tensorrt.plugin``.
-        target: the GPU architecture that engines are built for, a key of ``kernels.build.TARGETS``.
+        target: the GPU architecture that engines are built for, a key of ``kernels.targets.TARGETS``.
         in_place: let the recurrent state's output be its input's memory, where TensorRT's aliased plugin I/O is on.
     """
     defined = getattr(plugin.op, NAMESPACE, None)
-    for mixer in MIXERS:
+    for mixer in KERNEL_MIXERS:
         if not hasattr(defined, SIGNATURES[mixer].onnx_name):
             _Registration(plugin, SIGNATURES[mixer], target, in_place).register()
 

@@ -16,7 +16,7 @@ def adapter_copy(adapter: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(adapter, tmp_path / "adapter"))
 
 
-def test_merge_equals_pefts_own(liger_checkpoint: Path, adapter: Path) -> None:
+def test_merging_equals_peft(liger_checkpoint: Path, adapter: Path) -> None:
     expected = PeftModel.from_pretrained(load_model(liger_checkpoint), str(adapter)).merge_and_unload()
     merged = MergedCheckpoint(Checkpoint.open(liger_checkpoint), (Adapter.open(adapter),))
     merged.check()
@@ -28,7 +28,7 @@ def test_merge_equals_pefts_own(liger_checkpoint: Path, adapter: Path) -> None:
     assert changed == 6  # q, k and v of two layers
 
 
-def test_adapters_add_up(liger_checkpoint: Path, adapter: Path) -> None:
+def test_updates_of_several_adapters_are_added(liger_checkpoint: Path, adapter: Path) -> None:
     checkpoint, opened = Checkpoint.open(liger_checkpoint), Adapter.open(adapter)
     name = "model.layers.0.self_attn.k_proj.weight"
     base = checkpoint.read(name)
@@ -43,13 +43,13 @@ def test_rank_stabilized_scale(adapter_copy: Path) -> None:
     assert Adapter.open(adapter_copy).scale == pytest.approx(plain * 2**0.5)
 
 
-def test_adapter_of_other_weights_is_refused(adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_for_other_weights_is_rejected(adapter: Path, tmp_path: Path) -> None:
     other = write_liger(tmp_path / "other", seed=5)
-    with pytest.raises(AdapterError, match="trained on other weights"):
+    with pytest.raises(AdapterError, match="was not trained on the weights in"):
         Adapter.open(adapter).check(Checkpoint.open(other))
 
 
-def test_adapter_of_another_shape_is_refused(adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_shape_is_rejected(adapter: Path, tmp_path: Path) -> None:
     fewer_layers = write_liger(tmp_path / "shallow", num_hidden_layers=1)
     with pytest.raises(AdapterError, match="does not have"):
         Adapter.open(adapter).check(Checkpoint.open(fewer_layers))
@@ -66,22 +66,24 @@ def test_adapter_of_another_shape_is_refused(adapter: Path, tmp_path: Path) -> N
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"r": 0}, "r = 0"),
-        ({"r": 4}, "says r = 4"),
+        ({"r": 4}, "does not match r = 4"),
         ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
     ],
 )
-def test_what_cannot_be_merged_exactly_is_refused(adapter_copy: Path, changes: dict[str, object], words: str) -> None:
+def test_adapters_that_cannot_be_merged_exactly_are_rejected(
+    adapter_copy: Path, changes: dict[str, object], words: str
+) -> None:
     edit_json(adapter_copy / "adapter_config.json", **changes)
     with pytest.raises(AdapterError, match=words):
         Adapter.open(adapter_copy)
 
 
-def test_incomplete_adapter_is_refused(adapter_copy: Path) -> None:
+def test_an_incomplete_adapter_is_rejected(adapter_copy: Path) -> None:
     file = adapter_copy / "adapter_model.safetensors"
     factors = load_file(file)
     factors.pop(next(name for name in factors if "lora_A" in name))
     save_file(factors, file)
-    with pytest.raises(AdapterError, match="lacks an A or a B"):
+    with pytest.raises(AdapterError, match="lacks an A or B"):
         Adapter.open(adapter_copy)
     file.unlink()
     with pytest.raises(AdapterError, match="missing"):

@@ -1,4 +1,4 @@
-"""Checkpoints of the Liger paper's own implementation load as they are and compute what it computes."""
+"""Checkpoints of the paper implementation load without conversion and give its logits."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from liger_export.errors import CheckpointError, UnsupportedModelError
 from liger_export.linearize import linearize
 from liger_export.modeling import register
 from liger_export.runtime import load
-from tests.paper import SEED_TYPES, seed_logits, write_seed_adapter, write_seed_checkpoint
+from tests.paper import PAPER_TYPES, paper_logits, write_paper_adapter, write_paper_checkpoint
 from tests.tiny import edit_json, relative_l2
 
-every_type = pytest.mark.parametrize("model_type", SEED_TYPES)
+every_type = pytest.mark.parametrize("model_type", PAPER_TYPES)
 LENGTH = 80  # past the window of 65 keys
 TOKENS = torch.randint(1, 260, (2, LENGTH), generator=torch.Generator().manual_seed(0))
 
@@ -33,68 +33,70 @@ def logits_of(checkpoint: Path, adapter: Path | None = None, dtype: torch.dtype 
 
 
 @every_type
-def test_model_and_adapter_compute_what_the_seed_computes(model_type: str, tmp_path: Path) -> None:
-    checkpoint = write_seed_checkpoint(tmp_path / "seed", model_type)
-    assert relative_l2(logits_of(checkpoint), seed_logits(checkpoint, TOKENS)) < 1e-5
-    adapter = write_seed_adapter(tmp_path / "adapter", checkpoint)
-    assert relative_l2(logits_of(checkpoint, adapter), seed_logits(checkpoint, TOKENS, adapter)) < 1e-5
+def test_model_and_adapter_equal_the_paper_implementation(model_type: str, tmp_path: Path) -> None:
+    checkpoint = write_paper_checkpoint(tmp_path / "paper", model_type)
+    assert relative_l2(logits_of(checkpoint), paper_logits(checkpoint, TOKENS)) < 1e-5
+    adapter = write_paper_adapter(tmp_path / "adapter", checkpoint)
+    assert relative_l2(logits_of(checkpoint, adapter), paper_logits(checkpoint, TOKENS, adapter)) < 1e-5
 
 
 @every_type
-def test_package_computes_what_the_seed_computes(model_type: str, tmp_path: Path) -> None:
-    checkpoint = write_seed_checkpoint(tmp_path / "seed", model_type, tie_word_embeddings=model_type == "liger_gsa")
-    adapter = write_seed_adapter(tmp_path / "adapter", checkpoint)
+def test_package_equals_the_paper_implementation(model_type: str, tmp_path: Path) -> None:
+    checkpoint = write_paper_checkpoint(tmp_path / "paper", model_type, tie_word_embeddings=model_type == "liger_gsa")
+    adapter = write_paper_adapter(tmp_path / "adapter", checkpoint)
     convert(checkpoint, tmp_path / "package", adapters=(adapter,))
     session = load(tmp_path / "package")
     measured = torch.from_numpy(session.all_logits(TOKENS[0].tolist()))
-    assert relative_l2(measured, seed_logits(checkpoint, TOKENS[:1], adapter)[0]) < 1e-5
+    assert relative_l2(measured, paper_logits(checkpoint, TOKENS[:1], adapter)[0]) < 1e-5
 
 
 @pytest.mark.parametrize(("model_type", "keys"), [("liger_gla", 65), ("liger_mistral_gla", 65), ("lolcats", 64)])
-def test_window_is_the_one_the_seed_had_in_effect(model_type: str, keys: int, tmp_path: Path) -> None:
-    checkpoint = write_seed_checkpoint(tmp_path / "seed", model_type)
+def test_the_window_is_the_effective_window_of_the_paper_implementation(
+    model_type: str, keys: int, tmp_path: Path
+) -> None:
+    checkpoint = write_paper_checkpoint(tmp_path / "paper", model_type)
     assert open_liger(checkpoint).config.window_size == keys
-    other = seed_logits(checkpoint, TOKENS, keys=keys - 1)
+    other = paper_logits(checkpoint, TOKENS, keys=keys - 1)
     assert relative_l2(logits_of(checkpoint), other) > 1e-3
 
 
-def test_window_in_a_forks_config_counts_keys_exactly(tmp_path: Path) -> None:
-    checkpoint = write_seed_checkpoint(tmp_path / "seed", "liger_gla", window_size=10)
-    assert relative_l2(logits_of(checkpoint), seed_logits(checkpoint, TOKENS, keys=10)) < 1e-5
+def test_the_window_in_a_forks_config_includes_the_current_key(tmp_path: Path) -> None:
+    checkpoint = write_paper_checkpoint(tmp_path / "paper", "liger_gla", window_size=10)
+    assert relative_l2(logits_of(checkpoint), paper_logits(checkpoint, TOKENS, keys=10)) < 1e-5
 
 
 @pytest.mark.parametrize("slots", [4, 8])
 def test_pool_size_is_the_number_of_slots(slots: int, tmp_path: Path) -> None:
-    checkpoint = write_seed_checkpoint(tmp_path / "seed", "liger_gsa", pool_size=slots)
+    checkpoint = write_paper_checkpoint(tmp_path / "paper", "liger_gsa", pool_size=slots)
     assert open_liger(checkpoint).config.num_slots == slots
-    assert relative_l2(logits_of(checkpoint), seed_logits(checkpoint, TOKENS)) < 1e-5
+    assert relative_l2(logits_of(checkpoint), paper_logits(checkpoint, TOKENS)) < 1e-5
 
 
-def test_qwen3_without_norms_and_with_biases_is_told_by_its_tensors(tmp_path: Path) -> None:
-    saved = open_liger(write_seed_checkpoint(tmp_path / "saved", "liger_qwen3_gla")).config
+def test_qwen3_norms_and_biases_are_read_from_the_tensors(tmp_path: Path) -> None:
+    saved = open_liger(write_paper_checkpoint(tmp_path / "saved", "liger_qwen3_gla")).config
     assert (saved.qk_norm, saved.qkv_bias, saved.output_bias) == (False, True, False)
-    base = write_seed_checkpoint(tmp_path / "base", "liger_qwen3_gla", edited_base=True)
+    base = write_paper_checkpoint(tmp_path / "base", "liger_qwen3_gla", edited_base=True)
     config = open_liger(base).config
     assert (config.qk_norm, config.qkv_bias) == (True, False)
 
 
-def test_norms_that_the_seed_ignored_can_be_switched_off(tmp_path: Path) -> None:
-    base = write_seed_checkpoint(tmp_path / "base", "liger_qwen3_gla", edited_base=True)
-    assert relative_l2(logits_of(base), seed_logits(base, TOKENS)) > 1e-3
+def test_norms_that_the_paper_implementation_ignores_can_be_switched_off(tmp_path: Path) -> None:
+    base = write_paper_checkpoint(tmp_path / "base", "liger_qwen3_gla", edited_base=True)
+    assert relative_l2(logits_of(base), paper_logits(base, TOKENS)) > 1e-3
     edit_json(base / "config.json", qk_norm=False)
-    assert relative_l2(logits_of(base), seed_logits(base, TOKENS)) < 1e-5
+    assert relative_l2(logits_of(base), paper_logits(base, TOKENS)) < 1e-5
 
 
-def test_saving_a_seed_model_again_keeps_what_it_computes(tmp_path: Path) -> None:
+def test_saving_a_paper_model_preserves_its_logits(tmp_path: Path) -> None:
     register()
-    checkpoint = write_seed_checkpoint(tmp_path / "seed", "lolcats")
+    checkpoint = write_paper_checkpoint(tmp_path / "paper", "lolcats")
     AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).save_pretrained(tmp_path / "copy")
     assert open_liger(tmp_path / "copy").config == open_liger(checkpoint).config
     assert torch.equal(logits_of(tmp_path / "copy"), logits_of(checkpoint))
 
 
-def test_missing_slots_and_feature_maps_are_refused_with_the_fix(tmp_path: Path) -> None:
-    gsa = write_seed_checkpoint(tmp_path / "gsa", "liger_gsa")
+def test_missing_slots_and_feature_maps_are_rejected(tmp_path: Path) -> None:
+    gsa = write_paper_checkpoint(tmp_path / "gsa", "liger_gsa")
     edit_json(gsa / "config.json", pool_size=None)
     with pytest.raises(CheckpointError, match="pool_size"):
         open_liger(gsa)
@@ -102,11 +104,11 @@ def test_missing_slots_and_feature_maps_are_refused_with_the_fix(tmp_path: Path)
     with pytest.raises(UnsupportedModelError, match="does not divide head_dim"):
         open_liger(gsa)
 
-    lolcats = write_seed_checkpoint(tmp_path / "lolcats", "lolcats")
+    lolcats = write_paper_checkpoint(tmp_path / "lolcats", "lolcats")
     tensors = load_file(lolcats / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "feature_map_q.mlp.linears.2" not in name}
     save_file(kept, lolcats / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"heads of .*query_map are not complete"):
+    with pytest.raises(CheckpointError, match=r"heads of .*query_map are incomplete"):
         open_liger(lolcats)
     kept = {name: tensor for name, tensor in tensors.items() if "feature_map" not in name}
     save_file(kept, lolcats / "model.safetensors", metadata={"format": "pt"})
@@ -114,6 +116,6 @@ def test_missing_slots_and_feature_maps_are_refused_with_the_fix(tmp_path: Path)
         open_liger(lolcats)
 
 
-def test_a_seed_checkpoint_is_no_base(tmp_path: Path) -> None:
+def test_a_paper_checkpoint_is_not_a_base(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="Liger model already"):
-        linearize(str(write_seed_checkpoint(tmp_path / "seed", "lolcats")), tmp_path / "liger")
+        linearize(str(write_paper_checkpoint(tmp_path / "paper", "lolcats")), tmp_path / "liger")

@@ -28,7 +28,7 @@ def test_expected_tensors_are_the_models_parameters(liger_checkpoint: Path) -> N
     assert expected_tensors(config_of(liger_checkpoint)) == parameters
 
 
-def test_rows_and_blocks_join_to_the_tensor(liger_checkpoint: Path) -> None:
+def test_row_blocks_concatenate_to_the_tensor(liger_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(liger_checkpoint)
     name = "model.embed_tokens.weight"
     whole = load_file(liger_checkpoint / "model.safetensors")[name]
@@ -44,9 +44,9 @@ def test_fingerprint_depends_on_values_and_not_on_sharding(checkpoint_copy: Path
 
     tensors = load_file(checkpoint_copy / "model.safetensors")
     shards = {"a.safetensors": names[:1], "b.safetensors": [name for name in tensors if name not in names[:1]]}
-    for file, held in shards.items():
-        save_file({name: tensors[name] for name in held}, checkpoint_copy / file)
-    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    for file, listed in shards.items():
+        save_file({name: tensors[name] for name in listed}, checkpoint_copy / file)
+    index = {"weight_map": {name: file for file, listed in shards.items() for name in listed}}
     (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps(index))
     (checkpoint_copy / "model.safetensors").unlink()
     check(checkpoint_copy)
@@ -66,7 +66,7 @@ def test_fingerprint_depends_on_values_and_not_on_sharding(checkpoint_copy: Path
         ({"model.norm.weight": torch.ones(24, dtype=torch.int8)}, "stored as I8"),
     ],
 )
-def test_missing_extra_and_mis_shaped_tensors_are_named(
+def test_missing_unexpected_and_misshaped_tensors_are_named(
     checkpoint_copy: Path, edit: dict[str, torch.Tensor | None], words: str
 ) -> None:
     rewrite(checkpoint_copy, edit)
@@ -80,20 +80,20 @@ def test_old_rotary_buffers_are_ignored(checkpoint_copy: Path) -> None:
     assert "model.layers.0.self_attn.rotary_emb.inv_freq" in Checkpoint.open(checkpoint_copy).tensors
 
 
-def test_cut_file_is_refused(checkpoint_copy: Path) -> None:
+def test_a_truncated_file_is_rejected(checkpoint_copy: Path) -> None:
     file = checkpoint_copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         Checkpoint.open(checkpoint_copy)
 
 
-def test_pickled_weights_are_never_read(checkpoint_copy: Path) -> None:
+def test_pickled_weights_are_rejected(checkpoint_copy: Path) -> None:
     shutil.move(checkpoint_copy / "model.safetensors", checkpoint_copy / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickled"):
         Checkpoint.open(checkpoint_copy)
 
 
-def test_missing_shard_is_named(checkpoint_copy: Path) -> None:
+def test_a_missing_shard_is_named(checkpoint_copy: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "gone.safetensors"}}
     (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"gone\.safetensors is missing"):

@@ -33,7 +33,7 @@ def liger_export(*arguments: object, columns: int = 160) -> Result:
     handlers = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM)}
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
-        patch("liger_export.cli.out", Console(width=columns)),
+        patch("liger_export.commands.console.out", Console(width=columns)),
         redirect_stdout(stdout),
         redirect_stderr(stderr),
         pytest.raises(SystemExit) as ended,
@@ -108,9 +108,11 @@ def test_help_says_what_a_command_does(subcommand: str) -> None:
 
 def test_activations_that_contradict_the_weights_are_refused(checkpoint_copy: Path, tmp_path: Path) -> None:
     command = ("convert", checkpoint_copy, "-o", tmp_path / "package", "--precision")
-    assert_refused(liger_export(*command, "fp16", "--activations", "bf16"), "in fp16, not in bf16", "--activations")
     assert_refused(
-        liger_export(*command, "int4", "--activations", "fp8"), "no activations in 'fp8'", "fp32, fp16, bf16"
+        liger_export(*command, "fp16", "--activations", "bf16"), "need fp16 activations, not bf16", "--activations"
+    )
+    assert_refused(
+        liger_export(*command, "int4", "--activations", "fp8"), "Unknown activation precision 'fp8'", "fp32, fp16, bf16"
     )
 
 
@@ -122,7 +124,7 @@ def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_
         liger_export("convert", checkpoint_copy, "--adapter", tmp_path / "empty", "-o", tmp_path / "out"),
         "adapter_config.json is missing",
     )
-    assert_refused(liger_export("run", tmp_path / "empty", "x"), "no package")
+    assert_refused(liger_export("run", tmp_path / "empty", "x"), "is not a package")
     assert_refused(liger_export("run", package_copy, "x", "--top-p", 3), "top_p")
     edit_json(package_copy / "manifest.json", format_version=99)
     assert_refused(liger_export("run", package_copy, "x"), "99", "Upgrade")
@@ -134,10 +136,10 @@ def test_a_bfloat16_package_is_made_noted_and_refused_without_a_gpu(checkpoint_c
     made = liger_export("convert", checkpoint_copy, "-o", package, "--precision", "bf16")
     assert made.returncode == 0
     assert ", bf16, stock lowering" in made.stdout
-    assert "note: only a GPU computes in bfloat16" in made.stderr
+    assert "note: bfloat16 runs only on a GPU" in made.stderr
     assert_refused(liger_export("run", package, "def"), "bfloat16", "--targets", "fp16 in place of bf16")
     measured = liger_export("validate", package, "--reference", checkpoint_copy, "--max-tokens", 4096)
-    assert "note: no GPU ran" in measured.stderr
+    assert "note: no GPU was used" in measured.stderr
     assert "bfloat16" in liger_export("inspect", package).stdout
 
 
@@ -152,7 +154,7 @@ def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) ->
     data = package_copy / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-5])
     result = liger_export("inspect", package_copy)
-    assert_refused(result, "was cut")
+    assert_refused(result, "was truncated")
     assert "state a session" in result.stdout
 
 

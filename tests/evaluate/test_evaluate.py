@@ -119,7 +119,12 @@ def test_inputs_that_cannot_be_evaluated_are_refused(
         (InputError, "--adapter", adapter, {}),
         (InputError, "takes no adapter", package, {"adapters": (adapter,)}),
         (AdapterError, "adapter_config.json is missing", liger_checkpoint, {"adapters": (tmp_path,)}),
-        (AdapterError, "trained on other weights", write_base(tmp_path / "b", seed=5), {"adapters": (adapter,)}),
+        (
+            AdapterError,
+            "was not trained on the weights in",
+            write_base(tmp_path / "b", seed=5),
+            {"adapters": (adapter,)},
+        ),
         (InputError, "no dtype 'int3'", base, {"dtype": "int3"}),
         (InputError, "no device 'nonsense'", base, {"device": "nonsense"}),
         (InputError, "batch_size is 0", base, {"batch_size": 0}),

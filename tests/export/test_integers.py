@@ -100,7 +100,7 @@ def test_manifest_says_how_weights_are_stored(tmp_path: Path) -> None:
 
 def test_sizes_that_blocks_do_not_divide_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger")
-    with pytest.raises(QuantizationError, match="no multiple of 32"):
+    with pytest.raises(QuantizationError, match="not a multiple of 32"):
         convert(checkpoint, tmp_path / "package", precision=Precision(weights="int4"))
     assert not (tmp_path / "package").exists()
 

@@ -12,6 +12,7 @@ from liger_export.data import token_blocks
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.finetune import FinetuneSettings, finetune
 from liger_export.metrics import measure_quality
+from tests.recorder import Recorder
 from tests.tiny import load_model
 
 SETTINGS = FinetuneSettings(rank=4, sequence_length=32, batch_size=4, learning_rate=2e-2, max_steps=12, save_steps=4)
@@ -28,12 +29,11 @@ def test_training_improves_the_heldout_loss_and_saves_the_measured_adapter(
     liger_checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "adapter"
-    steps: list[tuple[int, int, float | None]] = []
-    result = finetune(
-        liger_checkpoint, text, output, SETTINGS, heldout=text, progress=lambda *report: steps.append(report)
-    )
-    assert [step for step, total, loss in steps if loss is None and total == 12][-1] == 12
-    assert [step for step, _, loss in steps if loss is not None] == [10]
+    told = Recorder()
+    result = finetune(liger_checkpoint, text, output, SETTINGS, heldout=text, progress=told)
+    assert [step for step, total, stage in told.reports if stage.startswith("training") and total == 12][-1] == 12
+    assert next(step for step, _, stage in told.reports if "loss" in stage) == 10
+    assert [stage.split(" ")[0] for stage in told.stages] == ["measuring", "training", "training,", "measuring"]
     assert result.after.loss < 0.8 * result.before.loss
     assert result.steps == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "text.txt"]
@@ -88,7 +88,7 @@ def test_a_run_whose_record_is_damaged_is_not_resumed(liger_checkpoint: Path, te
 
 def test_an_input_is_never_overwritten(liger_checkpoint: Path, text: Path) -> None:
     for output in (liger_checkpoint, text.parent):
-        with pytest.raises(OutputError, match="is, or holds, an input"):
+        with pytest.raises(OutputError, match="is, or contains, an input"):
             finetune(liger_checkpoint, text, output, SETTINGS, overwrite=True)
     assert text.exists()
 

@@ -13,7 +13,7 @@ from liger_export.errors import InputError, OutputError
 from liger_export.finetune import AttentionTransfer, FinetuneSettings, finetune, training, transfer
 from liger_export.linearize import LinearizeSettings
 from liger_export.ops.naive import NAIVE_ATTENTIONS
-from tests.paper import write_seed_checkpoint
+from tests.paper import write_paper_checkpoint
 from tests.tiny import VOCABULARY, Shape, load_model, relative_l2, write_liger
 
 SETTINGS = FinetuneSettings(sequence_length=48, batch_size=4, learning_rate=3e-2, max_steps=15, save_steps=5)
@@ -100,10 +100,10 @@ def test_lora_follows_on_the_transferred_checkpoint(lolcats: Path, text: Path, t
 
 
 def test_a_checkpoint_of_the_papers_implementation_is_written_in_this_projects_form(text: Path, tmp_path: Path) -> None:
-    seed = write_seed_checkpoint(tmp_path / "seed", "lolcats")
-    transfer(seed, text, tmp_path / "transferred", dataclasses.replace(SETTINGS, max_steps=2, sequence_length=80))
+    paper = write_paper_checkpoint(tmp_path / "paper", "lolcats")
+    transfer(paper, text, tmp_path / "transferred", dataclasses.replace(SETTINGS, max_steps=2, sequence_length=80))
     opened = open_liger(tmp_path / "transferred")
-    assert opened.config == open_liger(seed).config
+    assert opened.config == open_liger(paper).config
     stored = set().union(*(load_file(file) for file in opened.weights.files))
     assert stored == set(opened.weights.tensors)
 

@@ -1,4 +1,4 @@
-"""Kernels run over whole sequences, on a GPU or, without one, by Triton's interpreter; outputs poisoned first."""
+"""Runs of kernels over whole sequences, on a GPU or else in Triton's interpreter, with outputs poisoned first."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from liger_export.kernels import launch
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from tests.ops.cases import Case, Sequences, reference, sequences
 
-triton = pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+triton = pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUNDS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
 # Triton's interpreter multiplies bfloat16 matrices as if their bits were integers.
 DTYPES = list(BOUNDS) if DEVICE == "cuda" else [torch.float32, torch.float16]
 
-every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+every_mixer = pytest.mark.parametrize("mixer", KERNEL_MIXERS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @contextmanager
 def poisoned_outputs() -> Iterator[None]:
-    """Whatever a launch allocates holds NaN, as memory may."""
+    """Fill whatever a launch allocates with NaN."""
 
     def poisoned(make):  # type: ignore[no-untyped-def]
         def made(*arguments, **options):  # type: ignore[no-untyped-def]
@@ -47,14 +47,14 @@ def poisoned_outputs() -> Iterator[None]:
 def inputs_and_reference(
     case: Case, length: int, dtype: torch.dtype, *, key_scale: float = 1.0
 ) -> tuple[Sequences, dict[str, Tensor]]:
-    """Inputs that ``dtype`` holds exactly, and the float64 answer to them."""
+    """Return inputs that ``dtype`` represents exactly, and their float64 results."""
     inputs = sequences(case, length, key_scale=key_scale)
     inputs = inputs.projected(*(tensor.to(dtype).double() for tensor in inputs.projections))
     return inputs, reference(case, inputs)
 
 
 def empty_state(case: Case, dtype: torch.dtype, batch: int = 2) -> tuple[Tensor, ...]:
-    """The state before the first token: zeros, and NaN in the window's rows, none of which holds a token."""
+    """Return the state before the first token: zeros, and NaN in the window, which is empty."""
     return tuple(
         torch.full((batch, *shape), float("nan"), dtype=dtype, device=DEVICE)
         if name.startswith("window")
@@ -66,7 +66,7 @@ def empty_state(case: Case, dtype: torch.dtype, batch: int = 2) -> tuple[Tensor,
 def call_arguments(
     inputs: Sequences, positions: Tensor, dtype: torch.dtype
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Projections, views of one packed row a token, and where the tokens stand."""
+    """Return projections, as views of one packed row per token, and cos, sin and positions of the tokens."""
     packed = torch.cat(inputs.projections, dim=-1).to(DEVICE, dtype)
     projections = packed.split([tensor.shape[-1] for tensor in inputs.projections], dim=-1)
     angles = inputs.angles.to(DEVICE)
@@ -84,9 +84,12 @@ def run(
     cuts: Sequence[int] = (),
     *,
     in_place: bool = False,
-    forms: tuple[Callable[..., Any], Callable[..., Any]] = (launch.step, launch.chunk),
+    launches: tuple[Callable[..., Any], Callable[..., Any]] = (launch.step, launch.chunkwise),
 ) -> dict[str, Tensor]:
-    """A sequence in several calls, one token by the first form, more by the second: the outputs and the final state."""
+    """Run a sequence in several calls, cut at ``cuts``. Returns the outputs and the final state.
+
+    The first of ``launches`` runs single tokens, the second several.
+    """
     state, outputs = empty_state(case, dtype), []
     for start, stop in pairwise([0, *cuts, inputs.length]):
         positions = torch.arange(start, stop).expand(2, -1).contiguous()
@@ -95,8 +98,8 @@ def run(
             if in_place:
                 output = launch.step_in_place(case.mixer, *arguments, state, **options(case))
             else:
-                form = forms[0] if stop - start == 1 else forms[1]
-                output, *following = form(case.mixer, *arguments, state, **options(case))
+                run_call = launches[0] if stop - start == 1 else launches[1]
+                output, *following = run_call(case.mixer, *arguments, state, **options(case))
                 state = tuple(following)
         outputs.append(output)
     if in_place:

@@ -1,4 +1,4 @@
-"""Linear layers of few tokens, on a GPU or by Triton's interpreter, against float64."""
+"""Linear layers for few tokens, on a GPU or in Triton's interpreter, against float64."""
 
 from dataclasses import replace
 
@@ -12,19 +12,19 @@ from liger_export.kernels.plans import dequantize_plan, linear_plan
 from liger_export.kernels.shapes import AttentionShape, LinearShape
 from tests.kernels.cases import BOUNDS, DEVICE, every_dtype
 
-triton = pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+triton = pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
 
-TOKENS, COLUMNS, EPSILON = 2, 352, 1e-5  # no multiple of what a program reads at a time
-SUM = {4: 32, 8: 16}  # activations that share a scale, by the bits of the weights beside them
+TOKENS, COLUMNS, EPSILON = 2, 352, 1e-5  # not a multiple of what a program reads per iteration
+SUM = {4: 32, 8: 16}  # activations that share a scale, by the bits of the weights
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)  # a value halfway between two integers may fall on either side
+    torch.manual_seed(0)  # a value halfway between two integers may round either way
 
 
 def rounded(values: Tensor, share: int) -> Tensor:
-    """Activations as the kernel of integer weights reads them: 8 bits, a scale for as many as ``share``."""
+    """Round activations like the kernel for integer weights: to 8 bits, with one scale per ``share`` of them."""
     blocks = values.unflatten(-1, (-1, share))
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     return ((blocks * (1 / scale)).round() * scale).nan_to_num().flatten(-2)
@@ -40,7 +40,7 @@ def reference(
     *,
     share: int = 0,
 ) -> Tensor:
-    """The layer in float64."""
+    """Compute the layer in float64."""
     hidden = hidden.double()
     root = (hidden.square().mean(-1, keepdim=True) + EPSILON).rsqrt() if norm is not None else 1.0
     values = hidden * norm.double() if norm is not None else hidden
@@ -54,7 +54,7 @@ def reference(
 
 
 def integers(rows: int, bits: int, block_size: int, symmetric: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-    """A weight as MatMulNBits stores it, and as numbers."""
+    """Return a random weight in the layout of MatMulNBits, and dequantized."""
     blocks = COLUMNS // block_size
     numbers = torch.randint(0, 1 << bits, (rows, COLUMNS))
     zeros = torch.randint(0, 1 << bits, (rows, blocks)) if not symmetric else torch.full((rows, blocks), 1 << bits - 1)
@@ -132,7 +132,7 @@ def test_integer_layers_equal_their_definition(bits: int, block_size: int, gated
     given = stored if not symmetric else (*stored[:2], None)
     found = launch(shape, given, *(t.to(DEVICE) for t in (hidden, norm, bias, residual)))
     assert relative(found, reference(hidden, weight, norm, bias, residual, gated, share=SUM[bits])) < 1e-5
-    assert relative(found, reference(hidden, weight, norm, bias, residual, gated)) < 3e-2  # what 8 bits cost
+    assert relative(found, reference(hidden, weight, norm, bias, residual, gated)) < 3e-2  # error of 8-bit activations
 
 
 def test_logits_are_float32_whatever_the_activations_are() -> None:
@@ -183,11 +183,13 @@ def test_plans_of_different_layers_have_different_names() -> None:
     assert len({linear_plan(shape).name for shape in shapes}) == len(shapes)
 
 
-def test_layers_that_differ_in_rows_alone_run_the_same_code() -> None:
-    attention = AttentionShape("gla", groups=8, repeats=4, head_dim=64, window=64, activation="float16")
-    few, many = (linear_plan(LinearShape(rows, columns=2048)) for rows in (64, 20000))
-    assert few.grid != many.grid
-    assert plan_key(few, attention, "sm_90") == plan_key(many, attention, "sm_90")
+def test_layers_that_differ_only_in_rows_run_the_same_code() -> None:
+    attention = AttentionShape(
+        "gla", num_key_value_heads=8, num_queries_per_kv=4, head_dim=64, window=64, activation="float16"
+    )
+    few, more = (linear_plan(LinearShape(rows, columns=2048)) for rows in (64, 20000))
+    assert few.grid != more.grid
+    assert plan_key(few, attention, "sm_90") == plan_key(more, attention, "sm_90")
 
 
 @pytest.mark.parametrize(

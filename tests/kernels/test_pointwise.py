@@ -1,4 +1,4 @@
-"""The kernels beside attention, on a GPU or by Triton's interpreter, against their definitions."""
+"""The pointwise kernels, on a GPU or in Triton's interpreter, against their definitions."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from liger_export.kernels.plans import Plan, pointwise_plans
 from tests.kernels.cases import DEVICE, every_dtype
 
-triton = pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+triton = pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
 
 
 def launch(name: str, batch: int, length: int, *arguments: object) -> None:
@@ -37,7 +37,7 @@ def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
     values = torch.full((4, parts), float("nan"), device=DEVICE)
     indices = torch.full((4, parts), -1, dtype=torch.int32, device=DEVICE)
     launch("best_of_parts_kernel", 4, width, logits, values, indices, width)
-    launch("most_likely_kernel", 4, 1, values, indices, chosen, parts)
+    launch("argmax_kernel", 4, 1, values, indices, chosen, parts)
     numbers = logits.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
     assert chosen.tolist() == [int((row == row.max()).nonzero()[0]) for row in numbers]
 

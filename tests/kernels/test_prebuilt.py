@@ -1,4 +1,4 @@
-"""Kernels that come with the package. Compiled in processes of their own: here Triton may be an interpreter."""
+"""Prebuilt kernels."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from liger_export.errors import KernelError
-from liger_export.kernels.build import TARGETS
 from liger_export.kernels.bundle import pack
 from liger_export.kernels.prebuilt import DEFAULTS, find_build
-from tests.kernels.compiled import SHAPE, prebuilt, python
+from liger_export.kernels.targets import TARGETS
+from tests.kernels.compiled import HAS_TRITON_3_9, NEEDS_TRITON_3_9, PREBUILT_SHAPE, prebuilt, python
 
-pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
 
 WITHOUT_TRITON = """
 import hashlib, json, sys
@@ -34,9 +34,12 @@ except LigerExportError as error:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not HAS_TRITON_3_9:
+        pytest.skip(NEEDS_TRITON_3_9)
     return prebuilt(tmp_path_factory.mktemp("kernels") / "prebuilt", "sm_90")
 
 
+@pytest.mark.slow
 def test_the_manifest_has_the_hash_of_every_file(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     kernels = manifest["kernels"]
@@ -48,48 +51,54 @@ def test_the_manifest_has_the_hash_of_every_file(folder: Path) -> None:
     assert all(key.startswith("sm_90-") for key in kernels)
 
 
+@pytest.mark.slow
 def test_a_second_folder_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    again = prebuilt(tmp_path / "prebuilt", "sm_90")
+    again = prebuilt(tmp_path / "prebuilt", "sm_90", fresh=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in again.iterdir()
     }
 
 
+@pytest.mark.slow
 def test_without_triton_they_are_found_and_others_refused(folder: Path) -> None:
-    found = find_build(SHAPE, "sm_90", folder=folder)
+    found = find_build(PREBUILT_SHAPE, "sm_90", folder=folder)
     assert found is not None
-    found.require(SHAPE, "sm_90")
+    found.require(PREBUILT_SHAPE, "sm_90")
     bundle = hashlib.sha256(pack([found])).hexdigest()
-    assert python(WITHOUT_TRITON, str(folder), asdict(SHAPE), "sm_90") == bundle
-    wide = python(WITHOUT_TRITON, str(folder), asdict(replace(SHAPE, head_dim=64)), "sm_90")
-    assert "no compiled kernels for sm_90 of mixer gla, groups 1, repeats 2, head_dim 64" in wide
+    assert python(WITHOUT_TRITON, str(folder), asdict(PREBUILT_SHAPE), "sm_90") == bundle
+    wide = python(WITHOUT_TRITON, str(folder), asdict(replace(PREBUILT_SHAPE, head_dim=64)), "sm_90")
+    assert (
+        "no compiled kernels for sm_90 of mixer gla, num_key_value_heads 1, num_queries_per_kv 2, head_dim 64" in wide
+    )
     assert "pip install triton" in wide
-    assert "no compiled kernels for sm_80" in python(WITHOUT_TRITON, str(folder), asdict(SHAPE), "sm_80")
-    assert "no target sm_1" in python(WITHOUT_TRITON, str(folder), asdict(SHAPE), "sm_1")
+    assert "no compiled kernels for sm_80" in python(WITHOUT_TRITON, str(folder), asdict(PREBUILT_SHAPE), "sm_80")
+    assert "no target sm_1" in python(WITHOUT_TRITON, str(folder), asdict(PREBUILT_SHAPE), "sm_1")
 
 
-def test_kernels_of_other_sources_are_not_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_kernels_of_other_sources_are_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("liger_export.kernels.build.MODULES", ("features", "plans"))
-    assert find_build(SHAPE, "sm_90", folder=folder) is None
+    assert find_build(PREBUILT_SHAPE, "sm_90", folder=folder) is None
 
 
+@pytest.mark.slow
 def test_damaged_and_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "prebuilt"))
     path = next(copy.glob("*.cubin"))
     path.write_bytes(b"")
     with pytest.raises(KernelError, match=r"damaged.*Reinstall"):
-        find_build(SHAPE, "sm_90", folder=copy)
+        find_build(PREBUILT_SHAPE, "sm_90", folder=copy)
     path.unlink()
     with pytest.raises(KernelError, match="incomplete"):
-        find_build(SHAPE, "sm_90", folder=copy)
-    assert find_build(SHAPE, "sm_90", folder=tmp_path / "nowhere") is None
+        find_build(PREBUILT_SHAPE, "sm_90", folder=copy)
+    assert find_build(PREBUILT_SHAPE, "sm_90", folder=tmp_path / "nowhere") is None
 
 
 def test_the_default_shapes_are_those_of_the_models_named() -> None:
-    heads = {(shape.groups, shape.repeats, shape.head_dim) for shape, _ in DEFAULTS}
+    heads = {(shape.num_key_value_heads, shape.num_queries_per_kv, shape.head_dim) for shape, _ in DEFAULTS}
     assert {(8, 4, 64), (8, 4, 128), (4, 7, 128)} < heads
     config = json.loads((Path(__file__).parents[2] / "examples" / "pycode-7m" / "base" / "config.json").read_text())
-    groups = config["num_key_value_heads"]
-    assert (groups, config["num_attention_heads"] // groups, config["head_dim"]) in heads
+    kv_heads = config["num_key_value_heads"]
+    assert (kv_heads, config["num_attention_heads"] // kv_heads, config["head_dim"]) in heads
     assert len({shape for shape, _ in DEFAULTS}) == len(DEFAULTS)
     assert len(TARGETS) == 7

@@ -1,4 +1,4 @@
-"""The kernels behind the torch operators."""
+"""The kernels as PyTorch operators."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_operators_give_the_same_by_kernels_and_by_pytorch(mixer: str, length: i
         assert relative_l2(found, expected) < 1e-5
 
 
-def test_registering_changes_cuda_alone_and_once() -> None:
+def test_registering_twice_only_changes_cuda() -> None:
     assert register_cuda_kernels()
     assert register_cuda_kernels()
     case = Case("gla", head_dim=32)

@@ -77,7 +77,7 @@ def test_a_row_without_a_token_keeps_its_state(mixer: str, in_place: bool) -> No
         assert not torch.equal(found[0], held[0])
 
 
-def test_oldest_first_restores_the_contracts_order() -> None:
+def test_oldest_first_restores_the_operators_order() -> None:
     ring = torch.tensor([[4.0, 5.0, 2.0, 3.0], [0.0, 1.0, 0.0, 0.0]])[:, None, :, None]
     ordered = launch.oldest_first(ring, torch.tensor([6, 2]))
     assert ordered.flatten(1).tolist() == [[2.0, 3.0, 4.0, 5.0], [0.0, 1.0, 0.0, 0.0]]

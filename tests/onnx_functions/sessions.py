@@ -9,7 +9,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from liger_export.onnx_functions.schemas import DOMAIN, OPSET, stock_function
+from liger_export.onnx_functions.schemas import DOMAIN, OPSET
+from liger_export.onnx_functions.stock import stock_function
 from tests.ops.cases import Case, Sequences
 
 Arrays = dict[str, np.ndarray]

@@ -26,8 +26,8 @@ def sizes_of(case: Case, length: int) -> Sizes:
         case.head_dim,
         case.window_size,
         TensorProto.FLOAT,
-        slots=case.num_slots,
-        map_dim=case.feature_dim,
+        num_slots=case.num_slots,
+        feature_dim=case.feature_dim,
         gate_normalizer=case.gate_normalizer,
         recurrent_weight=case.recurrent_weight,
     )

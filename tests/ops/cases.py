@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from liger_export.ops import NAIVE_ATTENTIONS, SIGNATURES, AttentionSignature, initial_parameters
-from liger_export.state import RECURRENT_STATES
+from liger_export.config import LAYER_MIXERS
+from liger_export.ops import NAIVE_ATTENTIONS, SIGNATURES, AttentionSignature
 from tests.tiny import relative_l2
 
 every_mixer = pytest.mark.parametrize("mixer", sorted(SIGNATURES))
@@ -38,19 +38,22 @@ class Case:
         return self.num_key_value_heads * self.num_queries_per_kv
 
     @property
+    def num_features(self) -> int:
+        return 2 * self.feature_dim
+
+    @property
     def options(self) -> list[float]:
         return [getattr(self, name) for name in self.signature.options]
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         window = (self.num_key_value_heads, self.window_size, self.head_dim)
-        recurrent = {name: shape(self) for name, shape in RECURRENT_STATES[self.mixer].items()}
+        recurrent = LAYER_MIXERS[self.mixer].state_shapes(self)
         return {name: recurrent.get(name, window) for name in self.signature.states}
 
     @property
     def learned_shapes(self) -> dict[str, tuple[int, ...]]:
-        every = initial_parameters(self) if self.signature.parameters else {}
-        return {name: tuple(every[name].shape) for name in self.signature.parameters}
+        return LAYER_MIXERS[self.mixer].parameter_shapes(self)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-from liger_export.config import MIXERS, SOFTMAX
+from liger_export.config import LAYER_MIXERS, MIXERS, SOFTMAX
+from liger_export.onnx_functions.portable import PORTABLE_BODIES
 from liger_export.onnx_functions.schemas import SCHEMAS
-from liger_export.ops import ATTENTIONS, NAIVE_ATTENTIONS, SIGNATURES
-from liger_export.state import RECURRENT_STATES
+from liger_export.onnx_functions.stock import STOCK_BODIES
+from liger_export.ops import ATTENTIONS, NAIVE_ATTENTIONS, SIGNATURES, initial_parameters
+from tests.ops.cases import Case
 
 
-def test_every_mixer_has_states_an_operator_a_reference_and_a_body() -> None:
+def test_every_mixer_has_an_operator_a_reference_and_a_body_per_lowering() -> None:
     every = {*MIXERS, SOFTMAX}
-    assert set(RECURRENT_STATES) == set(SIGNATURES) == set(ATTENTIONS) == set(NAIVE_ATTENTIONS) == every
+    assert set(LAYER_MIXERS) == set(SIGNATURES) == set(ATTENTIONS) == set(NAIVE_ATTENTIONS) == every
+    assert set(STOCK_BODIES) == set(PORTABLE_BODIES) == every
     assert {signature.onnx_name for signature in SIGNATURES.values()} < set(SCHEMAS)
 
 
@@ -23,3 +26,10 @@ def test_states_stand_in_the_order_of_the_state_table_on_both_sides() -> None:
         "output",
         *(f"next_{name}" for name in lolcats.states),
     ]
+
+
+def test_learned_tensors_start_in_the_shapes_that_the_mixers_row_states() -> None:
+    for name, row in MIXERS.items():
+        case = Case(name)
+        initial = initial_parameters(case)
+        assert {each: tuple(tensor.shape) for each, tensor in initial.items()} == row.parameter_shapes(case)

@@ -15,14 +15,14 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_untouched_package_passes(package: Path) -> None:
+def test_an_unchanged_package_passes(package: Path) -> None:
     manifest = read_manifest(package)
     manifest.check_files(package)
     assert manifest.state[0].past_name == "past_key_values.0.recurrent_state"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
-def test_changed_cut_and_missing_files_are_named(package_copy: Path, name: str) -> None:
+def test_changed_truncated_and_missing_files_are_named(package_copy: Path, name: str) -> None:
     manifest = read_manifest(package_copy)
     file = package_copy / name
     flip_last_byte(file)
@@ -30,20 +30,20 @@ def test_changed_cut_and_missing_files_are_named(package_copy: Path, name: str) 
         manifest.check_files(package_copy)
     manifest.check_files(package_copy, hashes=False)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(PackageError, match=f"{name} has .* was cut"):
+    with pytest.raises(PackageError, match=f"{name} has .* was truncated"):
         manifest.check_files(package_copy, hashes=False)
     file.unlink()
     with pytest.raises(PackageError, match=f"{name} is missing"):
         manifest.check_files(package_copy, hashes=False)
 
 
-def test_newer_format_asks_for_an_upgrade(package_copy: Path) -> None:
+def test_a_newer_format_asks_for_an_upgrade(package_copy: Path) -> None:
     edit_json(package_copy / "manifest.json", format_version=FORMAT_VERSION + 1)
     with pytest.raises(PackageError, match="Upgrade"):
         read_manifest(package_copy)
 
 
-def test_older_format_asks_for_another_conversion(package_copy: Path) -> None:
+def test_an_older_format_asks_for_another_conversion(package_copy: Path) -> None:
     edit_json(package_copy / "manifest.json", format_version=OLDEST_FORMAT - 1)
     with pytest.raises(
         PackageError, match=rf"reads {OLDEST_FORMAT} to {FORMAT_VERSION}\. Convert the checkpoint again"
@@ -51,7 +51,7 @@ def test_older_format_asks_for_another_conversion(package_copy: Path) -> None:
         read_manifest(package_copy)
 
 
-def test_format_3_is_read_and_written_again_as_the_format_of_today(package_copy: Path) -> None:
+def test_format_3_is_read_and_is_written_in_the_current_format(package_copy: Path) -> None:
     expected, path = read_manifest(package_copy), package_copy / "manifest.json"
     precision = json.loads(path.read_text())["precision"]
     del precision["activation_precision"]
@@ -73,14 +73,14 @@ def test_format_3_is_read_and_written_again_as_the_format_of_today(package_copy:
         {"source": None},
     ],
 )
-def test_damaged_manifest_is_refused(package_copy: Path, changes: dict[str, object]) -> None:
+def test_a_damaged_manifest_is_rejected(package_copy: Path, changes: dict[str, object]) -> None:
     edit_json(package_copy / "manifest.json", **changes)
     with pytest.raises(PackageError):
         read_manifest(package_copy)
 
 
-def test_directory_without_manifest_is_no_package(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match="no package"):
+def test_a_directory_without_a_manifest_is_not_a_package(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="is not a package"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(PackageError, match="damaged"):

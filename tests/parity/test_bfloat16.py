@@ -111,5 +111,5 @@ def test_a_damaged_package_or_a_graph_for_a_gpu_is_refused(
         validate(bf16_package, liger_checkpoint, device="cuda")
     damaged = Path(shutil.copytree(bf16_package, tmp_path / "package"))
     (damaged / "tokenizer.json").write_text("{}")
-    with pytest.raises(PackageError, match="was cut"):
+    with pytest.raises(PackageError, match="was truncated"):
         validate(damaged, liger_checkpoint)

@@ -1,10 +1,10 @@
-// Loads a bundle and starts its step kernels, its gated SiLU and its candidates for 3 sequences: launches BUNDLE
+// Loads a bundle and launches its step kernels, gated SiLU and top logits for 3 sequences: launches BUNDLE
 #include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <string>
 
-#include "candidates.h"
+#include "top_logits.h"
 
 int main(int, char** arguments) {
   std::ifstream file(arguments[1], std::ios::binary);
@@ -24,8 +24,8 @@ int main(int, char** arguments) {
     if (kernels->has("many_step_kernel")) kernels->launch("many_step_kernel", values, 3, 1, (void*)5);
     if (kernels->has("missing_kernel")) std::printf("has a missing kernel\n");
     kernels->launch("gated_silu_kernel", values, 3, 5000, (void*)5);
-    const liger::CandidatesForm::Call call{(const float*)0x100, (const float*)0x200, (float*)0x300, 3, 1, 300000};
-    liger::launch_candidates(*kernels, call, {(void*)0x400, (void*)0x500}, {(void*)0x600, (void*)0x700}, (void*)5);
+    const liger::TopLogitsSignature::Call call{(const float*)0x100, (const float*)0x200, (float*)0x300, 3, 1, 300000};
+    liger::launch_top_logits(*kernels, call, {(void*)0x400, (void*)0x500}, {(void*)0x600, (void*)0x700}, (void*)5);
     liger::copy_on_device((void*)16, (const void*)32, 64, (void*)5);
     kernels->launch("missing_kernel", values, 3, 1, (void*)5);
   } catch (const std::exception& error) {

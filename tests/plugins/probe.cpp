@@ -1,4 +1,4 @@
-// An operator that calls every entry of ort_api.h and gives what they said as numbers.
+// An operator that calls every entry of ort_api.h and returns their results as numbers.
 #include <algorithm>
 #include <atomic>
 #include <cstring>

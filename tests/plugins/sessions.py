@@ -1,4 +1,4 @@
-"""``liger::Attention`` in ONNX Runtime, on the project's own library, and calls of it."""
+"""Sessions of ``liger::Attention`` in ONNX Runtime with the project's operator library, and calls of them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -33,10 +33,10 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
 
 
 def model_of(case: Case, dtype: str = "float32", *, packed: bool = True, **changes: object) -> bytes:
-    """A graph of the operator alone. ``changes`` replace its attributes."""
-    width, half, groups, heads = case.head_dim, case.head_dim // 2, case.num_key_value_heads, case.num_attention_heads
-    whole = ["B", "T", (heads + 2 * groups) * width]
-    apart = {"query": ["B", "T", heads * width]} | {name: ["B", "T", groups * width] for name in ("key", "value")}
+    """Return a graph of this one operator. ``changes`` replace its attributes."""
+    width, half, kv_heads, heads = case.head_dim, case.head_dim // 2, case.num_key_value_heads, case.num_attention_heads
+    whole = ["B", "T", (heads + 2 * kv_heads) * width]
+    apart = {"query": ["B", "T", heads * width]} | {name: ["B", "T", kv_heads * width] for name in ("key", "value")}
     shapes: dict[str, list[str | int]] = {"query": whole} if packed else apart
     shapes |= {"cos": ["B", "T", half], "sin": ["B", "T", half], "position_ids": ["B", "T"]}
     shapes |= {name: ["B", *shape] for name, shape in case.state_shapes.items()}
@@ -63,7 +63,7 @@ def model_of(case: Case, dtype: str = "float32", *, packed: bool = True, **chang
 
 
 def feed_of(inputs: Sequences, positions: np.ndarray, dtype: str = "float32", *, packed: bool = True) -> Arrays:
-    """All but the states, q, k and v in one row if ``packed``."""
+    """Return all inputs except the states, with q, k and v in one row if ``packed``."""
     feed = shared_feed(inputs, positions)
     feed |= {name: feed[name].astype(dtype) for name in ("query", "key", "value")}
     if packed:
@@ -72,7 +72,7 @@ def feed_of(inputs: Sequences, positions: np.ndarray, dtype: str = "float32", *,
 
 
 def poisoned(states: Arrays, seen: int) -> Arrays:
-    """States whose unused window rows hold NaN."""
+    """Return states whose unused window rows hold NaN."""
     result = {name: array.copy() for name, array in states.items()}
     for name in ("window_key", "window_value"):
         result[name][:, :, seen:] = np.nan
@@ -82,7 +82,7 @@ def poisoned(states: Arrays, seen: int) -> Arrays:
 def run(
     case: Case, inputs: Sequences, cuts: Sequence[int] = (), dtype: str = "float32", *, packed: bool = True
 ) -> Arrays:
-    """The sequences in several calls, unused rows of the window poisoned before each."""
+    """Run sequences in several calls, with unused rows of the window poisoned before each."""
     states = zero_states(case, len(inputs.query))
     states |= {name: states[name].astype(dtype) for name in ("window_key", "window_value")}
     model, outputs = session(model_of(case, dtype, packed=packed)), []

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, ValueInfoProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
-from liger_export.kernels.shapes import MIXERS
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET
 from tests.onnx_functions.sessions import zero_states
 from tests.ops.cases import Case, assert_equal, reference, sequences
 from tests.plugins.sessions import ONNX_TYPES, feed_of, model_of, needs_library, run, session
 
 pytestmark = needs_library
-every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+every_mixer = pytest.mark.parametrize("mixer", KERNEL_MIXERS)
 
 BOUND = 1e-5
 HALF_BOUND = 5e-3
@@ -33,8 +33,8 @@ def test_whole_sequence_equals_reference(mixer: str, length: int) -> None:
 @given(
     data=st.data(),
     length=st.integers(2, 70),
-    groups=st.integers(1, 3),
-    repeats=st.integers(1, 9),
+    kv_heads=st.integers(1, 3),
+    queries=st.integers(1, 9),
     head_dim=st.sampled_from([8, 16, 24, 40, 64]),
     window=st.integers(1, 20),
     weight=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
@@ -42,10 +42,10 @@ def test_whole_sequence_equals_reference(mixer: str, length: int) -> None:
 )
 @every_mixer
 def test_any_split_equals_reference_with_nan_in_unused_rows(
-    mixer: str, data: st.DataObject, length: int, groups: int, repeats: int, head_dim: int, window: int, weight: float,
-    packed: bool,
+    mixer: str, data: st.DataObject, length: int, kv_heads: int, queries: int, head_dim: int, window: int,
+    weight: float, packed: bool,
 ) -> None:  # fmt: skip
-    case = Case(mixer, groups, repeats, head_dim, window, recurrent_weight=weight)
+    case = Case(mixer, kv_heads, queries, head_dim, window, recurrent_weight=weight)
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=6)))
     inputs = sequences(case, length)
     assert_equal(run(case, inputs, cuts, packed=packed), reference(case, inputs), BOUND)
@@ -131,7 +131,7 @@ def test_wrong_attributes_and_shapes_are_refused_with_what_is_wanted() -> None:
 
 
 def run_node(name: str, values: list[ValueInfoProto], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Run an operator of one input and one output, ``values``."""
+    """Run an operator with one input and one output, described by ``values``."""
     node = helper.make_node(name, [values[0].name], [values[1].name], domain=DOMAIN)
     graph = helper.make_graph([node], name, values[:1], values[1:])
     imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
@@ -153,7 +153,7 @@ def test_gated_silu_equals_its_definition(dtype: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 8, 13, 1000])
-def test_most_likely_is_the_first_largest(size: int) -> None:
+def test_most_likely_is_the_first_argmax(size: int) -> None:
     random = np.random.default_rng(size)
     logits = random.integers(-9, 9, (2, 3, size)).astype(np.float32)
     logits[0, 0] = -np.inf

@@ -1,4 +1,4 @@
-"""Launches of compiled kernels through the CUDA driver's interface, against a driver that prints them."""
+"""Launches of compiled kernels through the CUDA driver's interface, with a fake driver that prints them."""
 
 import os
 import re
@@ -14,38 +14,37 @@ from liger_export.errors import KernelError
 from liger_export.kernels import plans
 from liger_export.kernels.build import load_build
 from liger_export.kernels.bundle import pack
-from liger_export.kernels.shapes import AttentionShape
-from tests.kernels.test_build import build
+from tests.kernels.compiled import BUILT_SHAPE, HAS_TRITON_3_9, NEEDS_TRITON_3_9, build
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
+pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "plugins" / "ort"
-SHAPE = AttentionShape("gla", groups=2, repeats=2, head_dim=64, window=64, activation="float16")
+FAKE_DRIVER = HERE.parent / "fakes" / "cuda_driver.cpp"
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return build(SHAPE, tmp_path_factory.mktemp("cache"), "sm_80", "sm_86", "sm_90")
+    return build(tmp_path_factory.mktemp("cache"), ("sm_80", "sm_86", "sm_90"))
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "launches"
-    sources = map(str, (HERE / "launches.cpp", SOURCES / "cuda_kernels.cpp", SOURCES / "cuda_candidates.cpp"))
+    sources = map(str, (HERE / "launches.cpp", SOURCES / "cuda_kernels.cpp", SOURCES / "cuda_top_logits.cpp"))
     subprocess.run(["g++", "-std=c++17", f"-I{SOURCES}", *sources, "-o", str(path), "-ldl"], check=True)
     return path
 
 
 def launches(program: Path, bundle: bytes, capability: int) -> list[str]:
-    """What the program asks of a driver for a GPU of a capability, and what it prints itself."""
+    """Run the program with a fake driver for a compute capability. Returns what both print."""
     folder = program.parent / f"driver-{capability}"
     if not folder.exists():
         folder.mkdir()
         flags = [f"-DCAPABILITY={capability}", "-shared", "-fPIC"]
         library = str(folder / "libcuda.so.1")
-        subprocess.run(["g++", "-std=c++17", *flags, str(HERE / "cuda_driver.cpp"), "-o", library], check=True)
+        subprocess.run(["g++", "-std=c++17", *flags, str(FAKE_DRIVER), "-o", library], check=True)
     (program.parent / "bundle").write_bytes(bundle)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     command = [str(program), str(program.parent / "bundle")]
@@ -71,23 +70,28 @@ def test_a_step_is_launched_as_its_metadata_says(program: Path, folders: list[Pa
     assert by_name["query_stride"] & 0xFFFFFFFF == 7
     assert struct.unpack("f", struct.pack("I", by_name["gate_normalizer"] & 0xFFFFFFFF)) == (16.0,)
     assert by_name["global_scratch"] == by_name["profile_scratch"] == 0
-    many = next(line for line in printed if line.startswith("launch many_step_kernel")).split()
-    assert (many[2], many[3]) == ("2,3,1", "64")  # a head to a program, a warp for 32 of its columns
-    assert many[7 + 13 : 7 + 15] == ["10000", "11000"]  # vectors, rotated queries
     assert not any("missing kernel" in line for line in printed)
     assert next(line for line in printed if "gated_silu" in line).split(":")[0].split()[2::4] == ["5,3,1", "0"]
     assert "copy 16 32 64 5" in printed
     assert "no kernel missing_kernel" in printed[-1]
 
 
+@pytest.mark.skipif(not HAS_TRITON_3_9, reason=NEEDS_TRITON_3_9)
+def test_a_batched_step_is_launched_as_its_metadata_says(program: Path, folders: list[Path]) -> None:
+    printed = launches(program, pack([load_build(folder) for folder in folders]), 90)
+    step = next(line for line in printed if line.startswith("launch many_step_kernel")).split()
+    assert (step[2], step[3]) == ("2,3,1", "64")  # one head per program, one warp per 32 of its columns
+    assert step[7 + 13 : 7 + 15] == ["10000", "11000"]  # vectors, rotated queries
+
+
 def test_sizes_that_the_operators_repeat_are_those_of_the_plans() -> None:
-    source = (SOURCES / "cuda_operators.cpp").read_text()
-    for name in ("BLOCK", "CHUNK", "PART", "MANY_COLUMNS"):
+    source = "".join((SOURCES / name).read_text() for name in ("cuda_operators.cpp", "top_logits.h"))
+    for name in ("BLOCK", "CHUNK", "PART", "BATCHED_COLUMNS", "TOP_LOGITS"):
         (found,) = re.findall(rf"\b{name} = (\d+)", source)
         assert int(found) == getattr(plans, name), name
 
 
-def test_candidates_are_listed_merged_and_put_in_order(program: Path, folders: list[Path]) -> None:
+def test_top_logits_are_listed_merged_and_sorted(program: Path, folders: list[Path]) -> None:
     printed = launches(program, pack([load_build(folders[-1])]), 90)
     names = ("list_kernel", "merge_kernel", "order_kernel")
     started = [line.split() for line in printed if any(f"launch {name}" in line for name in names)]
@@ -113,22 +117,22 @@ def test_a_gpu_gets_its_own_code_or_the_newest_older_of_its_generation(
     alone = launches(program, pack([builds[target]]), capability)
     assert launches(program, pack(builds), capability) == alone
     started = next(line for line in alone if line.startswith("launch step_kernel"))
-    assert started.split(":")[0].endswith(" 1" if capability >= 90 else " 0")  # begins early, where the GPU can
+    assert started.split(":")[0].endswith(" 1" if capability >= 90 else " 0")  # dependent launch, where the GPU has it
 
 
 def test_other_gpus_and_damaged_bundles_are_refused(program: Path, folders: list[Path]) -> None:
     bundle = pack([load_build(folder) for folder in folders])
     (refusal,) = launches(program, bundle, 75)
     assert "kernels for sm_80, sm_86, sm_90 and this GPU is sm_75; convert it with --targets sm_75" in refusal
-    assert "were cut" in launches(program, bundle[:-100], 90)[-1]
-    assert "another version" in launches(program, b"liger-kernels 9" + bundle[15:], 90)[-1]
+    assert "truncated" in launches(program, bundle[:-100], 90)[-1]
+    assert "another format version" in launches(program, b"liger-kernels 9" + bundle[15:], 90)[-1]
     assert "damaged" in launches(program, bundle[:60], 90)[-1]
 
 
 def test_a_bundle_holds_one_shape(folders: list[Path]) -> None:
     first = load_build(folders[0])
     with pytest.raises(KernelError, match="one shape, not of 2"):
-        pack([first, replace(first, shape=replace(SHAPE, groups=4))])
+        pack([first, replace(first, shape=replace(BUILT_SHAPE, num_key_value_heads=4))])
 
 
 def test_code_that_kernels_share_is_packed_once(folders: list[Path], program: Path) -> None:

@@ -15,7 +15,7 @@ def random_rows(count: int, columns: int, seed: int = 0) -> npt.NDArray[np.float
 
 
 def naive_dequantize(blocks: Blocks, scheme: Scheme, columns: int) -> npt.NDArray[np.float64]:
-    """One weight at a time, from the layout that ONNX Runtime documents."""
+    """Dequantize weight by weight from the layout in ONNX Runtime's documentation."""
 
     def integer(row: npt.NDArray[np.uint8], index: int) -> int:
         if scheme.bits == 8:
@@ -43,7 +43,7 @@ def test_unpack_inverts_pack(bits: int, count: int, columns: int, seed: int) -> 
     [(scheme, name) for scheme in SCHEMES for name in ENCODERS if name == "rtn" or not scheme.symmetric],
     ids=str,
 )
-def test_dequantize_equals_the_naive_form_and_is_near_the_weights(scheme: Scheme, method: str) -> None:
+def test_dequantize_equals_the_naive_version_and_approximates_the_weights(scheme: Scheme, method: str) -> None:
     rows = random_rows(3, 384)
     blocks = encode(rows, scheme, method)
     values = dequantize(blocks, scheme)
@@ -56,7 +56,7 @@ def test_dequantize_equals_the_naive_form_and_is_near_the_weights(scheme: Scheme
 
 
 @pytest.mark.parametrize("method", ENCODERS)
-def test_blocks_of_zeros_stay_zeros(method: str) -> None:
+def test_zero_blocks_stay_zero(method: str) -> None:
     rows = random_rows(2, 64)
     rows[:, :32] = 0
     values = dequantize(encode(rows, Scheme(4, 32, False), method), Scheme(4, 32, False))
@@ -64,7 +64,7 @@ def test_blocks_of_zeros_stay_zeros(method: str) -> None:
     assert np.all(np.isfinite(values))
 
 
-def test_k_quant_is_nearer_than_rounding_where_weights_have_outliers() -> None:
+def test_k_quant_is_more_accurate_than_rtn_for_weights_with_outliers() -> None:
     rows, scheme = random_rows(16, 512) ** 3, Scheme(4, 128, False)
     errors = [
         float(np.square(dequantize(encode(rows, scheme, name), scheme) - rows).sum()) for name in ("rtn", "k-quant")

@@ -1,4 +1,4 @@
-"""GPTQ of one matrix against the paper's own form, and whole packages made with it."""
+"""GPTQ of one matrix against the equations of the paper, and packages quantized with GPTQ."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,8 @@ from liger_export.cli import app
 from liger_export.convert import convert
 from liger_export.errors import DataError, QuantizationError
 from liger_export.linearize import LinearizeSettings
-from liger_export.precision import Calibration, Precision, Scheme, gptq
+from liger_export.precision import Calibration, Precision, Scheme
+from liger_export.quantize import gptq
 from liger_export.quantize.blocks import Blocks, dequantize, encode, unpack
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.gptq import DAMPING, Inputs, quantize_matrix
@@ -30,7 +31,7 @@ WORDS = ("def ", "return ", "self.", "value", "(x)", "[0]", " = ", "+ 1", "\n   
 
 
 def correlated(samples: int, columns: int, seed: int) -> torch.Tensor:
-    """Inputs [samples, columns], some of them far larger than others and none independent."""
+    """Correlated inputs [samples, columns] of very different magnitudes."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(columns, columns, generator=generator) * torch.rand(columns, generator=generator) ** 2
     return torch.randn(samples, columns, generator=generator) @ mixing
@@ -39,7 +40,7 @@ def correlated(samples: int, columns: int, seed: int) -> torch.Tensor:
 def naive(
     weight: npt.NDArray[np.float64], moments: npt.NDArray[np.float64], blocks: Blocks, scheme: Scheme
 ) -> npt.NDArray[np.float64]:
-    """Equations 2 and 3 of the paper, from the last column, on the grid of ``blocks``, with the inverse written out."""
+    """Equations 2 and 3 of the paper on the grid of ``blocks``, from the last column, with an explicit inverse."""
     columns = weight.shape[1]
     damped = moments + DAMPING * moments.diagonal().mean() * np.eye(columns)
     zeros = np.full(blocks.scales.shape, scheme.fixed_zero_point, np.float64)
@@ -47,7 +48,7 @@ def naive(
         zeros = unpack(blocks.zero_points, scheme.bits)[:, : zeros.shape[1]].astype(np.float64)
     weight = weight.copy()
     for column in reversed(range(columns)):
-        inverse = np.linalg.inv(damped[: column + 1, : column + 1])  # of the columns that are still free
+        inverse = np.linalg.inv(damped[: column + 1, : column + 1])  # of the columns not yet rounded
         scale, zero = blocks.scales[:, column // scheme.block_size], zeros[:, column // scheme.block_size]
         integers = np.clip(np.round(weight[:, column] / scale + zero), 0, 2**scheme.bits - 1)
         rounded = scale * (integers - zero)
@@ -58,19 +59,19 @@ def naive(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-@pytest.mark.parametrize("samples", [40, 400])  # fewer than columns: singular but for the damping
-def test_columns_are_those_of_the_paper(scheme: Scheme, samples: int) -> None:
+@pytest.mark.parametrize("samples", [40, 400])  # with 40 samples, only damping makes H regular
+def test_columns_equal_the_equations_of_the_paper(scheme: Scheme, samples: int) -> None:
     weight = torch.randn(12, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inputs = correlated(samples, 96, seed=1).double()
     moments = inputs.T @ inputs
     blocks = quantize_matrix(weight, Inputs.of(moments.clone()), scheme)
-    # float32 scales: a value that lies between two integers may go either way, and changes the columns after it
+    # Scales are float32: a value halfway between two integers may round either way and then changes later columns.
     expected = naive(weight.numpy(), moments.numpy(), blocks, scheme)
     np.testing.assert_allclose(dequantize(blocks, scheme), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_the_whole_range_is_onnx_runtimes_grid(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_of_the_full_range_equals_onnx_runtimes(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "CLIPS", (1.0,))
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
     weight[0, :32], weight[1, :32], weight[2, :32] = 0, 1, -weight[2, :32].abs()
@@ -80,12 +81,12 @@ def test_the_whole_range_is_onnx_runtimes_grid(scheme: Scheme, monkeypatch: pyte
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(SCHEMES), st.integers(0, 2**32 - 1))
-def test_independent_inputs_leave_rounding_to_nearest(scheme: Scheme, seed: int) -> None:
+def test_independent_inputs_give_rounding_to_nearest(scheme: Scheme, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight, squares = torch.randn(5, 64, generator=generator), torch.rand(64, generator=generator)
     blocks = quantize_matrix(weight, Inputs.of(torch.diag(squares)), scheme)
     rounded = torch.from_numpy(dequantize(blocks, scheme))
-    # within half a step of the weight, or at an end of the range
+    # Every value is within half a step of the weight or at an end of the range.
     integers = torch.from_numpy(unpack(blocks.packed, scheme.bits))
     is_end = (integers == 0) | (integers == 2**scheme.bits - 1)
     step = torch.from_numpy(blocks.scales).abs().repeat_interleave(scheme.block_size, dim=1)
@@ -94,7 +95,7 @@ def test_independent_inputs_leave_rounding_to_nearest(scheme: Scheme, seed: int)
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(SCHEMES), st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_products_are_nearer_than_with_rounding_to_nearest(scheme: Scheme, blocks: int, seed: int) -> None:
+def test_products_are_more_accurate_than_with_rounding_to_nearest(scheme: Scheme, blocks: int, seed: int) -> None:
     inputs = correlated(500, 32 * blocks, seed)
     weight = torch.randn(24, 32 * blocks, generator=torch.Generator().manual_seed(seed))
     chosen = quantize_matrix(weight, Inputs.of(inputs.T @ inputs), scheme)
@@ -106,7 +107,7 @@ def test_products_are_nearer_than_with_rounding_to_nearest(scheme: Scheme, block
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_inputs_that_are_zero_and_rows_that_are_zero(scheme: Scheme) -> None:
+def test_zero_inputs_and_zero_rows(scheme: Scheme) -> None:
     weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
     weight[1] = 0
     for inputs in (torch.zeros(10, 64), torch.cat([torch.randn(10, 32), torch.zeros(10, 32)], 1)):
@@ -115,7 +116,7 @@ def test_inputs_that_are_zero_and_rows_that_are_zero(scheme: Scheme) -> None:
         assert not rounded[1].any()
 
 
-def test_rows_do_not_depend_on_each_other() -> None:
+def test_rows_are_independent() -> None:
     inputs, weight = correlated(100, 64, 4), torch.randn(6, 64, generator=torch.Generator().manual_seed(4))
     prepared = Inputs.of(inputs.T @ inputs)
     whole, part = (quantize_matrix(rows, prepared, SCHEMES[0]) for rows in (weight, weight[2:5]))
@@ -123,7 +124,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 
 def write_text(path: Path, tokens: int, seed: int = 0) -> Path:
-    """About as many tokens of something like code; the tests' tokenizer has one token a byte."""
+    """Write about ``tokens`` tokens of text like code. The tests' tokenizer has one token per byte."""
     chosen = np.random.default_rng(seed).choice(WORDS, tokens // 4)
     path.write_text("".join(chosen)[:tokens])
     return path
@@ -131,7 +132,7 @@ def write_text(path: Path, tokens: int, seed: int = 0) -> Path:
 
 @torch.no_grad()
 def mean_kl(package: Path, checkpoint: Path, text: Path) -> float:
-    """KL divergence of a package's predictions from the checkpoint's, over a text."""
+    """Mean KL divergence between the predictions of a checkpoint and a package on a text."""
     ids = read_tokenizer(package).encode(text.read_text()).ids
     expected = load_model(checkpoint)(torch.tensor([ids])).logits[0].log_softmax(-1)
     measured = torch.from_numpy(load(package).all_logits(ids)).log_softmax(-1)
@@ -139,7 +140,7 @@ def mean_kl(package: Path, checkpoint: Path, text: Path) -> float:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_package_is_nearer_to_the_model_than_rounding_to_nearest(tmp_path: Path, tied: bool) -> None:
+def test_a_gptq_package_is_closer_to_the_model_than_rounding_to_nearest(tmp_path: Path, tied: bool) -> None:
     checkpoint = write_liger(tmp_path / "liger", tie_word_embeddings=tied, initializer_range=0.15, **SIZES)
     other, text = write_text(tmp_path / "other.txt", 500, seed=1), write_text(tmp_path / "text.txt", 4000)
     convert(checkpoint, tmp_path / "rtn", precision=Precision(weights="int4"))
@@ -152,8 +153,8 @@ def test_package_is_nearer_to_the_model_than_rounding_to_nearest(tmp_path: Path,
 
 @pytest.mark.parametrize("mixer", ["gla", "hgrn2", "gsa", "lolcats"])
 @pytest.mark.parametrize("backbone", ["llama", "qwen2", "qwen3"])
-def test_the_walk_reads_what_the_model_reads(tmp_path: Path, mixer: str, backbone: str) -> None:
-    """With nothing to round but the head, its inputs are those of the model itself."""
+def test_calibration_activations_equal_the_models(tmp_path: Path, mixer: str, backbone: str) -> None:
+    """If only the head is rounded, its inputs equal those in the model."""
     settings = LinearizeSettings(mixer=mixer, keep_softmax_every=2, softmax_window=16)
     checkpoint = write_liger(tmp_path / "liger", backbone=backbone, settings=settings, **SIZES)
     opened, tokens = open_liger(checkpoint), torch.randint(1, 260, (4, 40), generator=torch.Generator().manual_seed(0))
@@ -167,7 +168,7 @@ def test_the_walk_reads_what_the_model_reads(tmp_path: Path, mixer: str, backbon
     assert relative_l2(measured.lower, expected.lower) < 1e-3
 
 
-def test_layers_are_asked_for_once_and_overrides_are_left_alone(tmp_path: Path) -> None:
+def test_rows_are_returned_once_and_overridden_matrices_are_not_rounded(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
     opened, name = open_liger(checkpoint), "model.layers.{}.self_attn.k_proj.weight"
     tokens = torch.randint(1, 260, (4, 40), generator=torch.Generator().manual_seed(0))
@@ -185,12 +186,12 @@ def test_layers_are_asked_for_once_and_overrides_are_left_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("method", "tokens", "message"),
     [
-        ("gptq", None, "no calibration text"),
-        ("rtn", 4000, "rtn reads no calibration text"),
+        ("gptq", None, "gptq needs a calibration text"),
+        ("rtn", 4000, "rtn does not use a calibration text"),
         ("gptq", 2046, "calibration text has 2,047 tokens; at least 2,048 are needed"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused_and_nothing_is_left(
+def test_invalid_calibration_is_rejected_and_leaves_no_files(
     tmp_path: Path, method: str, tokens: int | None, message: str
 ) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
@@ -206,20 +207,20 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_is_left(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_calibration_text_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_calibration_text_is_rejected(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
     with pytest.raises(DataError, match="holds no files"):
         convert(checkpoint, tmp_path / "package", precision=INT4, calibration=Calibration(tmp_path / "text.txt"))
     assert not (tmp_path / "package").exists()
 
 
-def test_only_the_first_tokens_are_read(tmp_path: Path, package: Path) -> None:
+def test_max_tokens_limits_the_calibration_text(tmp_path: Path, package: Path) -> None:
     text = write_text(tmp_path / "text.txt", 5000)
     tokens = read_calibration(Calibration(text, max_tokens=2600), read_tokenizer(package))
     assert tokens.shape == (5, 512)
 
 
-def test_the_command_takes_a_calibration_text(tmp_path: Path) -> None:
+def test_the_convert_command_accepts_a_calibration_text(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
     text, output = write_text(tmp_path / "text.txt", 4000), tmp_path / "package"
     options = ["--precision", "int4", "--method", "gptq", "--calibration", str(text), "--calibration-tokens", "2100"]

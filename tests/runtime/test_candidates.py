@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from liger_export.errors import InputError
 from liger_export.runtime.candidates import Candidates
 from liger_export.runtime.sampling import Sampler, Sampling
-from tests.candidates import Logits, naive_candidates, tied_logits
+from tests.top_logits import Logits, naive_top_logits, tied_logits
 
 VOCAB, HELD = 60, 8  # as 128k and 256 are to each other, but small enough to meet every case
 
@@ -40,7 +40,7 @@ def rows_of(logits: Logits, sampler: Sampler, error: float) -> Candidates | None
     temperature = sampler.candidates_temperature
     if temperature == 0:
         return None
-    row = naive_candidates(logits, HELD, temperature)
+    row = naive_top_logits(logits, HELD, temperature)
     row[0] *= 1 + error
     return Candidates.read(row, VOCAB, temperature)
 

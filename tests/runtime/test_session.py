@@ -265,7 +265,7 @@ def test_damaged_package_does_not_open(package_copy: Path) -> None:
     with pytest.raises(PackageError, match="has changed"):
         load(package_copy, verify=True)
     data.write_bytes(content[:-1])
-    with pytest.raises(PackageError, match="was cut"):
+    with pytest.raises(PackageError, match="was truncated"):
         load(package_copy)
 
 

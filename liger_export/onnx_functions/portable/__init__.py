@@ -1,19 +1,22 @@
-"""Bodies of the ``liger`` operators in ai.onnx operators alone, for engines that have no others.
+"""Function bodies in ai.onnx operators only, for engines that have no others; a module per mixer.
 
-Every size is fixed in the text, the number of tokens too: one token, or a whole number of sub-chunks, of which the last
-tokens may be padding (position -1). Batches are of one sequence.
+Every size is fixed in the text, including the number of tokens: one token, or a multiple of ``CHUNK`` of which the last
+tokens may be padding (position -1). The batch is one sequence.
 """
 
 from collections.abc import Callable
 
 from onnx import FunctionProto, parser
 
+from liger_export.onnx_functions.portable.gla import gla
+from liger_export.onnx_functions.portable.gsa import gsa
+from liger_export.onnx_functions.portable.hgrn2 import hgrn2
 from liger_export.onnx_functions.portable.lolcats import lolcats
-from liger_export.onnx_functions.portable.mixers import gla, gsa, hgrn2, softmax
-from liger_export.onnx_functions.portable.text import SUB_CHUNK, Sizes
+from liger_export.onnx_functions.portable.sizes import CHUNK, Sizes
+from liger_export.onnx_functions.portable.softmax import softmax
 from liger_export.ops.signatures import SIGNATURES
 
-__all__ = ["PORTABLE_BODIES", "SUB_CHUNK", "Sizes", "portable_function"]
+__all__ = ["CHUNK", "PORTABLE_BODIES", "Sizes", "portable_function"]
 
 PORTABLE_BODIES: dict[str, Callable[[Sizes], str]] = {
     "gla": gla,
@@ -25,12 +28,12 @@ PORTABLE_BODIES: dict[str, Callable[[Sizes], str]] = {
 
 
 def portable_function(mixer: str, name: str, sizes: Sizes) -> FunctionProto:
-    """A model-local function of the ``liger`` domain.
+    """The body of a mixer's operator as a model-local function of the ``liger`` domain.
 
     Args:
-        mixer: key of ``SIGNATURES``, which names its inputs and outputs.
-        name: of the function; one for each set of sizes.
-        sizes: what it is written for.
+        mixer: key of ``SIGNATURES``, which names inputs and outputs.
+        name: name of the function; each set of sizes needs its own.
+        sizes: the sizes to write it for.
     """
     signature = SIGNATURES[mixer]
     inputs, outputs = ", ".join(signature.inputs), ", ".join(signature.outputs)

@@ -1,7 +1,8 @@
-"""LoLCATs as a portable body: a softmax window and linear attention under one denominator (arXiv 2410.10254)."""
+"""LoLCATs as a portable body (arXiv 2410.10254, section 3.2). Reference: ``naive_lolcats_attention``."""
 
-from liger_export.onnx_functions.portable.heads import heads, is_token, rotated
-from liger_export.onnx_functions.portable.text import FLOAT, Sizes, cast, number, numbers, reshape, transpose
+from liger_export.onnx_functions.portable.nodes import FLOAT, cast, number, numbers, reshape, transpose
+from liger_export.onnx_functions.portable.sizes import Sizes
+from liger_export.onnx_functions.portable.snippets import heads_and_positions
 from liger_export.onnx_functions.portable.window import moved_window, span
 
 __all__ = ["lolcats"]
@@ -10,8 +11,8 @@ FEATURE_FLOOR = 1e-12
 
 
 def lolcats(sizes: Sizes) -> str:
-    """Per query head: y = (sum_window a v + phi(q)^T S) / (sum_window a + phi(q)^T z), all in float32."""
-    common = heads(sizes) + rotated(sizes) + is_token(sizes) + _learned(sizes)
+    """Define y = (sum_window a v + phi(q)^T S) / (sum_window a + phi(q)^T z) per query head, in float32."""
+    common = heads_and_positions(sizes) + _learned(sizes)
     return common + (_one_token(sizes) if sizes.length == 1 else _many_tokens(sizes))
 
 
@@ -20,7 +21,7 @@ def _learned(sizes: Sizes) -> str:
     {cast("wide_query_map", "query_map", FLOAT)}
     {cast("wide_key_map", "key_map", FLOAT)}
     {cast("wide_factors", "window_factors", FLOAT)}
-    {reshape("factor_column", "wide_factors", sizes.heads, 1, 1)}
+    {reshape("factor_column", "wide_factors", sizes.num_heads, 1, 1)}
     factors = Sigmoid (factor_column)
     {cast("wide_rotated_query", "rotated_query", FLOAT)}
     {cast("unscaled_query", "query_turned", sizes.activation)}
@@ -29,7 +30,7 @@ def _learned(sizes: Sizes) -> str:
 
 
 def _features(of: str, rows: str, weights: str) -> str:
-    """Give ``{of}_features`` [H, T, F]: softmax of x A and of -x A, side by side, at least 1e-12."""
+    """Define ``{of}_features`` [H, T, F]: softmax(x A) and softmax(-x A), concatenated and at least 1e-12."""
     return f"""
     {of}_mapped = MatMul ({rows}, {weights})
     {of}_mapped_down = Neg ({of}_mapped)
@@ -41,18 +42,18 @@ def _features(of: str, rows: str, weights: str) -> str:
 
 
 def _by_head(name: str, source: str, sizes: Sizes, rows: int) -> str:
-    """[G, rows, D] once for each query head, float32 [H, rows, D]."""
-    groups, repeats, width = sizes.groups, sizes.repeats, sizes.head_dim
+    """Define ``name``: ``source`` [G, rows, D], repeated for each query head, in float32 [H, rows, D]."""
+    kv_heads, queries_per_kv, width = sizes.num_key_value_heads, sizes.num_queries_per_kv, sizes.head_dim
     return f"""
     {cast(f"{name}_wide", source, FLOAT)}
-    {reshape(f"{name}_grouped", f"{name}_wide", groups, 1, rows, width)}
-    {numbers(f"{name}_repeated_shape", [groups, repeats, rows, width])}
+    {reshape(f"{name}_grouped", f"{name}_wide", kv_heads, 1, rows, width)}
+    {numbers(f"{name}_repeated_shape", [kv_heads, queries_per_kv, rows, width])}
     {name}_repeated = Expand ({name}_grouped, {name}_repeated_shape)
-    {reshape(name, f"{name}_repeated", sizes.heads, rows, width)}"""
+    {reshape(name, f"{name}_repeated", sizes.num_heads, rows, width)}"""
 
 
 def _window_terms(visible: str) -> str:
-    """Give ``terms`` = sigmoid(w) exp(q.k / sqrt(D) - m) where visible, of ``every_score`` [H, T, rows]."""
+    """Define ``terms`` = sigmoid(w) exp(q.k / sqrt(D) - m) where visible, from ``every_score`` [H, T, rows]."""
     return f"""
     {number("lowest", -3.4e38)}
     scores = Where ({visible}, every_score, lowest)
@@ -66,7 +67,7 @@ def _window_terms(visible: str) -> str:
 
 
 def _sums(sizes: Sizes, weights: str, rows: str) -> str:
-    """Read the rows by their weights and the state by the features, and divide: give ``output``."""
+    """Define ``output``: rows summed by weight, plus the state read by the features, over the sum of all weights."""
     length, width = sizes.length, sizes.head_dim
     return f"""
     carried_sum = MatMul (query_features, entering_sum)
@@ -80,12 +81,12 @@ def _sums(sizes: Sizes, weights: str, rows: str) -> str:
     mass = Where (token_rows, open_mass, all)
     mean = Div (sum, mass)
     {transpose("mean_tokens", "mean", 1, 0, 2)}
-    {reshape("wide_output", "mean_tokens", 1, length, sizes.heads * width)}
+    {reshape("wide_output", "mean_tokens", 1, length, sizes.num_heads * width)}
     {cast("output", "wide_output", sizes.activation)}"""
 
 
 def _next_state(leaving_features: str, leaving_values: str, sizes: Sizes) -> str:
-    """Add what leaves the window to ``state_sum`` and ``state_mass``: give the state after it."""
+    """Define the next state: ``state_sum`` and ``state_mass`` plus the rows that leave the window."""
     return f"""
     {transpose("leaving_columns", leaving_features, 0, 2, 1)}
     leaving_sum = MatMul (leaving_columns, {leaving_values})
@@ -93,19 +94,19 @@ def _next_state(leaving_features: str, leaving_values: str, sizes: Sizes) -> str
     {numbers("feature_rows", [2])}
     leaving_mass = ReduceSum <keepdims = 1> (leaving_columns, feature_rows)
     after_mass = Add (state_mass, leaving_mass)
-    {reshape("next_recurrent_state", "after_sum", 1, sizes.heads, 2 * sizes.map_dim, sizes.head_dim)}
-    {reshape("next_normalizer", "after_mass", 1, sizes.heads, 2 * sizes.map_dim)}"""
+    {reshape("next_recurrent_state", "after_sum", 1, sizes.num_heads, sizes.num_features, sizes.head_dim)}
+    {reshape("next_normalizer", "after_mass", 1, sizes.num_heads, sizes.num_features)}"""
 
 
 def _state(sizes: Sizes) -> str:
     return f"""
-    {reshape("state_sum", "recurrent_state", sizes.heads, 2 * sizes.map_dim, sizes.head_dim)}
-    {reshape("state_mass", "normalizer", sizes.heads, 2 * sizes.map_dim, 1)}"""
+    {reshape("state_sum", "recurrent_state", sizes.num_heads, sizes.num_features, sizes.head_dim)}
+    {reshape("state_mass", "normalizer", sizes.num_heads, sizes.num_features, 1)}"""
 
 
 def _one_token(sizes: Sizes) -> str:
-    """A full window's oldest row leaves it for the state before the token looks."""
-    groups, window, width = sizes.groups, sizes.window, sizes.head_dim
+    """One token: if the window is full, its oldest row moves to the state before the token attends."""
+    kv_heads, window, width = sizes.num_key_value_heads, sizes.window_size, sizes.head_dim
     return f"""
     {moved_window(sizes)}
     {numbers("first_row", [0])}
@@ -113,8 +114,8 @@ def _one_token(sizes: Sizes) -> str:
     oldest_value = Slice (window_value, first_row, second_row, row_axis)
     known_key = Where (is_full, oldest_key, blank)
     known_value = Where (is_full, oldest_value, blank)
-    {reshape("oldest_key_row", "known_key", groups, 1, width)}
-    {reshape("oldest_value_row", "known_value", groups, 1, width)}
+    {reshape("oldest_key_row", "known_key", kv_heads, 1, width)}
+    {reshape("oldest_value_row", "known_value", kv_heads, 1, width)}
     {_by_head("leaving_key", "oldest_key_row", sizes, 1)}
     {_by_head("leaving_value", "oldest_value_row", sizes, 1)}
     {_features("key", "leaving_key", "wide_key_map")}
@@ -124,8 +125,8 @@ def _one_token(sizes: Sizes) -> str:
     {_next_state("leaving_features", "leaving_value", sizes)}
     entering_sum = Identity (after_sum)
     entering_mass = Identity (after_mass)
-    {reshape("window_key_rows", "next_window_key", groups, window, width)}
-    {reshape("window_value_rows", "next_window_value", groups, window, width)}
+    {reshape("window_key_rows", "next_window_key", kv_heads, window, width)}
+    {reshape("window_value_rows", "next_window_value", kv_heads, window, width)}
     {_by_head("keys", "window_key_rows", sizes, window)}
     {_by_head("values", "window_value_rows", sizes, window)}
     {transpose("key_columns", "keys", 0, 2, 1)}
@@ -135,8 +136,8 @@ def _one_token(sizes: Sizes) -> str:
 
 
 def _many_tokens(sizes: Sizes) -> str:
-    """Every row beside every token: in the window by softmax, older by features, older still in the state."""
-    rows = sizes.window + sizes.length
+    """Many tokens: each attends to its window by softmax, to older rows of the span by features, and to the state."""
+    rows = sizes.window_size + sizes.length
     return f"""
     {span(sizes)}
     {_by_head("keys", "span_key", sizes, rows)}

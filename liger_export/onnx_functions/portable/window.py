@@ -1,14 +1,15 @@
-"""The softmax window of portable bodies: one token, or many beside the window's rows."""
+"""Softmax attention in the window, and the window's update, as portable text: for one token and for many."""
 
-from liger_export.onnx_functions.portable.text import FLOAT, Sizes, cast, number, numbers, reshape, transpose
+from liger_export.onnx_functions.portable.nodes import FLOAT, cast, number, numbers, reshape, transpose
+from liger_export.onnx_functions.portable.sizes import Sizes
 
 __all__ = ["NO_POSITION", "attention", "moved_window", "span"]
 
-NO_POSITION = -(2**40)  # further than any window from every real position
+NO_POSITION = -(2**40)  # farther than any window from every real position
 
 
 def attention(sizes: Sizes, output: str) -> str:
-    """Give ``output`` [1, T, H * D], softmax attention over the last W keys, and the next window.
+    """Define ``output`` [1, T, H * D], softmax attention over the last W keys, and the next window.
 
     Reads ``rotated_query``, ``rotated_key``, ``value_heads`` and ``position``.
     """
@@ -16,24 +17,25 @@ def attention(sizes: Sizes, output: str) -> str:
 
 
 def moved_window(sizes: Sizes) -> str:
-    """One token: give the next window's key and value [1, G, W, D] with it as the newest row, and ``is_row`` [W].
+    """Define the next window after one token, and ``is_row`` [W], its rows that hold a token.
 
-    The new row comes after the last one; once the window is full, all rows move up and the oldest leaves.
+    The token's row is appended: ``next_window_key`` and ``next_window_value`` [1, G, W, D]. Once the window is full
+    (``is_full``), all rows move up by one and the oldest leaves.
     """
-    last = sizes.window - 1
+    last = sizes.window_size - 1
     return f"""
-    {numbers("rows", range(sizes.window))}
-    {numbers("window_size", [sizes.window])}
+    {numbers("rows", range(sizes.window_size))}
+    {numbers("window_size", [sizes.window_size])}
     is_held = Less (rows, position)
     is_next = Equal (rows, position)
     is_row = LessOrEqual (rows, position)
     is_full = GreaterOrEqual (position, window_size)
-    {reshape("held_column", "is_held", sizes.window, 1)}
-    {reshape("next_column", "is_next", sizes.window, 1)}
+    {reshape("held_column", "is_held", sizes.window_size, 1)}
+    {reshape("next_column", "is_next", sizes.window_size, 1)}
     {number("wide_blank", 0.0)}
     {cast("blank", "wide_blank", sizes.activation)}
     {numbers("second_row", [1])}
-    {numbers("row_end", [sizes.window])}
+    {numbers("row_end", [sizes.window_size])}
     {numbers("row_axis", [2])}
     {_moved("key", "rotated_key", sizes, last)}
     {_moved("value", "value_heads", sizes, last)}"""
@@ -44,7 +46,7 @@ def _moved(kind: str, source: str, sizes: Sizes, kept: int) -> str:
     later_{kind} = Slice (window_{kind}, second_row, row_end, row_axis)
     moved_{kind} = Concat <axis = 2> (later_{kind}, new_{kind})"""
     return f"""
-    {reshape(f"new_{kind}", source, 1, sizes.groups, 1, sizes.head_dim)}
+    {reshape(f"new_{kind}", source, 1, sizes.num_key_value_heads, 1, sizes.head_dim)}
     held_{kind} = Where (held_column, window_{kind}, blank)
     grown_{kind} = Where (next_column, new_{kind}, held_{kind})
     {later if kept else f"moved_{kind} = Identity (new_{kind})"}
@@ -53,16 +55,16 @@ def _moved(kind: str, source: str, sizes: Sizes, kept: int) -> str:
 
 def _one(sizes: Sizes, output: str) -> str:
     return f"""
-    {reshape("window_query", "rotated_query", 1, sizes.groups, sizes.repeats, sizes.head_dim)}
+    {reshape("window_query", "rotated_query", 1, sizes.num_key_value_heads, sizes.num_queries_per_kv, sizes.head_dim)}
     {transpose("window_keys", "next_window_key", 0, 1, 3, 2)}
     narrow_scores = MatMul (window_query, window_keys)
     {_weights("is_row", sizes)}
     window_sum = MatMul (narrow_weights, next_window_value)
-    {reshape(output, "window_sum", 1, 1, sizes.heads * sizes.head_dim)}"""
+    {reshape(output, "window_sum", 1, 1, sizes.num_heads * sizes.head_dim)}"""
 
 
 def _weights(visible: str, sizes: Sizes) -> str:
-    """Softmax in float32; what is not visible has weight 0."""
+    """Define ``narrow_weights``: the softmax in float32, cast to activations. Invisible rows get weight 0."""
     return f"""
     {cast("every_score", "narrow_scores", FLOAT)}
     {number("lowest", -3.4e38)}
@@ -72,16 +74,17 @@ def _weights(visible: str, sizes: Sizes) -> str:
 
 
 def span(sizes: Sizes) -> str:
-    """Many tokens: give the window's rows and the call's after them, where they stand, and the next window.
+    """Define the span of many tokens, the window's rows followed by the call's own, and the next window.
 
-    ``span_key`` and ``span_value`` [G, W + T, D], zero where no token is; ``distance`` [T, W + T], how far each row
-    lies behind each token; ``is_visible``, where it lies in the window; ``left`` [W + T], rows out of the window after
-    the call. Reads ``is_token`` too.
+    - ``span_key`` and ``span_value`` [G, W + T, D], zero where there is no token;
+    - ``distance`` [T, W + T], tokens from each row to each token, and ``is_visible``, where the row is in its window;
+    - ``left`` [W + T], rows that are outside the window after the call;
+    - ``next_window_key`` and ``next_window_value`` [1, G, W, D].
     """
     return f"""
-    {numbers("rows", range(sizes.window))}
-    {numbers("window_size", [sizes.window])}
-    {numbers("row_count", [sizes.window + sizes.length])}
+    {numbers("rows", range(sizes.window_size))}
+    {numbers("window_size", [sizes.window_size])}
+    {numbers("row_count", [sizes.window_size + sizes.length])}
     {numbers("nothing", [0])}
     {numbers("single", [1])}
     {numbers("no_position", [NO_POSITION])}
@@ -119,8 +122,8 @@ def span(sizes: Sizes) -> str:
     is_before_kept = Less (span_positions, kept_start)
     left = And (is_token_row, is_before_kept)
 
-    {reshape("past_column", "is_past", sizes.window, 1)}
-    {reshape("kept_column", "is_kept", sizes.window, 1)}
+    {reshape("past_column", "is_past", sizes.window_size, 1)}
+    {reshape("kept_column", "is_kept", sizes.window_size, 1)}
     {number("wide_blank", 0.0)}
     {cast("blank", "wide_blank", sizes.activation)}
     {_joined("key", "rotated_key", sizes)}
@@ -129,26 +132,26 @@ def span(sizes: Sizes) -> str:
 
 def _joined(kind: str, source: str, sizes: Sizes) -> str:
     return f"""
-    {reshape(f"{kind}_rows", f"window_{kind}", sizes.groups, sizes.window, sizes.head_dim)}
+    {reshape(f"{kind}_rows", f"window_{kind}", sizes.num_key_value_heads, sizes.window_size, sizes.head_dim)}
     past_{kind} = Where (past_column, {kind}_rows, blank)
     new_{kind} = Where (token_column, {source}, blank)
     span_{kind} = Concat <axis = 1> (past_{kind}, new_{kind})
     taken_{kind} = Gather <axis = 1> (span_{kind}, kept_index)
     kept_{kind} = Where (kept_column, taken_{kind}, blank)
-    {reshape(f"next_window_{kind}", f"kept_{kind}", 1, sizes.groups, sizes.window, sizes.head_dim)}"""
+    {reshape(f"next_window_{kind}", f"kept_{kind}", 1, sizes.num_key_value_heads, sizes.window_size, sizes.head_dim)}"""
 
 
 def _many(sizes: Sizes, output: str) -> str:
-    groups, repeats, length, width = sizes.groups, sizes.repeats, sizes.length, sizes.head_dim
-    rows = sizes.window + length
+    kv_heads, queries_per_kv = sizes.num_key_value_heads, sizes.num_queries_per_kv
+    length, width, rows = sizes.length, sizes.head_dim, sizes.window_size + sizes.length
     return f"""
-    {reshape("window_query", "rotated_query", groups, repeats * length, width)}
+    {reshape("window_query", "rotated_query", kv_heads, queries_per_kv * length, width)}
     {transpose("window_keys", "span_key", 0, 2, 1)}
     flat_scores = MatMul (window_query, window_keys)
-    {reshape("narrow_scores", "flat_scores", groups, repeats, length, rows)}
+    {reshape("narrow_scores", "flat_scores", kv_heads, queries_per_kv, length, rows)}
     {_weights("is_visible", sizes)}
-    {reshape("flat_weights", "narrow_weights", groups, repeats * length, rows)}
+    {reshape("flat_weights", "narrow_weights", kv_heads, queries_per_kv * length, rows)}
     window_sum = MatMul (flat_weights, span_value)
-    {reshape("window_heads", "window_sum", sizes.heads, length, width)}
+    {reshape("window_heads", "window_sum", sizes.num_heads, length, width)}
     {transpose("window_tokens", "window_heads", 1, 0, 2)}
-    {reshape(output, "window_tokens", 1, length, sizes.heads * width)}"""
+    {reshape(output, "window_tokens", 1, length, sizes.num_heads * width)}"""

@@ -1,35 +1,39 @@
-"""Bodies of the ``liger`` operators in operators that an unmodified ONNX Runtime ships, one module a mixer."""
+"""Function bodies in operators of an unmodified ONNX Runtime (ai.onnx and com.microsoft); a module per mixer."""
 
-from liger_export.onnx_functions.stock.gla import GLA
-from liger_export.onnx_functions.stock.gsa import GSA
-from liger_export.onnx_functions.stock.hgrn2 import HGRN2
-from liger_export.onnx_functions.stock.lolcats import LOLCATS
-from liger_export.onnx_functions.stock.parts import Kind, Operator
-from liger_export.onnx_functions.stock.softmax import SOFTMAX
-from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES, AttentionSignature
+from onnx import FunctionProto, parser
 
-__all__ = ["OPERATORS", "Operator"]
+from liger_export.onnx_functions.schemas import OPERATORS, Operator
+from liger_export.onnx_functions.stock.gla import GLA_BODY
+from liger_export.onnx_functions.stock.gsa import GSA_BODY
+from liger_export.onnx_functions.stock.hgrn2 import HGRN2_BODY
+from liger_export.onnx_functions.stock.last_positions import LAST_POSITIONS_BODY
+from liger_export.onnx_functions.stock.lolcats import LOLCATS_BODY
+from liger_export.onnx_functions.stock.softmax import SOFTMAX_BODY
+from liger_export.ops.signatures import SIGNATURES
 
-BODIES = {"gla": GLA, "hgrn2": HGRN2, "gsa": GSA, "lolcats": LOLCATS, "softmax": SOFTMAX}
+__all__ = ["STOCK_BODIES", "parse_body", "stock_function"]
+
+STOCK_BODIES = {
+    "gla": GLA_BODY,
+    "hgrn2": HGRN2_BODY,
+    "gsa": GSA_BODY,
+    "lolcats": LOLCATS_BODY,
+    "softmax": SOFTMAX_BODY,
+}
+BY_OPERATOR = {SIGNATURES[mixer].onnx_name: body for mixer, body in STOCK_BODIES.items()} | {
+    "LastPositions": LAST_POSITIONS_BODY
+}
 
 
-def _attention(signature: AttentionSignature) -> Operator:
-    attributes = dict.fromkeys((*HEAD_SIZES, *signature.sizes), Kind.INT) | dict.fromkeys(signature.options, Kind.FLOAT)
-    return Operator(signature.onnx_name, signature.inputs, signature.outputs, attributes, BODIES[signature.mixer])
+def stock_function(name: str) -> FunctionProto:
+    """The body of an operator, named as in ``schemas.OPERATORS``, as a model-local function."""
+    return parse_body(OPERATORS[name], BY_OPERATOR[name])
 
 
-LAST_POSITIONS = Operator(
-    name="LastPositions",
-    inputs=("hidden_states", "count"),
-    outputs=("kept",),
-    attributes={},
-    body="""
-    one = Constant <value = int64[1] {1}> ()
-    end = Constant <value = int64[1] {9223372036854775807}> ()
-    negative = Neg (count)
-    start = Reshape (negative, one)
-    kept = Slice (hidden_states, start, end, one)
-""",
-)
-
-OPERATORS = {each.name: each for each in (*map(_attention, SIGNATURES.values()), LAST_POSITIONS)}
+def parse_body(operator: Operator, body: str) -> FunctionProto:
+    """Parse the nodes of a body, in ONNX's text format, into a function of the operator's name, inputs and outputs."""
+    attributes = f"<{', '.join(operator.attributes)}>" if operator.attributes else ""
+    return parser.parse_function(
+        '<domain: "liger", opset_import: ["" : 23, "com.microsoft" : 1]>\n'
+        f"{operator.name} {attributes} ({', '.join(operator.inputs)}) => ({', '.join(operator.outputs)})\n{{{body}}}\n"
+    )

@@ -1,11 +1,14 @@
-"""Liger-GLA: softmax features, gates pooled from the keys (arXiv 2503.01496, equations 5 to 8)."""
+"""Liger-GLA: softmax features, and gates computed from the keys (arXiv 2503.01496, equations 5 to 8).
 
-from liger_export.onnx_functions.stock.parts import MIX, SIZES, gate, softmax_per_head, window_attention
+The paper pools the keys to the gates' width. Here that width is the keys' own, so pooling is the identity.
+"""
 
-__all__ = ["GLA", "RECURRENCE"]
+from liger_export.onnx_functions.stock.snippets import MIX, SIZES, gate, softmax_per_head, window_attention
 
-# Reads query_features, key_features, value and gate.
-# State is float32, and LinearAttention takes one type for all.
+__all__ = ["GLA_BODY", "RECURRENCE"]
+
+# Reads query_features, key_features, value and gate; defines recurrent and next_recurrent_state.
+# LinearAttention takes one dtype for all inputs, and the state is float32.
 RECURRENCE = """
     wide_query_features = Cast <to = 1> (query_features)
     wide_key_features = Cast <to = 1> (key_features)
@@ -18,7 +21,7 @@ RECURRENCE = """
     recurrent = CastLike (wide_recurrent, value)
 """
 
-GLA = (
+GLA_BODY = (
     SIZES
     + softmax_per_head("query")
     + softmax_per_head("key")

@@ -1,15 +1,17 @@
 """Liger-GSA: gated slots, two passes over M slots with a softmax between them (arXiv 2409.07146, section 3).
 
-The second pass reads along its slots' decays as LinearAttention does. The first decays along its outputs, which no
-stock operator does: one token is written out, more run in chunks (``benchmarks/gsa_forms.py`` compares the forms).
+The second pass contracts the slots, along which the state decays: it is LinearAttention. The first pass outputs the
+slots, which no stock operator does. For one token it is computed directly, for more in chunks
+(``benchmarks/gsa_forms.py`` times the alternatives).
 """
 
-from liger_export.onnx_functions.stock.parts import MIX, SIZES, gate, window_attention
+from liger_export.onnx_functions.stock.snippets import MIX, SIZES, gate, window_attention
 
-__all__ = ["CHUNK", "GSA", "SLOT_SIZES", "chunks", "one_token"]
+__all__ = ["CHUNK", "GSA_BODY", "SLOT_SIZES", "chunks", "one_token"]
 
-CHUNK = 16
+CHUNK = 16  # tokens
 
+# Reads SIZES; defines the number of slots and the shape of the logits.
 SLOT_SIZES = """
     slots_scalar = Constant <value_int: int = @num_slots> ()
     slots = Reshape (slots_scalar, one)
@@ -17,7 +19,8 @@ SLOT_SIZES = """
     packed_logits = Concat <axis = 0> (zero, rest, slot_width)
 """
 
-# s = 1 - exp g = tanh(-g / 2) (1 + exp g): g is small, and 1 - exp g would lose its digits.
+# Defines gate, decay and strength s = 1 - exp g, computed as tanh(-g / 2) (1 + exp g): g is small, and 1 - exp g
+# would cancel.
 SLOT_GATES = f"""
     wide_query = Cast <to = 1> (query)
     wide_key = Cast <to = 1> (key)
@@ -38,7 +41,7 @@ SLOT_GATES = f"""
 
 
 def one_token(logits: str, next_slot_key: str) -> str:
-    """K = exp(g) K + s k^T and K q, for T = 1."""
+    """Define K = exp(g) K + s k^T and the logits K q, for T = 1."""
     return f"""
     token_query_shape = Concat <axis = 0> (zero, groups, repeats, head_dim)
     token_key_shape = Concat <axis = 0> (zero, groups, one, head_dim)
@@ -64,10 +67,11 @@ def _padded_chunks(name: str, source: str, shape: str, order: str) -> str:
 
 
 def chunks(logits: str, next_slot_key: str, size: int = CHUNK) -> str:
-    """The same for any T, in chunks of ``size`` tokens, [N, B, G, C, ...], all at once but for the state between them.
+    """Define the same for any T, in N chunks of C = ``size`` tokens: tensors are [N, B, G, C, ...].
 
-    Every decay is exp of a sum of gates, taken by a product with zeros and ones: never above 1, and no digits are
-    lost in a difference of sums. Padding has gate 0 and strength 0, so it leaves the state as it is.
+    Chunks run in parallel; only the state passes from chunk to chunk. Every decay is exp of a sum of gates, computed as
+    a product with a matrix of zeros and ones: it never exceeds 1, and no digits cancel. Padding has gate 0 and
+    strength 0, so it does not change the state.
     """
     return f"""
     chunk = Constant <value = int64[1] {{{size}}}> ()
@@ -168,4 +172,4 @@ SECOND_PASS = """
     recurrent = CastLike (wide_recurrent, query)
 """
 
-GSA = SIZES + SLOT_SIZES + SLOT_GATES + FIRST_PASS + SECOND_PASS + window_attention("window") + MIX
+GSA_BODY = SIZES + SLOT_SIZES + SLOT_GATES + FIRST_PASS + SECOND_PASS + window_attention("window") + MIX

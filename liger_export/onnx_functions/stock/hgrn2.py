@@ -1,12 +1,12 @@
-"""Liger-HGRN2: the forget gate f = sigmoid(k) is the decay, and 1 - f the key (arXiv 2404.07904)."""
+"""Liger-HGRN2: the decay is the forget gate f = sigmoid(k), and the key is 1 - f (arXiv 2404.07904, equation 7)."""
 
 from liger_export.onnx_functions.stock.gla import RECURRENCE
-from liger_export.onnx_functions.stock.parts import MIX, SIZES, softmax_per_head, window_attention
+from liger_export.onnx_functions.stock.snippets import MIX, SIZES, softmax_per_head, window_attention
 
-__all__ = ["HGRN2"]
+__all__ = ["HGRN2_BODY"]
 
-# 1 - sigmoid(k) = 1 / (1 + exp k). ONNX Runtime's Sigmoid clips its input at -18 on CPU; this form keeps its digits,
-# and an overflowing exp still gives 0.
+# 1 - sigmoid(k) = 1 / (1 + exp k). ONNX Runtime's Sigmoid clips its input at -18 on CPU. This expression loses no
+# digits, and gives 0 when exp overflows.
 FEATURES = """
     typed_one_scalar = Constant <value = float {1.0}> ()
     typed_one = CastLike (typed_one_scalar, key)
@@ -18,4 +18,4 @@ FEATURES = """
     gate = Neg (softplus)
 """
 
-HGRN2 = SIZES + softmax_per_head("query") + FEATURES + RECURRENCE + window_attention("window") + MIX
+HGRN2_BODY = SIZES + softmax_per_head("query") + FEATURES + RECURRENCE + window_attention("window") + MIX

@@ -1,16 +1,16 @@
-"""LoLCATs: a softmax window and linear attention to all that left it share one denominator (arXiv 2410.10254).
+"""LoLCATs: a softmax window, and linear attention to all older keys, under one denominator (arXiv 2410.10254).
 
-Keys and values stand in blocks of C = min(T, W) queries and the C + W rows that they can see. A block's first C rows
-leave the window within the call, one a token, so the linear terms are LinearAttention over them: the rows of all
-blocks in order, from W tokens before the call.
+Queries are split into blocks of C = min(T, W), each with the C + W rows of keys and values that it can see. With each
+token one row leaves the window. Within a call these are the first C rows of every block, in order, starting W tokens
+before the call. The linear terms are LinearAttention over these rows.
 """
 
-from liger_export.onnx_functions.stock.parts import ROTATE, SIZES
+from liger_export.onnx_functions.stock.snippets import ROTATE, SIZES
 
-__all__ = ["LOLCATS"]
+__all__ = ["LOLCATS_BODY"]
 
-# Offsets count from the call's first token; a negative one is a row of the past window. The past window's rows from
-# ``held`` on may be anything and are set to zero; an offset before the first token wraps round to one of these.
+# Offsets are relative to the call's first token; a negative offset is a row of the past window. Rows of the past window
+# from ``held`` on may hold anything and are set to zero; an offset before the first token wraps around to one of them.
 INDEXES = """
     first = Constant <value = int64 {0}> ()
     step = Constant <value = int64 {1}> ()
@@ -79,7 +79,7 @@ INDEXES = """
 
 
 def _rows(kind: str, source: str) -> str:
-    """Give ``{kind}_blocks`` [B, G, N, C + W, D], ``leaving_{kind}`` [B, G, T, D] and the next window state."""
+    """Define ``{kind}_blocks`` [B, G, N, C + W, D], ``leaving_{kind}`` [B, G, T, D] and the next window state."""
     return f"""
     no_{kind}_scalar = Constant <value = float {{0.0}}> ()
     no_{kind} = CastLike (no_{kind}_scalar, {source})
@@ -98,7 +98,7 @@ def _rows(kind: str, source: str) -> str:
 
 
 def _features(of: str, rows: str, weights: str, order: str) -> str:
-    """Give ``{of}_features`` [B, T, H * F]: softmax of x A and of -x A, side by side, at least 1e-12."""
+    """Define ``{of}_features`` [B, T, H * F]: softmax(x A) and softmax(-x A), concatenated and at least 1e-12."""
     return f"""
     {of}_mapped = MatMul ({rows}, {weights})
     {of}_mapped_down = Neg ({of}_mapped)
@@ -119,7 +119,7 @@ QUERY = """
     query_weights = Cast <to = 1> (query_map)
 """
 
-# Reads wide_query; gives window_sum [B, T, H, D] and window_mass [B, T, H, 1], the sums of exp(score - m) over rows.
+# Reads wide_query; defines window_sum [B, T, H, D] and window_mass [B, T, H, 1], the sums of exp(score - m) over rows.
 WINDOW_TERMS = """
     head_dim_float = Cast <to = 1> (head_dim)
     root = Sqrt (head_dim_float)
@@ -174,7 +174,7 @@ LEAVING = """
     leaving_key_group = Unsqueeze (leaving_key, token_axis)
 """
 
-# A row that is none has value 0 and mass 0, so its features do not matter.
+# Rows without a token have value 0 and mass 0, so their features do not matter.
 LINEAR_TERMS = """
     leaving_value_tokens = Transpose <perm = [0, 2, 1, 3]> (leaving_value)
     leaving_value_group = Unsqueeze (leaving_value_tokens, row_axis)
@@ -214,7 +214,7 @@ LINEAR_TERMS = """
     output = CastLike (packed_mean, query)
 """
 
-LOLCATS = (
+LOLCATS_BODY = (
     SIZES
     + ROTATE
     + INDEXES

@@ -1,7 +1,7 @@
-"""A softmax layer of a hybrid model: attention over the last N keys."""
+"""A layer that keeps softmax attention, in a bounded window: no recurrence."""
 
-from liger_export.onnx_functions.stock.parts import window_attention
+from liger_export.onnx_functions.stock.snippets import window_attention
 
-__all__ = ["SOFTMAX"]
+__all__ = ["SOFTMAX_BODY"]
 
-SOFTMAX = window_attention("output")
+SOFTMAX_BODY = window_attention("output")

@@ -1,4 +1,4 @@
-"""The step kernel of many sequences against the float64 reference; here it runs for few, which it computes as well."""
+"""The batched step kernel against the float64 reference, on small batches, which it computes too."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from liger_export.kernels import launch
-from liger_export.kernels.plans import MANY_COLUMNS, many_step_plan
+from liger_export.kernels.plans import BATCHED_COLUMNS, batched_step_plan
 from liger_export.kernels.shapes import AttentionShape
 from tests.kernels.cases import (
     BOUNDS,
@@ -26,16 +26,16 @@ in_place_or_not = pytest.mark.parametrize("in_place", [False, True], ids=["oldes
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Every batch counts as many. Yields names of the plans that are launched, which must not be empty."""
+    """Run the batched kernel for every batch. Yields one entry per plan, and requires at least one."""
     names: list[str] = []
 
     def plan(shape: AttentionShape, *, ring: bool):  # type: ignore[no-untyped-def]
-        names.append("many")
-        return many_step_plan(shape, ring=ring)
+        names.append("batched")
+        return batched_step_plan(shape, ring=ring)
 
-    monkeypatch.setattr(launch, "MANY_COLUMNS", 1)
-    monkeypatch.setattr(launch, "compiles_many_steps", lambda: True)
-    monkeypatch.setattr(launch, "many_step_plan", plan)
+    monkeypatch.setattr(launch, "BATCHED_COLUMNS", 1)
+    monkeypatch.setattr(launch, "compiles_batched_steps", lambda: True)
+    monkeypatch.setattr(launch, "batched_step_plan", plan)
     yield names
     assert names
 
@@ -61,7 +61,7 @@ def test_steps_equal_the_naive_reference_past_the_windows_edge(case: Case, dtype
 
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_steps_follow_a_prompt_that_the_chunk_kernels_have_read(head_dim: int) -> None:
+def test_steps_follow_a_prompt_read_by_the_chunkwise_kernels(head_dim: int) -> None:
     case = Case("gla", num_key_value_heads=1, num_queries_per_kv=4, head_dim=head_dim, window_size=64)
     inputs, expected = inputs_and_reference(case, 67, torch.float16)
     assert_equal(run(case, inputs, torch.float16, range(62, 67)), expected, BOUNDS[torch.float16])
@@ -88,33 +88,39 @@ def test_a_row_without_a_token_keeps_its_state(in_place: bool) -> None:
         assert not torch.equal(found[0], held[0])
 
 
-def test_few_sequences_and_other_shapes_are_left_to_the_other_kernel() -> None:
-    def takes(**changes: object) -> bool:
-        sizes = {"groups": 8, "repeats": 4, "head_dim": 128, "window": 64, "activation": "bfloat16"}
-        return many_step_plan(AttentionShape("gla", **{**sizes, **changes}), ring=False) is not None  # type: ignore[arg-type]
+def test_small_batches_and_other_shapes_run_the_step_kernel() -> None:
+    def supports(**changes: object) -> bool:
+        sizes: dict[str, object] = {
+            "num_key_value_heads": 8,
+            "num_queries_per_kv": 4,
+            "head_dim": 128,
+            "window": 64,
+            "activation": "bfloat16",
+        }
+        return batched_step_plan(AttentionShape("gla", **{**sizes, **changes}), ring=False) is not None  # type: ignore[arg-type]
 
-    assert takes()
-    assert takes(head_dim=64, repeats=8, window=1, activation="float16")
+    assert supports()
+    assert supports(head_dim=64, num_queries_per_kv=8, window=1, activation="float16")
     for change in (
         {"activation": "float32"},
         {"head_dim": 32},
         {"head_dim": 256},
-        {"repeats": 9},
+        {"num_queries_per_kv": 9},
         {"window": 65},
     ):
-        assert not takes(**change)
+        assert not supports(**change)
     # 16 sequences of an 8B layer's 8 heads of 128 columns
-    assert MANY_COLUMNS == 16 * 8 * 128
+    assert BATCHED_COLUMNS == 16 * 8 * 128
 
 
-def test_one_sequence_less_and_an_older_triton_run_the_other_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sequence_fewer_and_an_older_triton_run_the_step_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=64, window_size=1)
     inputs, _ = inputs_and_reference(case, 1, torch.float16)
     arguments = call_arguments(inputs, torch.zeros(2, 1, dtype=torch.int64), torch.float16)
     asked: list[bool] = []
-    monkeypatch.setattr(launch, "many_step_plan", lambda shape, *, ring: asked.append(ring))
+    monkeypatch.setattr(launch, "batched_step_plan", lambda shape, *, ring: asked.append(ring))
     for least, is_new in ((129, True), (128, False), (128, True)):
-        monkeypatch.setattr(launch, "MANY_COLUMNS", least)
-        monkeypatch.setattr(launch, "compiles_many_steps", lambda is_new=is_new: is_new)
+        monkeypatch.setattr(launch, "BATCHED_COLUMNS", least)
+        monkeypatch.setattr(launch, "compiles_batched_steps", lambda is_new=is_new: is_new)
         launch.step("gla", *arguments, empty_state(case, torch.float16), **options(case))
-    assert asked == [False]  # once: two sequences of 64 columns, and a Triton that compiles it
+    assert asked == [False]  # once: for two sequences of 64 columns and a Triton that compiles it

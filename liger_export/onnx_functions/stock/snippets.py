@@ -1,46 +1,11 @@
-"""What the bodies share: how an operator is written down, and the pieces of text that several bodies are made of.
+"""Pieces of ONNX text that several stock bodies are made of.
 
-Names are the contract between pieces: each says which names it reads and which it gives. Sizes are computed from
-attributes and lengths from the inputs, so ONNX Runtime folds them or shares them across layers.
+Value names are the interface between pieces: each docstring or comment says which names a piece reads and defines.
+Sizes are computed from attributes, and lengths from the inputs, so ONNX Runtime folds them or shares them across
+layers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from onnx.defs import OpSchema
-
-__all__ = [
-    "MIX",
-    "ROTATE",
-    "SIZES",
-    "Kind",
-    "Operator",
-    "gate",
-    "softmax_per_head",
-    "window_attention",
-]
-
-Kind = OpSchema.AttrType
-
-
-@dataclass(frozen=True)
-class Operator:
-    """An operator of the ``liger`` domain with its stock body, ONNX text."""
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Kind]
-    body: str
-
-    @property
-    def text(self) -> str:
-        """The function in ONNX's text format."""
-        attributes = f"<{', '.join(self.attributes)}>" if self.attributes else ""
-        return (
-            '<domain: "liger", opset_import: ["" : 23, "com.microsoft" : 1]>\n'
-            f"{self.name} {attributes} ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})\n{{{self.body}}}\n"
-        )
+__all__ = ["MIX", "ROTATE", "SIZES", "gate", "softmax_per_head", "window_attention"]
 
 
 def _size(name: str, attribute: str) -> str:
@@ -49,7 +14,8 @@ def _size(name: str, attribute: str) -> str:
     {name} = Reshape ({name}_scalar, one)"""
 
 
-# Gives the sizes as int64[1], ready to be concatenated into shapes.
+# Defines the sizes as int64[1], to be concatenated into shapes. In value names, "groups" are the key/value heads and
+# "repeats" the query heads per key/value head.
 SIZES = f"""
     zero = Constant <value = int64[1] {{0}}> ()
     one = Constant <value = int64[1] {{1}}> ()
@@ -65,7 +31,7 @@ SIZES = f"""
 
 
 def softmax_per_head(of: str) -> str:
-    """Give ``{of}_features``, the softmax of [B, T, heads * D] within each head. Reads SIZES."""
+    """Define ``{of}_features``, the softmax of ``{of}`` [B, T, heads * D] within each head. Reads SIZES."""
     return f"""
     {of}_heads = Reshape ({of}, split_heads)
     {of}_softmax = Softmax <axis = -1> ({of}_heads)
@@ -74,7 +40,7 @@ def softmax_per_head(of: str) -> str:
 
 
 def gate(of: str) -> str:
-    """Give ``gate`` = logsigmoid(x) / gate_normalizer, as softplus(-x) / -gate_normalizer."""
+    """Define ``gate`` = logsigmoid(x) / gate_normalizer, computed as softplus(-x) / -gate_normalizer."""
     return f"""
     normalizer = Constant <value_float: float = @gate_normalizer> ()
     negative_normalizer = Neg (normalizer)
@@ -85,6 +51,7 @@ def gate(of: str) -> str:
 """
 
 
+# Defines rotated_query and rotated_key.
 ROTATE = """
     typed_cos = CastLike (cos, query)
     typed_sin = CastLike (sin, query)
@@ -94,7 +61,7 @@ ROTATE = """
 
 
 def window_attention(output: str) -> str:
-    """Give ``{output}``, softmax attention over the last W keys, and the next window states."""
+    """Define ``{output}``, softmax attention over the last W keys, and the next window states."""
     return f"""
     {ROTATE}
     last = Constant <value = int64 {{-1}}> ()
@@ -110,8 +77,8 @@ def window_attention(output: str) -> str:
 """
 
 
-# Reads window, and recurrent, which LinearAttention has already scaled by recurrent_weight: any weight then costs
-# what one half does. Not 0, which LinearAttention takes for its own default scale.
+# Reads window and recurrent, and defines output. LinearAttention has already scaled recurrent by recurrent_weight, so
+# every weight costs the same. A weight of 0 is not possible: LinearAttention reads a scale of 0 as its default.
 MIX = """
     all = Constant <value = float {1.0}> ()
     recurrent_weight = Constant <value_float: float = @recurrent_weight> ()

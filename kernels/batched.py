@@ -1,29 +1,30 @@
-"""The step kernel of many sequences: a program owns a whole head of the state, a warp 32 of its columns.
+"""The step kernel for large batches: a program owns a whole head of the state, and each warp 32 of its columns.
 
-Where a batch has heads enough to fill a GPU, a step takes the time that memory does, if nothing is added to it. So a
-tile of state or window goes from memory to the tensor cores in the registers of the lane that has loaded it.
-Lane 4 n + k holds of a tensor cores' tile rows n and n + 8, and of every eight columns, over which a product sums, 2 k
-and 2 k + 1. Which row of the window or column of the state is number n is free, and so is the order of a sum: here
-what one load of 8 or 16 bytes brings belongs to one lane. A tile is therefore read with an axis for each digit of its
-numbers, in the order in which Triton deals an array to lanes (what one load brings, k, n, warps, the rest), and
-permuted into a matrix. Products have an axis of warps in front: each of the matrices along it is computed by one warp.
+A large batch has enough heads to fill a GPU, so a step is limited by memory bandwidth if nothing else is added. A tile
+of state or window therefore goes from memory to the tensor cores through registers only: each lane loads exactly its
+MMA fragment. Lane 4 n + k holds rows n and n + 8 of an MMA tile. Products sum over columns; of every eight of them, the
+lane holds 2 k and 2 k + 1. Which window row or state column has number n is free, and so is the order of a sum: both
+are chosen so that one load of 8 or 16 bytes brings elements of one lane only. Tiles are read with one axis per digit of
+their indices, in the order in which Triton distributes an array over lanes (elements of a load, k, n, warps, the rest),
+and then permuted into a matrix. Products have a leading axis of warps; each warp computes one matrix along it.
 
-Small and close rows are loaded before large and far tiles, an order that spills no register. While the token is
-prepared the window is on its way to the second-level cache, and while the window is attended to the first rows of the
-state are: more than that at a time displaces what is about to be read.
+Small, near rows are loaded before large, distant tiles: this order spills no register. The window is prefetched into
+the L2 cache while the token is prepared, and the first rows of the state during window attention. Prefetching more
+would evict data before it is read.
 """
 
 import triton
 import triton.language as tl
 
+from liger_export.kernels.dependent_launch import prefetch, wait_for_activations
 from liger_export.kernels.features import key_features, log_gates, rotated, softmax_rows
-from liger_export.kernels.overlap import prefetch, wait_for_activations
+from liger_export.kernels.plans import BUNDLE_NAMES
 
-__all__ = ["many_step_kernel"]
+__all__ = ["batched_step_kernel"]
 
 
-@triton.jit
-def many_step_kernel(
+@triton.jit(repr=lambda _: BUNDLE_NAMES["batched_step_kernel"])
+def batched_step_kernel(
     query,
     key,
     value,
@@ -55,37 +56,36 @@ def many_step_kernel(
     RING: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One token of B sequences, D / 32 warps to a program. Grid (G, B).
+    """One token of B sequences, with D / 32 warps per program. Grid (G, B).
 
-    Arguments as ``step_kernel``, and
+    Arguments as for ``step_kernel``, except:
 
     Args:
-        vectors: float32 [B, G, R + 2, D], memory of the call: the queries' features, the decays, and what the key
-            writes.
-        rotated_queries: [B, G, R, D], memory of the call.
-        next_state: ``state`` itself if RING.
+        vectors: workspace, float32 [B, G, R + 2, D]: query features, decays, and key features.
+        rotated_queries: workspace, [B, G, R, D].
+        next_state: output, float32 [B, G, D, D]; ``state`` itself if RING.
         D: head size, 64 or 128. R: at most 8. W: at most 64.
-        BLOCK_R: R as a power of two. BLOCK_W: W as a power of two, at least D / 2.
-        ROWS: of the state at a time, a power of two from 8 to D / 2.
+        BLOCK_R: R rounded up to a power of two. BLOCK_W: W rounded up to a power of two, at least D / 2.
+        ROWS: rows of the state per iteration, a power of two from 8 to D / 2.
     """
-    group, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    head = sequence * G + group
+    kv_head, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head = sequence * G + kv_head
     window, tile = head * W * D, head * D * D
     prefetch(window_key + window, W * D, BLOCK_W * D, PDL)
     wait_for_activations(PDL)
     position = tl.load(position_ids + sequence)
     is_token = position >= 0
-    new_value = value + sequence * value_stride + group * D
+    new_value = value + sequence * value_stride + kv_head * D
     next_key, next_value = next_window_key + window, next_window_value + window
     if RING:
-        next_state = state  # where a window is a ring the state is in place, too: one address less to keep
+        next_state = state  # a ring means that the state is in place too: one address fewer in registers
     vectors += head * (R + 2) * D
     rotated_queries += head * R * D
 
     new = (position % W if RING else tl.minimum(position, W - 1)) * D
     _prepare(
-        query + sequence * query_stride + group * R * D,
-        key + sequence * key_stride + group * D,
+        query + sequence * query_stride + kv_head * R * D,
+        key + sequence * key_stride + kv_head * D,
         new_value,
         cos + sequence * (D // 2),
         sin + sequence * (D // 2),
@@ -107,7 +107,7 @@ def many_step_kernel(
     if not RING:
         _move_rows(window_key + window, next_key, position, D, W, BLOCK_W)
         _move_rows(window_value + window, next_value, position, D, W, BLOCK_W)
-    # What some threads have written others read below.
+    # Some threads read below what others have written.
     tl.debug_barrier()
     filled = tl.minimum(position + 1, W).to(tl.int32)
     windowed = _attend(rotated_queries, next_key, next_value, filled, state + tile, R, D, W, BLOCK_W, ROWS, PDL)
@@ -121,7 +121,7 @@ def many_step_kernel(
 
 @triton.jit
 def _columns(D: tl.constexpr):
-    """The columns of the state that products [D / 32 warps, 32, 8 heads] have in their rows."""
+    """State columns in the rows of products [D / 32 warps, 32, 8 heads]."""
     warp, row = tl.arange(0, D // 32)[:, None, None], tl.arange(0, 32)[None, :, None]
     return warp * 32 + row % 8 * 4 + row // 8
 
@@ -148,9 +148,9 @@ def _prepare(
     BLOCK_W: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Computes what all warps need of the token and stores it, for each of them to read in its own order.
+    """Compute the token's vectors and store them for all warps, each of which reads them in its own order.
 
-    ``window_value`` comes closer meanwhile.
+    Prefetches ``window_value``.
     """
     dims, members = tl.arange(0, D)[None, :], tl.arange(0, BLOCK_R)[:, None]
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
@@ -177,13 +177,13 @@ def _prepare(
 
 @triton.jit
 def _move_rows(old, following, position, D: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr):
-    """A window oldest first into the next one's buffer, one row up where it is full. Empty rows become 0."""
+    """Copy a window, oldest first, to the next buffer, one row up if it is full. Empty rows become 0."""
     row, dims = tl.arange(0, BLOCK_W)[:, None], tl.arange(0, D)[None, :]
-    # No token says nothing about how many rows are filled: all of them are copied as they are.
+    # Without a token the number of filled rows is unknown: copy all rows unchanged.
     filled = tl.where(position < 0, W, tl.minimum(position, W)).to(tl.int32)
     first = (position >= W).to(tl.int32)
     rows = tl.load(old + row * D + dims, mask=row < filled, other=0.0)
-    is_moved = (row >= first) & (row < W) & (row != position)  # the token's own row is not
+    is_moved = (row >= first) & (row < W) & (row != position)  # except the token's own row
     tl.store(following + (row - first) * D + dims, rows, mask=is_moved)
 
 
@@ -201,14 +201,14 @@ def _attend(
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Softmax attention to the rows of a window, the token's among them. Returns [D / 32, 32, 8].
+    """Softmax attention over the rows of a window, including the token's. Returns [D / 32, 32, 8].
 
-    The first rows of ``state`` come closer meanwhile.
+    Prefetches the first rows of ``state``.
     """
     WARPS: tl.constexpr = D // 32
-    TILES: tl.constexpr = BLOCK_W // (16 * WARPS)  # of 16 keys, for each warp
+    TILES: tl.constexpr = BLOCK_W // (16 * WARPS)  # of 16 keys, per warp
 
-    # Queries as [dimensions, heads], every warp its own copy.
+    # Queries as [dimensions, heads], one copy per warp.
     part = tl.arange(0, D // 32)[:, None, None, None, None]
     warp = tl.arange(0, WARPS)[None, :, None, None, None]
     member = tl.arange(0, 8)[None, None, :, None, None]
@@ -218,7 +218,7 @@ def _attend(
     queries = tl.reshape(tl.load(at, mask=member < R, other=0.0), [D // 32, WARPS, 8, 4, 2, 2, 2])
     queries = tl.reshape(tl.permute(queries, (1, 0, 4, 5, 3, 6, 2)), [WARPS, D, 8])
 
-    # Keys as [rows, dimensions], 8 dimensions to a load: three binary digits, of which a product's tile takes two.
+    # Keys as [rows, dimensions], 8 dimensions per load: three binary digits, two of them inside an MMA tile.
     part = tl.arange(0, D // 32)[:, None, None, None, None, None]
     tile = tl.arange(0, 2 * TILES)[None, :, None, None, None, None]
     warp = tl.arange(0, WARPS)[None, None, :, None, None, None]
@@ -231,7 +231,7 @@ def _attend(
     keys = tl.reshape(keys, [D // 32, 2 * TILES, WARPS, 8, 4, 2, 2, 2])
     keys = tl.reshape(tl.permute(keys, (2, 1, 3, 0, 5, 6, 4, 7)), [WARPS, 16 * TILES, D])
 
-    # Values as [columns, rows], 4 columns to a load.
+    # Values as [columns, rows], 4 columns per load.
     eight = tl.arange(0, BLOCK_W // 8)[:, None, None, None, None, None]
     pair = tl.arange(0, 2)[None, :, None, None, None, None]
     each = tl.arange(0, 4)[None, None, None, None, None, :]
@@ -241,7 +241,7 @@ def _attend(
     prefetch(state, 2 * ROWS * D, 2 * ROWS * D, PDL)
     scores = tl.reshape(tl.dot(keys, queries), [BLOCK_W, 8]) * (D**-0.5)
     scores = tl.where(tl.arange(0, BLOCK_W)[:, None] < filled, scores, float("-inf"))
-    # The scores of all keys for every warp: where the warps exchange something.
+    # Every warp needs the scores of all keys: the only exchange between warps.
     scores = tl.broadcast_to(scores[None], [WARPS, BLOCK_W, 8])
     powers = tl.exp(scores - tl.max(scores, axis=1)[:, None, :])
     values = tl.where(value_row < filled, values, 0.0)
@@ -252,7 +252,7 @@ def _attend(
 
 @triton.jit
 def _recur(vectors, state, next_state, value, is_token, R: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr):
-    """S = diag(exp g) S + k v^T, o = S^T q, some rows after the others, two loads ahead. Returns [D / 32, 32, 8]."""
+    """S = diag(exp g) S + k v^T, o = S^T q, ROWS rows per iteration, loaded two ahead. Returns [D / 32, 32, 8]."""
     WARPS: tl.constexpr = D // 32
     eight = tl.arange(0, ROWS // 8)[:, None, None, None, None, None]
     pair = tl.arange(0, 2)[None, :, None, None, None, None]
@@ -262,10 +262,10 @@ def _recur(vectors, state, next_state, value, is_token, R: tl.constexpr, D: tl.c
     each = tl.arange(0, 4)[None, None, None, None, None, :]
     row, column = eight * 8 + k * 2 + pair, (warp * 8 + n) * 4 + each
     tile = row * D + column
-    # Blanked, not multiplied by 0: padding may hold anything.
+    # Select instead of multiplying by 0: padding may hold NaN.
     added = tl.where(is_token, tl.load(value + column), 0.0).to(tl.float32)
 
-    # Features as [rows, heads], every warp its own copy.
+    # Features as [rows, heads], one copy per warp.
     f_eight = tl.arange(0, ROWS // 8)[:, None, None, None, None]
     f_warp = tl.arange(0, WARPS)[None, :, None, None, None]
     member = tl.arange(0, 8)[None, None, :, None, None]

@@ -1,4 +1,4 @@
-"""What ``liger::Candidates`` must give, by sorting and adding, and logits to hold it to."""
+"""Reference results of ``liger::Candidates``, from a sort and a sum, and logits to test it with."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,8 +6,8 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 
 
-def naive_candidates(logits: Logits, count: int, temperature: float) -> Logits:
-    """A row [1 + 2 count] of logits [V]: the sum of all weights, the largest logits, their tokens."""
+def naive_top_logits(logits: Logits, count: int, temperature: float) -> Logits:
+    """Return a row [1 + 2 count] for logits [V]: the sum of all weights, the largest logits, their tokens."""
     wide = logits.astype(np.float64)
     order = np.argsort(-wide, kind="stable")[:count]
     row = np.full(1 + 2 * count, -np.inf)
@@ -18,16 +18,16 @@ def naive_candidates(logits: Logits, count: int, temperature: float) -> Logits:
     return row.astype(np.float32)
 
 
-def assert_candidates(found: Logits, logits: Logits, temperature: float) -> None:
-    """Hold rows [B, 1 + 2 K] against the last of logits [B, T, V]: to the bit, and the sum within 1e-5."""
+def assert_top_logits(found: Logits, logits: Logits, temperature: float) -> None:
+    """Check rows [B, 1 + 2 K] for the last of logits [B, T, V]: bit for bit, and the sum to 1e-5."""
     for row, values in zip(found, logits[:, -1], strict=True):
-        expected = naive_candidates(values, len(row) // 2, temperature)
+        expected = naive_top_logits(values, len(row) // 2, temperature)
         assert np.array_equal(row[1:], expected[1:])
         assert abs(row[0] / expected[0] - 1) < 1e-5
 
 
 def tied_logits(seed: int, shape: tuple[int, ...], distinct: int) -> Logits:
-    """Logits of few values, zeros of both signs among them."""
+    """Return logits with few distinct values, including zeros of both signs."""
     generator = np.random.default_rng(seed)
     logits = (generator.integers(0, distinct, shape) - distinct // 2).astype(np.float32)
     logits[generator.random(shape) < 0.3] *= np.float32(-0.0) if distinct == 1 else np.float32(1)

@@ -1,4 +1,4 @@
-// liger::Candidates on a CPU: threads list the largest logits of parts of the vocabulary, one puts the lists together.
+// liger::Candidates on a CPU: threads list the largest logits of parts of the vocabulary, then the lists are merged.
 
 #include <cmath>
 #include <cstring>
@@ -6,20 +6,20 @@
 #include <limits>
 #include <vector>
 
-#include "candidates.h"
+#include "top_logits.h"
 #include "cpu_attention.h"
 
 namespace liger {
 namespace {
 
-// Larger for larger logits and, of equal ones, for lower tokens; NaN stands first.
+// A sort key: larger for larger logits and, among equal logits, for lower tokens. NaN sorts first.
 uint64_t key_of(float logit, int64_t token) {
-  if (logit == 0) logit = 0;  // one zero
+  if (logit == 0) logit = 0;  // -0.0 equals 0.0
   if (logit != logit) logit = std::numeric_limits<float>::quiet_NaN();
   uint32_t bits;
   std::memcpy(&bits, &logit, sizeof(bits));
   bits ^= bits >> 31 ? 0xFFFFFFFFu : 0x80000000u;
-  return uint64_t{bits} << 32 | static_cast<uint64_t>(MOST_TOKENS - 1 - token);
+  return uint64_t{bits} << 32 | static_cast<uint64_t>(MAX_TOKENS - 1 - token);
 }
 
 float logit_of(uint64_t key) {
@@ -30,7 +30,7 @@ float logit_of(uint64_t key) {
   return logit;
 }
 
-float token_of(uint64_t key) { return static_cast<float>(MOST_TOKENS - 1 - static_cast<int64_t>(key & 0xFFFFFFFFu)); }
+float token_of(uint64_t key) { return static_cast<float>(MAX_TOKENS - 1 - static_cast<int64_t>(key & 0xFFFFFFFFu)); }
 
 struct List {
   std::vector<uint64_t> keys;
@@ -39,23 +39,23 @@ struct List {
 };
 
 void keep_largest(std::vector<uint64_t>& keys) {
-  if (keys.size() <= CANDIDATES) return;
-  std::nth_element(keys.begin(), keys.begin() + CANDIDATES - 1, keys.end(), std::greater<>());
-  keys.resize(CANDIDATES);
+  if (keys.size() <= TOP_LOGITS) return;
+  std::nth_element(keys.begin(), keys.begin() + TOP_LOGITS - 1, keys.end(), std::greater<>());
+  keys.resize(TOP_LOGITS);
 }
 
 List list_of(const float* logits, int64_t first, int64_t last, float temperature) {
   List list;
-  list.keys.reserve(2 * CANDIDATES);
+  list.keys.reserve(2 * TOP_LOGITS);
   int64_t token = first;
-  for (; token < std::min(first + CANDIDATES, last); ++token) list.keys.push_back(key_of(logits[token], token));
+  for (; token < std::min(first + TOP_LOGITS, last); ++token) list.keys.push_back(key_of(logits[token], token));
   float least = logit_of(*std::min_element(list.keys.begin(), list.keys.end()));
   for (; token < last; ++token) {
-    if (logits[token] <= least) continue;  // an equal one stands behind those listed
+    if (logits[token] <= least) continue;  // among equal logits the listed ones come first
     list.keys.push_back(key_of(logits[token], token));
-    if (list.keys.size() < 2 * CANDIDATES) continue;
+    if (list.keys.size() < 2 * TOP_LOGITS) continue;
     keep_largest(list.keys);
-    least = logit_of(list.keys.back());  // the K-th
+    least = logit_of(list.keys.back());  // the K-th largest
   }
   keep_largest(list.keys);
   list.largest = logit_of(*std::max_element(list.keys.begin(), list.keys.end()));
@@ -75,22 +75,22 @@ void merge(const List* lists, int64_t count, float temperature, float* output) {
     if (lists[at].sum != 0) sum += lists[at].sum * std::exp((lists[at].largest - largest) / temperature);
   }
   output[0] = static_cast<float>(sum);
-  for (int64_t at = 0; at < CANDIDATES; ++at) {
+  for (int64_t at = 0; at < TOP_LOGITS; ++at) {
     const bool is_token = at < static_cast<int64_t>(keys.size());
     output[1 + at] = is_token ? logit_of(keys[at]) : -std::numeric_limits<float>::infinity();
-    output[1 + CANDIDATES + at] = is_token ? token_of(keys[at]) : -1;
+    output[1 + TOP_LOGITS + at] = is_token ? token_of(keys[at]) : -1;
   }
 }
 
-class CpuCandidates : public CandidatesForm {
+class CpuTopLogits : public TopLogitsSignature {
  public:
-  explicit CpuCandidates(const ort::Info&) {}
+  explicit CpuTopLogits(const ort::Info&) {}
 
   void run(const ort::Context& context) const {
-    const Call call = CandidatesForm::call(context);
+    const Call call = TopLogitsSignature::call(context);
     const float temperature = *call.temperature;
     if (!(temperature > 0)) {
-      for (int64_t row = 0; row < call.batch; ++row) call.output[row * (1 + 2 * CANDIDATES)] = 0;
+      for (int64_t row = 0; row < call.batch; ++row) call.output[row * (1 + 2 * TOP_LOGITS)] = 0;
       return;
     }
     const int64_t pieces = (call.size + PIECE - 1) / PIECE;
@@ -101,19 +101,19 @@ class CpuCandidates : public CandidatesForm {
       lists[index] = list_of(logits, first, std::min(first + PIECE, call.size), temperature);
     });
     for (int64_t row = 0; row < call.batch; ++row) {
-      merge(lists.data() + row * pieces, pieces, temperature, call.output + row * (1 + 2 * CANDIDATES));
+      merge(lists.data() + row * pieces, pieces, temperature, call.output + row * (1 + 2 * TOP_LOGITS));
     }
   }
 
  private:
-  static constexpr int64_t PIECE = 16384;  // enough work for a thread to be worth waking
+  static constexpr int64_t PIECE = 16384;  // enough work to wake a thread
 };
 
 }  // namespace
 
-void add_cpu_candidates(const OrtApi* api, OrtCustomOpDomain* domain) {
-  static const ort::Operator<CpuCandidates> candidates(ort::CPU, ORT_FLOAT);
-  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &candidates));
+void add_cpu_top_logits(const OrtApi* api, OrtCustomOpDomain* domain) {
+  static const ort::Operator<CpuTopLogits> top_logits(ort::CPU, ORT_FLOAT);
+  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &top_logits));
 }
 
 }  // namespace liger

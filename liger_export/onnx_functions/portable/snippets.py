@@ -1,16 +1,28 @@
-"""Heads, rotation, features and gates of portable bodies. Names are the contract between pieces of text."""
+"""Pieces of ONNX text that several portable bodies are made of: heads, rotation, gates and the output.
 
-from liger_export.onnx_functions.portable.text import FLOAT, Sizes, cast, number, numbers, reshape, transpose
+Value names are the interface between pieces: each docstring says which names a piece reads and defines.
+"""
 
-__all__ = ["gates", "heads", "is_token", "mixed", "rotated", "tokens_only"]
+from liger_export.onnx_functions.portable.nodes import FLOAT, cast, number, numbers, reshape, transpose
+from liger_export.onnx_functions.portable.sizes import Sizes
+
+__all__ = ["heads_and_positions", "log_gate", "mixed", "zero_padding"]
 
 
-def heads(sizes: Sizes) -> str:
-    """Give ``query_heads`` [H, T, D], ``key_heads`` and ``value_heads`` [G, T, D] in the activations' dtype.
+def heads_and_positions(sizes: Sizes) -> str:
+    """Define the heads, rotated and not, and which positions hold a token.
 
-    ``wide_key`` is ``key_heads`` in float32.
+    - ``query_heads`` [H, T, D], ``key_heads`` and ``value_heads`` [G, T, D], in the activations' dtype;
+    - ``wide_query`` and ``wide_key``, the same in float32;
+    - ``rotated_query`` [H, T, D], already divided by sqrt(D), and ``rotated_key`` [G, T, D];
+    - ``query_turned`` and ``key_turned``, rotated, in float32, not divided;
+    - ``position`` and ``is_token`` [T], and ``token_column`` [T, 1]. Padding has position -1.
     """
-    shapes = {"query": sizes.heads, "key": sizes.groups, "value": sizes.groups}
+    return _heads(sizes) + _rotated(sizes) + _is_token(sizes)
+
+
+def _heads(sizes: Sizes) -> str:
+    shapes = {"query": sizes.num_heads, "key": sizes.num_key_value_heads, "value": sizes.num_key_value_heads}
     split = "".join(
         reshape(f"{name}_tokens", name, sizes.length, count, sizes.head_dim)
         + transpose(f"{name}_heads", f"{name}_tokens", 1, 0, 2)
@@ -19,11 +31,8 @@ def heads(sizes: Sizes) -> str:
     return split + cast("wide_query", "query_heads", FLOAT) + cast("wide_key", "key_heads", FLOAT)
 
 
-def rotated(sizes: Sizes) -> str:
-    """Give ``rotated_query`` [H, T, D], already divided by sqrt(D), and ``rotated_key`` [G, T, D].
-
-    Rotated in float32: halves turned by the angles whose cosine and sine, [1, T, D / 2], the operator reads.
-    """
+def _rotated(sizes: Sizes) -> str:
+    """Rotary embedding in float32, in Llama's half-split order, from the operator's cos and sin [1, T, D / 2]."""
 
     def turned(name: str) -> str:
         return f"""
@@ -43,8 +52,7 @@ def rotated(sizes: Sizes) -> str:
     return turned("query") + turned("key") + scale + narrow + cast("rotated_key", "key_turned", sizes.activation)
 
 
-def is_token(sizes: Sizes) -> str:
-    """Give ``position``, ``is_token`` [T] and ``token_column`` [T, 1]; padding, position -1, may only end a call."""
+def _is_token(sizes: Sizes) -> str:
     return f"""
     {reshape("position", "position_ids", sizes.length)}
     {numbers("no_tokens", [0])}
@@ -52,8 +60,8 @@ def is_token(sizes: Sizes) -> str:
     {reshape("token_column", "is_token", sizes.length, 1)}"""
 
 
-def tokens_only(name: str, source: str, sizes: Sizes) -> str:
-    """``source`` [heads, T, ...] in float32 with zeros at padding; a call of one token has none."""
+def zero_padding(name: str, source: str, sizes: Sizes) -> str:
+    """Define ``name``: ``source`` [heads, T, ...], float32, with zeros at padding; one token has no padding."""
     if sizes.length == 1:
         return f"""
     {name} = Identity ({source})"""
@@ -62,10 +70,10 @@ def tokens_only(name: str, source: str, sizes: Sizes) -> str:
     {name} = Where (token_column, {source}, {name}_blank)"""
 
 
-def gates(of: str, normalizer: float) -> str:
-    """Give ``log_gate`` = logsigmoid(x) / normalizer.
+def log_gate(name: str, of: str, normalizer: float) -> str:
+    """Define ``name`` = logsigmoid(x) / normalizer.
 
-    -logsigmoid(x) = relu(-x) + softplus(-abs(x)): whatever form an engine gives Softplus, its argument cannot overflow.
+    It uses -logsigmoid(x) = relu(-x) + softplus(-abs(x)), so that no engine's Softplus can overflow.
     """
     return f"""
     negative_{of} = Neg ({of})
@@ -75,11 +83,11 @@ def gates(of: str, normalizer: float) -> str:
     {of}_rest = Softplus (negative_{of}_size)
     {of}_loss = Add ({of}_over, {of}_rest)
     {number("negative_normalizer", -normalizer)}
-    log_gate = Div ({of}_loss, negative_normalizer)"""
+    {name} = Div ({of}_loss, negative_normalizer)"""
 
 
 def mixed(sizes: Sizes) -> str:
-    """Give ``output`` [1, T, H * D] of ``recurrent`` (float32) and ``window`` (activations), of that shape both."""
+    """Define ``output`` [1, T, H * D] as the weighted mean of ``recurrent`` (float32) and ``window`` (activations)."""
     return f"""
     wide_window = Cast <to = {FLOAT}> (window)
     {number("recurrent_weight", sizes.recurrent_weight)}

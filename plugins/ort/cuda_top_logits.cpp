@@ -1,29 +1,29 @@
-// liger::Candidates on CUDA: kernels/candidates.py. Nothing here waits for the GPU, so a step can be captured as a graph.
+// liger::Candidates on CUDA: kernels/top_logits.py. Nothing here waits for the GPU, so a step can be captured in a graph.
 
 #include <utility>
 
-#include "candidates.h"
+#include "top_logits.h"
 #include "cuda_node.h"
 
 namespace liger {
 namespace {
 
-constexpr int64_t LISTED = 8192, MERGED = 32;  // tokens of a list, lists that a program merges: kernels/plans.py
+constexpr int64_t LISTED = 8192, MERGED = 32;  // tokens per list, lists merged by one program: kernels/plans.py
 
 int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
-class CudaCandidates : public CandidatesForm {
+class CudaTopLogits : public TopLogitsSignature {
  public:
-  explicit CudaCandidates(const ort::Info& info) : compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {}
+  explicit CudaTopLogits(const ort::Info& info) : compiled_(info, KERNELS), allocator_(gpu_allocator(info)) {}
 
   void run(const ort::Context& context) const {
-    const Call call = CandidatesForm::call(context);
+    const Call call = TopLogitsSignature::call(context);
     const size_t lists = call.batch * parts(call.size, LISTED);
-    const size_t keys = lists * CANDIDATES * sizeof(int64_t), sums = lists * 2 * sizeof(float);
+    const size_t keys = lists * TOP_LOGITS * sizeof(int64_t), sums = lists * 2 * sizeof(float);
     Workspace workspace(allocator_, 2 * (Workspace::aligned(keys) + Workspace::aligned(sums)));
-    const CandidateLists first{workspace.take(keys), workspace.take(sums)};
-    const CandidateLists second{workspace.take(keys), workspace.take(sums)};
-    launch_candidates(compiled_.get(), call, first, second, context.stream());
+    const TopLogitLists first{workspace.take(keys), workspace.take(sums)};
+    const TopLogitLists second{workspace.take(keys), workspace.take(sums)};
+    launch_top_logits(compiled_.get(), call, first, second, context.stream());
   }
 
  private:
@@ -33,8 +33,8 @@ class CudaCandidates : public CandidatesForm {
 
 }  // namespace
 
-void launch_candidates(const CudaKernels& kernels, const CandidatesForm::Call& call, CandidateLists lists,
-                       CandidateLists merged, void* stream) {
+void launch_top_logits(const CudaKernels& kernels, const TopLogitsSignature::Call& call, TopLogitLists lists,
+                       TopLogitLists merged, void* stream) {
   Arguments arguments;
   arguments.pointer("logits", call.logits);
   arguments.pointer("temperature", call.temperature);
@@ -56,9 +56,9 @@ void launch_candidates(const CudaKernels& kernels, const CandidatesForm::Call& c
   kernels.launch("order_kernel", arguments, call.batch, 1, stream);
 }
 
-void add_cuda_candidates(const OrtApi* api, OrtCustomOpDomain* domain) {
-  static const ort::Operator<CudaCandidates> candidates(ort::CUDA, ORT_FLOAT);
-  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &candidates));
+void add_cuda_top_logits(const OrtApi* api, OrtCustomOpDomain* domain) {
+  static const ort::Operator<CudaTopLogits> top_logits(ort::CUDA, ORT_FLOAT);
+  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &top_logits));
 }
 
 }  // namespace liger

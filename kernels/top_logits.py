@@ -1,28 +1,28 @@
-"""The largest logits of a vocabulary, and the sum that makes probabilities of them: what a token is chosen from.
+"""Top logits of a vocabulary and the sum that normalizes their probabilities: the kernels of ``liger::Candidates``.
 
-A list is the K largest logits of some tokens, as keys in the order of the tokens. Beside it stand the largest logit and
-the sum of exp((logit - largest) / temperature) over all of those tokens. Programs make lists of parts of the
-vocabulary, lists are merged, many by a program, until there is one, and that is put in order.
+A list holds the K largest logits of a range of tokens, as keys in token order. Each list comes with the largest logit
+and the sum of exp((logit - largest) / temperature) over all tokens of the range. One program lists each part of the
+vocabulary. Further programs merge several lists each, until one list is left, which is then sorted.
 """
 
 import triton
 import triton.language as tl
 
-from liger_export.kernels.overlap import wait_for_activations
-from liger_export.kernels.plans import CANDIDATES
+from liger_export.kernels.dependent_launch import wait_for_activations
+from liger_export.kernels.plans import TOP_LOGITS
 
 __all__ = ["list_kernel", "merge_kernel", "order_kernel"]
 
-_K = tl.constexpr(CANDIDATES)
+_K = tl.constexpr(TOP_LOGITS)
 _TOKEN_BITS = tl.constexpr(24)
 _TOKENS = tl.constexpr((1 << 24) - 1)
 
 
 @triton.jit
 def _keys_of(logits, tokens):
-    """int64, larger for larger logits and, of equal ones, for lower tokens; above 0, which is no token's."""
-    bits = tl.where(logits == 0, 0.0, logits).to(tl.uint32, bitcast=True)  # one zero
-    bits = tl.where(logits == logits, bits, 0x7FC00000).to(tl.uint32)  # NaN stands first
+    """Sort keys, int64: larger for larger logits and, among equal logits, for lower tokens. 0 marks no token."""
+    bits = tl.where(logits == 0, 0.0, logits).to(tl.uint32, bitcast=True)  # -0.0 equals 0.0
+    bits = tl.where(logits == logits, bits, 0x7FC00000).to(tl.uint32)  # NaN sorts first
     ordered = bits ^ tl.where(bits >> 31 == 1, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
     return (ordered.to(tl.int64) << _TOKEN_BITS) | (tokens ^ _TOKENS).to(tl.int64)
 
@@ -36,9 +36,9 @@ def _logits_of(keys):
 
 @triton.jit
 def _store_largest(keys, to):
-    """K keys of the largest logits; of equal logits those that stand first. Their order stays.
+    """Store the keys of the K largest logits in their present order. Among equal logits the first ones are kept.
 
-    The K-th largest logit is found bit by bit: 32 counts cost a fraction of what sorting does.
+    The K-th largest logit is found bit by bit: 32 counts cost a fraction of a sort.
     """
     ordered = (keys >> _TOKEN_BITS).to(tl.uint32)
     least = tl.full((), 0, tl.uint32)
@@ -56,16 +56,16 @@ def _store_largest(keys, to):
 
 @triton.jit
 def list_kernel(logits, temperature, lists, sums, width, length, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Lists of BLOCK tokens each, after the last position of each sequence. Grid (ceil(width / BLOCK), B).
+    """List the top logits of every BLOCK tokens at each sequence's last position. Grid (ceil(width / BLOCK), B).
 
     Args:
         logits: float32 [B, length, width].
-        temperature: float32 []; nothing is done at 0.
-        lists: int64 [B, ceil(width / BLOCK), K].
-        sums: float32 [B, ceil(width / BLOCK), 2], the largest logits and the sums.
-        width: tokens of the vocabulary, at most 2^24.
-        length: positions that have logits.
-        BLOCK: tokens of a list, a power of two, at least K. PDL: as in ``linear``.
+        temperature: float32 []; at 0 the kernel does nothing.
+        lists: output, int64 [B, ceil(width / BLOCK), K].
+        sums: output, float32 [B, ceil(width / BLOCK), 2], the largest logits and the sums.
+        width: vocabulary size, at most 2^24.
+        length: positions with logits.
+        BLOCK: tokens per list, a power of two, at least K. PDL: as in ``linear``.
     """
     wait_for_activations(PDL)
     heat = tl.load(temperature)
@@ -85,15 +85,15 @@ def list_kernel(logits, temperature, lists, sums, width, length, BLOCK: tl.const
 
 @triton.jit
 def merge_kernel(lists, sums, temperature, next_lists, next_sums, count, LISTS: tl.constexpr, PDL: tl.constexpr):
-    """One list of LISTS. Grid (ceil(count / LISTS), B).
+    """Merge LISTS lists into one. Grid (ceil(count / LISTS), B).
 
     Args:
         lists: int64 [B, count, K].
         sums: float32 [B, count, 2].
-        temperature: float32 []; nothing is done at 0.
-        next_lists: int64 [B, ceil(count / LISTS), K].
-        next_sums: float32 [B, ceil(count / LISTS), 2].
-        count: lists of a sequence.
+        temperature: float32 []; at 0 the kernel does nothing.
+        next_lists: output, int64 [B, ceil(count / LISTS), K].
+        next_sums: output, float32 [B, ceil(count / LISTS), 2].
+        count: lists per sequence.
         LISTS: a power of two. PDL: as in ``linear``.
     """
     wait_for_activations(PDL)
@@ -117,13 +117,14 @@ def merge_kernel(lists, sums, temperature, next_lists, next_sums, count, LISTS: 
 
 @triton.jit
 def order_kernel(lists, sums, temperature, candidates, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """A list in order, in the operator's form. Grid (1, B).
+    """Sort a list into the operator's output. Grid (1, B).
 
     Args:
         lists: int64 [B, K].
         sums: float32 [B, 2].
         temperature: float32 []; at 0 only the sum is written, as 0.
-        candidates: float32 [B, 1 + 2 K]: the sum, the logits, the tokens; -inf and -1 past the vocabulary's end.
+        candidates: output, float32 [B, 1 + 2 K]: the sum, the logits, the tokens. Beyond the vocabulary they are -inf
+            and -1.
         BLOCK: K. PDL: as in ``linear``.
     """
     wait_for_activations(PDL)

@@ -1,4 +1,4 @@
-"""The chunk kernels against the float64 reference, beside the step kernel and each other."""
+"""The chunkwise kernels against the float64 reference, alone and combined with the step kernel."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_sequence_equals_the_naive_reference(mixer: str, dtype: torch.dtype) -
 @every_mixer
 @pytest.mark.parametrize("cuts", [(5, 6, 7), (16, 48), (1, 66)], ids=str)
 def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: tuple[int, ...]) -> None:
-    """Single tokens run on the step kernel, so that either continues the other's state."""
+    """Single tokens run the step kernel, so that each continues the other's state."""
     case = Case(mixer, head_dim=32, window_size=24)
     inputs, expected = inputs_and_reference(case, 72, torch.float32)
     assert_equal(run(case, inputs, torch.float32, cuts), expected, 1e-5)
@@ -70,7 +70,7 @@ def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
         tensor[1, 37:] = float("nan")
     arguments = call_arguments(inputs, positions, torch.float32)
     with poisoned_outputs():
-        output, *state = launch.chunk(mixer, *arguments, empty_state(case, torch.float32), **options(case))
+        output, *state = launch.chunkwise(mixer, *arguments, empty_state(case, torch.float32), **options(case))
     assert relative_l2(output[1, :37].cpu(), alone["output"][1]) < 1e-6
     assert not output[1, 37:].any()
     for name, tensor in zip(case.signature.states, state, strict=True):
@@ -81,4 +81,4 @@ def test_a_call_too_long_for_the_kernels_is_refused() -> None:
     case = Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=32)
     long = torch.empty(1, 2**26, 96, device="meta").split(32, dim=-1)
     with pytest.raises(KernelError, match="67108864 tokens"):
-        launch.chunk("gla", long, (), empty_state(case, torch.float32, batch=1))
+        launch.chunkwise("gla", long, (), empty_state(case, torch.float32, batch=1))

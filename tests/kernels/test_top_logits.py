@@ -1,34 +1,34 @@
-"""The kernels of ``liger::Candidates``, on a GPU or by Triton's interpreter, against sorting and adding."""
+"""The kernels of ``liger::Candidates``, on a GPU or in Triton's interpreter, against a sort and a sum."""
 
 import numpy as np
 import pytest
 import torch
 
-from liger_export.kernels.plans import CANDIDATES, pointwise_plans
-from tests.candidates import Logits, assert_candidates, tied_logits
+from liger_export.kernels.plans import TOP_LOGITS, pointwise_plans
 from tests.kernels.cases import DEVICE
+from tests.top_logits import Logits, assert_top_logits, tied_logits
 
-triton = pytest.importorskip("triton", reason="needs Triton, which is made for Linux alone")
+triton = pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
 
 
 def launch(name: str, batch: int, size: int, *arguments: object) -> None:
-    from liger_export.kernels import candidates
+    from liger_export.kernels import top_logits
 
     plan = pointwise_plans()[name]
-    getattr(candidates, name)[plan.programs(batch, size)](*arguments, **plan.constants, **plan.options)
+    getattr(top_logits, name)[plan.programs(batch, size)](*arguments, **plan.constants, **plan.options)
 
 
 def programs(name: str, size: int) -> int:
     return pointwise_plans()[name].programs(1, size)[0]
 
 
-def candidates_of(values: Logits, temperature: float) -> Logits:
-    """As the operator launches them; memory poisoned first. Logits [B, T, V]."""
+def top_logits_of(values: Logits, temperature: float) -> Logits:
+    """Run the kernels like the operator does, on poisoned memory. ``values`` are logits [B, T, V]."""
     batch, length, width = values.shape
     logits, heat = torch.from_numpy(values).to(DEVICE), torch.tensor(temperature, device=DEVICE)
 
     def memory(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        lists = torch.full((batch, count, CANDIDATES), -1, dtype=torch.int64, device=DEVICE)
+        lists = torch.full((batch, count, TOP_LOGITS), -1, dtype=torch.int64, device=DEVICE)
         return lists, torch.full((batch, count, 2), float("nan"), device=DEVICE)
 
     count = programs("list_kernel", width)
@@ -39,7 +39,7 @@ def candidates_of(values: Logits, temperature: float) -> Logits:
         merged = memory(fewer)
         launch("merge_kernel", batch, count, lists, sums, heat, *merged, count)
         (lists, sums), count = merged, fewer
-    found = torch.full((batch, 1 + 2 * CANDIDATES), float("nan"), device=DEVICE)
+    found = torch.full((batch, 1 + 2 * TOP_LOGITS), float("nan"), device=DEVICE)
     launch("order_kernel", batch, 1, lists, sums, heat, found)
     return np.asarray(found.cpu())
 
@@ -48,13 +48,13 @@ def candidates_of(values: Logits, temperature: float) -> Logits:
 @pytest.mark.parametrize("temperature", [1e-3, 0.7, 1e4])
 def test_the_largest_logits_and_the_sum_of_all(width: int, temperature: float) -> None:
     logits = np.random.default_rng(width).normal(0, 6, (2, 3, width)).astype(np.float32)
-    assert_candidates(candidates_of(logits, temperature), logits, temperature)
+    assert_top_logits(top_logits_of(logits, temperature), logits, temperature)
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 40])
-def test_of_equal_logits_those_of_lower_tokens_stand_first(distinct: int) -> None:
+def test_equal_logits_are_sorted_by_token(distinct: int) -> None:
     logits = tied_logits(distinct, (2, 1, 30000), distinct)
-    assert_candidates(candidates_of(logits, 1.0), logits, 1.0)
+    assert_top_logits(top_logits_of(logits, 1.0), logits, 1.0)
 
 
 def test_infinite_logits_and_more_lists_than_a_program_merges() -> None:
@@ -62,16 +62,16 @@ def test_infinite_logits_and_more_lists_than_a_program_merges() -> None:
     logits[..., 7:] = -np.inf
     logits[..., -100:] = np.arange(100, dtype=np.float32) / 64 - 3e38
     with np.errstate(invalid="ignore"):
-        assert_candidates(candidates_of(logits, 1.0), logits, 1.0)
+        assert_top_logits(top_logits_of(logits, 1.0), logits, 1.0)
 
 
-def test_a_logit_that_is_no_number_stands_first() -> None:
+def test_nan_sorts_first() -> None:
     logits = np.zeros((1, 1, 9000), dtype=np.float32)
     logits[..., 8500] = -np.float32(np.nan)
-    assert np.isnan(candidates_of(logits, 1.0)[0, 1])
+    assert np.isnan(top_logits_of(logits, 1.0)[0, 1])
 
 
 def test_nothing_is_done_at_temperature_0() -> None:
-    found = candidates_of(np.zeros((2, 1, 9000), dtype=np.float32), 0.0)
+    found = top_logits_of(np.zeros((2, 1, 9000), dtype=np.float32), 0.0)
     assert (found[:, 0] == 0).all()
     assert np.isnan(found[:, 1:]).all()

@@ -1,4 +1,4 @@
-"""Compiled code started through the CUDA driver, as a machine without Triton does it. Needs a GPU."""
+"""Launches of compiled code through the CUDA driver, as on a machine without Triton. Needs a GPU."""
 
 import ctypes
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ TYPES: dict[str, Any] = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}
 def launch(
     code: bytes, name: str, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[tuple[str, Any]]
 ) -> None:
-    """Load a cubin or PTX, run one kernel of it, and wait.
+    """Load a cubin or PTX, run one of its kernels, and wait for it.
 
-    Arguments are pairs of Triton's type and a value; a pointer's value is a tensor, or None for null.
+    Arguments are pairs of a Triton type and a value. The value of a pointer is a tensor, or None for null.
     """
     driver = ctypes.CDLL("libcuda.so.1")
     module, function = ctypes.c_void_p(), ctypes.c_void_p()

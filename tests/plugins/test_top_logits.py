@@ -1,4 +1,4 @@
-"""``liger::Candidates`` in ONNX Runtime on a CPU, against sorting and adding."""
+"""``liger::Candidates`` in ONNX Runtime on a CPU, against a sort and a sum."""
 
 from functools import cache
 
@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET
-from tests.candidates import Logits, assert_candidates, tied_logits
 from tests.plugins.sessions import needs_library, options_with_library
+from tests.top_logits import Logits, assert_top_logits, tied_logits
 
 pytestmark = needs_library
 
 
 @cache
 def session() -> onnxruntime.InferenceSession:
-    """A graph of the operator alone."""
+    """Create a session for a graph of this one operator."""
     graph = helper.make_graph(
         [helper.make_node("Candidates", ["logits", "temperature"], ["candidates"], domain=DOMAIN)],
         "candidates",
@@ -33,7 +33,7 @@ def session() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options_with_library(), providers=["CPUExecutionProvider"])
 
 
-def candidates_of(logits: Logits, temperature: float) -> Logits:
+def top_logits_of(logits: Logits, temperature: float) -> Logits:
     feed = {"logits": logits, "temperature": np.array(temperature, dtype=np.float32)}
     found: Logits = session().run(None, feed)[0]
     return found
@@ -43,33 +43,33 @@ def candidates_of(logits: Logits, temperature: float) -> Logits:
 @given(st.integers(1, 40000), st.integers(0, 2**32 - 1), st.floats(0.01, 40), st.sampled_from([1e-3, 0.1, 1.0, 30.0]))
 def test_the_largest_logits_and_the_sum_of_all(width: int, seed: int, scale: float, temperature: float) -> None:
     logits = np.random.default_rng(seed).normal(0, scale, (2, 2, width)).astype(np.float32)
-    assert_candidates(candidates_of(logits, temperature), logits, float(np.float32(temperature)))
+    assert_top_logits(top_logits_of(logits, temperature), logits, float(np.float32(temperature)))
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 40])
-def test_of_equal_logits_those_of_lower_tokens_stand_first(distinct: int) -> None:
+def test_equal_logits_are_sorted_by_token(distinct: int) -> None:
     logits = tied_logits(distinct, (2, 1, 50000), distinct)
-    assert_candidates(candidates_of(logits, 1.0), logits, 1.0)
+    assert_top_logits(top_logits_of(logits, 1.0), logits, 1.0)
 
 
 def test_ascending_and_infinite_logits() -> None:
     logits = (np.arange(40000, dtype=np.float32) / 64)[None, None]
-    assert_candidates(candidates_of(logits, 1.0), logits, 1.0)
+    assert_top_logits(top_logits_of(logits, 1.0), logits, 1.0)
     logits[..., 100:39000] = -np.inf
-    assert_candidates(candidates_of(logits, 1.0), logits, 1.0)
+    assert_top_logits(top_logits_of(logits, 1.0), logits, 1.0)
 
 
-def test_a_logit_that_is_no_number_stands_first() -> None:
+def test_nan_sorts_first() -> None:
     logits = np.zeros((1, 1, 40000), dtype=np.float32)
     logits[..., 20000] = -np.float32(np.nan)
-    assert np.isnan(candidates_of(logits, 1.0)[0, 1])
+    assert np.isnan(top_logits_of(logits, 1.0)[0, 1])
 
 
 def test_nothing_is_done_at_temperature_0() -> None:
-    assert candidates_of(np.ones((3, 1, 300), dtype=np.float32), 0.0)[:, 0].tolist() == [0, 0, 0]
+    assert top_logits_of(np.ones((3, 1, 300), dtype=np.float32), 0.0)[:, 0].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("shape", "cause"), [((1, 300), r"\[B, T, V\]"), ((1, 0, 300), "at least one position")])
 def test_other_shapes_are_refused(shape: tuple[int, ...], cause: str) -> None:
     with pytest.raises(Exception, match=cause):
-        candidates_of(np.zeros(shape, dtype=np.float32), 1.0)
+        top_logits_of(np.zeros(shape, dtype=np.float32), 1.0)

@@ -1,0 +1,60 @@
+"""The command that builds engines: ``build-engine``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liger_export.commands.console import exporter, progress_bar, show
+from liger_export.commands.options import Overwrite, PackageArgument, split_names
+from liger_export.commands.tables import engine_rows, summary_table
+from liger_export.package.engines import BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
+from liger_export.precision import FLOATS
+
+__all__ = ["build_engine"]
+
+
+def build_engine(
+    package: PackageArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Engine directory to create.")],
+    backend: Annotated[
+        str, typer.Option(help=f"{', '.join(BACKENDS)}; onnx writes portable graphs for any engine.")
+    ] = TENSORRT_RTX,
+    sm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SM,...",
+            help="GPU architectures to build for, such as 86,89,120. tensorrt builds for this machine's GPU.",
+        ),
+    ] = None,
+    activations: Annotated[str, typer.Option(help=f"Activations: {', '.join(FLOATS)}; state is float32.")] = "fp16",
+    chunk: Annotated[
+        int, typer.Option(min=0, help="Tokens per prefill call, a multiple of 16; 0 builds no prefill graph.")
+    ] = CHUNK,
+    check_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Tokens to compare with the package on; 0 skips the comparison, which needs memory for two float32 "
+            "models.",
+        ),
+    ] = CHECK_TOKENS,
+    overwrite: Overwrite = False,
+) -> None:
+    """Build engines for specific GPUs, or portable graphs.
+
+    Only the tensorrt backend needs a GPU.
+    """
+    with exporter():
+        from liger_export.engine.build import EngineSettings
+        from liger_export.engine.build import build_engine as run
+    settings = EngineSettings(
+        backend=backend,
+        targets=split_names(sm),
+        activations=activations,
+        chunk=chunk,
+        check_tokens=check_tokens,
+    )
+    with progress_bar("reading", counts=False) as bar:
+        manifest = run(package, output, settings, overwrite=overwrite, progress=bar)
+    show(summary_table(str(output), engine_rows(manifest)))

@@ -1,0 +1,185 @@
+"""Commands that measure: ``validate``, ``evaluate`` and ``bench``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liger_export.commands.console import exporter, print_failure, print_note, progress_bar, quiet_transformers, show
+from liger_export.commands.options import Adapters, Device, JsonFile, Lowering, PackageArgument, RunnableArgument
+from liger_export.commands.tables import bench_table, evaluation_table, parity_table, position_tables
+from liger_export.files import require_writable
+
+if TYPE_CHECKING:  # these modules load PyTorch
+    from torch import Tensor
+
+    from liger_export.evaluate import EvaluatedModel, Evaluation
+
+__all__ = ["bench", "evaluate", "validate"]
+
+
+def validate(
+    package: RunnableArgument,
+    reference: Annotated[Path, typer.Option(help="Liger checkpoint that the package was converted from.")],
+    adapter: Adapters = None,
+    text: Annotated[
+        Path | None, typer.Option(show_default="sampled from the package", help="Text to compare logits on.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of that text to read.")] = 8192,
+    memory_tokens: Annotated[int, typer.Option(help="Tokens to measure memory growth over.")] = 4096,
+    device: Device = None,
+    lowering: Lowering = None,
+    json: JsonFile = None,
+) -> None:
+    """Compare a package with its PyTorch model.
+
+    The exit code is 1 if a bound is missed.
+    """
+    with exporter():
+        from liger_export.parity.bfloat16 import ROUNDED
+        from liger_export.validate import validate as run
+    quiet_transformers()
+    _require_writable(json)
+    with progress_bar("comparing with PyTorch", counts=False) as bar:
+        report = run(
+            package,
+            reference,
+            adapters=tuple(adapter or ()),
+            text=text,
+            max_tokens=max_tokens,
+            memory_tokens=memory_tokens,
+            device=device,
+            lowering=lowering,
+            progress=bar,
+        )
+    show(parity_table(report))
+    if report.device == ROUNDED:
+        print_note(
+            "no GPU was used: the CPU computed each operator in float32 and rounded to bfloat16; no memory check"
+        )
+    _write(json, report.to_json())
+    if not report.passed:
+        print_failure("a bound was missed", "the package does not compute what the checkpoint computes")
+        raise typer.Exit(1)
+
+
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Packages, Liger checkpoints or base checkpoints.")],
+    text: Annotated[Path, typer.Option(help="Evaluation text: a text or JSONL file, or a directory of them.")],
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter", metavar="DIR", help="LoRA adapter of the last model; repeatable."),
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens per block; blocks are independent.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks per forward pass in PyTorch.")] = 8,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, show_default="all", help="Tokens to read from the start of the text.")
+    ] = None,
+    by_position: Annotated[
+        bool, typer.Option("--by-position", help="Also show quality by position in a block.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(show_default="a GPU if there is one", help="Device of PyTorch models.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of PyTorch models: float32, bfloat16 or float16.")] = "float32",
+    json: JsonFile = None,
+) -> None:
+    """Measure next-token prediction quality on text.
+
+    To use several GPUs, run it as `accelerate launch -m liger_export evaluate`.
+    """
+    with exporter():
+        from liger_export.distributed import processes
+        from liger_export.evaluate import open_model, report_json, text_blocks
+    quiet_transformers()
+    _require_writable(json)
+    *others, last = models
+    opened = [open_model(path, (), device, dtype) for path in others]
+    opened.append(open_model(last, tuple(adapter or ()), device, dtype))
+    blocks = [text_blocks(model, text, sequence_length, max_tokens) for model in opened]
+    is_main = processes().is_main_process
+    evaluations = _score(opened, blocks, batch_size, visible=is_main)
+    if is_main:
+        _print_evaluations(evaluations, by_position=by_position)
+        _write(json, report_json(evaluations, text))
+
+
+def _score(
+    models: "Sequence[EvaluatedModel]", blocks: "Sequence[Tensor]", batch_size: int, *, visible: bool
+) -> "list[Evaluation]":
+    """Score each model on its blocks, int64 [N, T]."""
+    from liger_export.evaluate import Evaluation
+
+    evaluations = []
+    with progress_bar("loading", visible=visible) as bar:
+        for model, tokens in zip(models, blocks, strict=True):
+            bar.stage(model.name)
+            evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, bar)))
+    return evaluations
+
+
+def _print_evaluations(evaluations: "Sequence[Evaluation]", *, by_position: bool) -> None:
+    show(evaluation_table(evaluations))
+    differing = [each.model.name for each in evaluations if not each.compares_with(evaluations[0])]
+    if differing:
+        print_note(f"{', '.join(differing)} read different tokens from the first model, so results are not comparable")
+    if by_position:
+        show(*position_tables(evaluations))
+
+
+def bench(
+    package: PackageArgument,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="hf:DIR",
+            help="Also measure this transformer with its KV cache. Beyond 4,096 tokens the cache is filled with random "
+            "values and prefill is not measured.",
+        ),
+    ] = None,
+    contexts: Annotated[str, typer.Option(help="Context lengths in tokens, separated by commas.")] = "128,4096,32768",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode at each context length.")] = 32,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Runs per model and context length, each in its own process.")
+    ] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, show_default="all cores", help="CPU threads per model.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the transformer: float32 (fastest on most CPUs), bfloat16 or float16.")
+    ] = "float32",
+    json: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(help="Also plot the results to this PNG, SVG or PDF file.")] = None,
+) -> None:
+    """Measure speed and memory on the CPU by context length."""
+    with exporter():
+        from liger_export.bench import BenchSettings, parse_against, parse_contexts, require_plot, save_plot
+        from liger_export.bench import bench as run
+        from liger_export.bench.settings import default_threads
+    settings = BenchSettings(
+        contexts=parse_contexts(contexts),
+        tokens=tokens,
+        repeats=repeats,
+        threads=threads or default_threads(),
+        dtype=dtype,
+    )
+    transformer = None if against is None else parse_against(against)
+    _require_writable(json)
+    if plot is not None:
+        require_plot(plot)
+    with progress_bar("starting") as bar:
+        report = run(package, transformer, settings, bar)
+    show(bench_table(report))
+    _write(json, report.to_json())
+    if plot is not None:
+        save_plot(report, plot)
+
+
+def _require_writable(file: Path | None) -> None:
+    """Check an output file before a long measurement. Raises OutputError."""
+    if file is not None:
+        require_writable(file)
+
+
+def _write(file: Path | None, text: str) -> None:
+    if file is not None:
+        file.write_text(text, encoding="utf-8")

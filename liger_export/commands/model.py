@@ -1,0 +1,157 @@
+"""Commands that make a model: ``linearize`` and ``finetune``."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liger_export.commands.console import exporter, progress_bar, quiet_transformers, show
+from liger_export.commands.options import CheckpointArgument, Overwrite
+from liger_export.commands.tables import heldout_table
+from liger_export.errors import InputError
+
+if TYPE_CHECKING:  # these modules load PyTorch
+    from liger_export.config import LigerConfig
+    from liger_export.finetune import FinetuneResult
+
+__all__ = ["finetune", "linearize"]
+
+
+def linearize(
+    base: Annotated[
+        str, typer.Argument(help="Llama, Mistral, Qwen2 or Qwen3 checkpoint: a directory or a Hugging Face Hub ID.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Liger checkpoint directory to create.")],
+    mixer: Annotated[str, typer.Option(help="Replacement for softmax attention: gla, hgrn2, gsa or lolcats.")] = "gla",
+    window: Annotated[int, typer.Option(min=1, help="Keys in the softmax window, including the current one.")] = 64,
+    gate_normalizer: Annotated[
+        float | None, typer.Option(show_default="16", help="Divisor of the log gate (gla, gsa).")
+    ] = None,
+    recurrent_weight: Annotated[
+        float | None,
+        typer.Option(show_default="0.5", help="Weight of the recurrence; the window gets the rest (gla, hgrn2, gsa)."),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, show_default="the head size", help="Memory slots per key/value head (gsa).")
+    ] = None,
+    feature_dim: Annotated[
+        int | None, typer.Option(min=1, show_default="the head size", help="Outputs of each feature map (lolcats).")
+    ] = None,
+    keep_softmax_every: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep softmax attention in every N-th layer.")
+    ] = None,
+    softmax_window: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="1024, or the base's limit if smaller", help="Keys in the window of those layers."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a pretrained transformer into a Liger checkpoint.
+
+    The weights stay as they are.
+    """
+    with exporter():
+        from liger_export.linearize import LinearizeSettings
+        from liger_export.linearize import linearize as run
+    settings = LinearizeSettings(
+        mixer=mixer,
+        window_size=window,
+        gate_normalizer=gate_normalizer,
+        recurrent_weight=recurrent_weight,
+        num_slots=slots,
+        feature_dim=feature_dim,
+        keep_softmax_every=keep_softmax_every,
+        softmax_window=softmax_window,
+    )
+    typer.echo(f"{output}: {_describe(run(base, output, settings, overwrite=overwrite))}")
+
+
+def _describe(config: "LigerConfig") -> str:
+    """One line on a linearized model."""
+    described = f"{config.model_type}, {config.num_hidden_layers} layers, window {config.window_size}"
+    if not config.softmax_layers:
+        return described
+    layers = ", ".join(map(str, config.softmax_layers))
+    return f"{described}, softmax in layers {layers} (from 0) (window {config.softmax_window})"
+
+
+def finetune(
+    checkpoint: CheckpointArgument,
+    data: Annotated[Path, typer.Option(help="Training text: a text or JSONL file, or a directory of them.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Adapter directory to create; with --stage transfer, a checkpoint."),
+    ],
+    stage: Annotated[
+        str, typer.Option(help="lora; or transfer, which trains the feature maps of a lolcats model, before lora.")
+    ] = "lora",
+    heldout: Annotated[
+        Path | None, typer.Option(show_default="the end of --data", help="Text to measure quality on.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
+    target: Annotated[str, typer.Option(help="Projections to adapt, separated by commas.")] = "q_proj,k_proj,v_proj",
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens per training block.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks per forward pass.")] = 8,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes per optimizer step.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-4,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 2.0,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.")] = None,
+    save_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between points to resume from.")] = 200,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Save memory by recomputing layers in the backward pass.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed for initialization and data order.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Recover quality by training a small LoRA adapter.
+
+    To train on several GPUs, run it as `accelerate launch -m liger_export finetune`.
+    """
+    with exporter():
+        from liger_export.finetune import FinetuneSettings
+    train = _training_stage(stage)
+    settings = FinetuneSettings(
+        rank=rank,
+        target_modules=tuple(name.strip() for name in target.split(",")),
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        gradient_accumulation=accumulate,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        max_steps=max_steps,
+        save_steps=save_steps,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+    )
+    _train(partial(train, checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite))
+
+
+def _training_stage(name: str) -> "Callable[..., FinetuneResult]":
+    """The function that trains a stage of ``finetune``. Raises InputError."""
+    from liger_export.finetune import finetune as lora
+    from liger_export.finetune import transfer
+
+    stages = {"lora": lora, "transfer": transfer}
+    if name not in stages:
+        raise InputError(f"There is no stage {name!r}.", f"Choose one of: {', '.join(stages)}.")
+    return stages[name]
+
+
+def _train(run: "partial[FinetuneResult]") -> None:
+    """Train, and print the result; on the main process only, if ``accelerate launch`` started several."""
+    from liger_export.distributed import processes
+
+    quiet_transformers()
+    is_main = processes().is_main_process
+    with progress_bar("loading", visible=is_main) as bar:
+        result = run(progress=bar)
+    if is_main:
+        show(heldout_table(result.before, result.after))
+        show(
+            f"{result.trained_parameters:,} parameters, {result.steps:,} steps, {result.after.tokens:,} tokens held out"
+        )

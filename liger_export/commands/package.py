@@ -1,0 +1,165 @@
+"""Commands that make, describe and run a package: ``convert``, ``inspect`` and ``run``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liger_export.commands.console import exporter, print_note, print_speed, progress_bar, show, stream_text
+from liger_export.commands.options import (
+    Adapters,
+    CheckpointArgument,
+    Device,
+    Lowering,
+    Overwrite,
+    RunnableArgument,
+    parse_override,
+    split_names,
+)
+from liger_export.commands.tables import engine_rows, megabytes, summary_table
+from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
+from liger_export.runtime import Sampling, load
+
+if TYPE_CHECKING:
+    from liger_export.package import Manifest
+
+__all__ = ["convert", "inspect", "run"]
+
+DEFAULTS = Precision()
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SM,...", help="GPUs to compile the fused graph's kernels for, such as sm_86,sm_90."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=PRECISION",
+        help="Precision of matching weights, such as '*.layers.0.*=int8'; repeatable, the last match wins.",
+    ),
+]
+CalibrationText = Annotated[
+    Path | None, typer.Option(help="Calibration text for gptq: a text or JSONL file, or a directory of them.")
+]
+
+
+def convert(
+    checkpoint: CheckpointArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Package directory to create.")],
+    adapter: Adapters = None,
+    lowering: Annotated[
+        str, typer.Option(help="stock (any ONNX Runtime), or fused: adds a graph for liger-export's operators.")
+    ] = "stock",
+    targets: Targets = None,
+    precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = DEFAULTS.weights,
+    activations: Annotated[
+        str | None, typer.Option(show_default="fp32", help=f"Activations with int4 and int8: {', '.join(FLOATS)}.")
+    ] = None,
+    lm_head: Annotated[
+        str | None, typer.Option(show_default="--precision", help="Precision of the output head.")
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option(show_default="--lm-head", help="Precision of the embedding table.")
+    ] = None,
+    override: Overrides = None,
+    block_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64 or 128.")] = DEFAULTS.block_size,
+    symmetric: Annotated[bool, typer.Option(help="Store no zero points.")] = DEFAULTS.symmetric,
+    method: Annotated[str, typer.Option(help=f"Rounding method: {', '.join(METHODS)}.")] = DEFAULTS.method,
+    calibration: CalibrationText = None,
+    calibration_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to read from the start of the calibration text.")
+    ] = CALIBRATION_TOKENS,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert a Liger checkpoint into an ONNX package.
+
+    Merges adapters, traces the model into one ONNX graph, quantizes its weights and writes the package.
+    """
+    settings = Precision(
+        weights=precision,
+        lm_head=lm_head,
+        embedding=embedding,
+        overrides=tuple(parse_override(each) for each in override or ()),
+        block_size=block_size,
+        symmetric=symmetric,
+        method=method,
+        activation_precision=activations,
+    )
+    text = Calibration(calibration, calibration_tokens) if calibration else None
+    settings.check_names()
+    settings.check_calibration(text)
+    with exporter():
+        from liger_export.convert import convert as run_convert
+    with progress_bar("reading", in_bytes=True) as bar:
+        manifest = run_convert(
+            checkpoint,
+            output,
+            adapters=tuple(adapter or ()),
+            lowering=lowering,
+            targets=split_names(targets),
+            precision=settings,
+            calibration=text,
+            overwrite=overwrite,
+            progress=bar,
+        )
+    _print_package(output, manifest)
+
+
+def _print_package(directory: Path, manifest: "Manifest") -> None:
+    """Print what ``convert`` wrote, and notes on its limits."""
+    for adapter in manifest.adapters:
+        if not adapter["base_verified"]:
+            print_note(f"adapter {adapter['name']} does not record its base weights; only shapes were checked")
+    has_kernels = any(graph.targets for graph in manifest.graphs.values())
+    if manifest.activations == "bfloat16" and not has_kernels:
+        print_note("bfloat16 runs only on a GPU, and this package has no GPU kernels: add --lowering fused --targets")
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    typer.echo(f"{directory}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")
+
+
+def inspect(package: RunnableArgument) -> None:
+    """Describe a package or engine, and verify its files."""
+    with exporter():
+        from liger_export.inspection import inspect as describe
+    summary = describe(package)
+    show(summary_table(str(package), [*summary.rows, *engine_rows(summary.manifest)]))
+    if summary.damage is not None:
+        raise summary.damage
+
+
+def run(
+    package: RunnableArgument,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[
+        int, typer.Option("-n", "--max-new-tokens", min=0, help="Maximum tokens to write.")
+    ] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens with this total probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the highest probability.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Penalty for repeated tokens; 1 for none.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text that ends the output; repeatable.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, show_default="chosen by ONNX Runtime", help="CPU threads.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the SHA-256 of every file, not only its size.")
+    ] = False,
+    device: Device = None,
+    lowering: Lowering = None,
+) -> None:
+    """Continue a prompt with a package or engine."""
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    session = load(package, device=device, lowering=lowering, threads=threads, verify=verify)
+    pieces = session.generate(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
+    print_speed(session, prompt, stream_text(prompt, pieces))
