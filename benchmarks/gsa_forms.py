@@ -1,20 +1,22 @@
-"""Forms of GSA's first pass, K_t = diag(exp g_t) K_{t-1} + s_t k_t^T read as K_t q_t, timed on ONNX Runtime's CPU.
+"""Speed of different forms of GSA's first pass on ONNX Runtime's CPU provider.
 
-The pass decays along its outputs, the slots, which no stock operator does by itself. Every form is checked against
-float64, strong gates and an odd length included, before it is timed.
+The pass computes K_t = diag(exp g_t) K_{t-1} + s_t k_t^T and returns K_t q_t. It decays along its outputs, the slots,
+and no stock operator does that. Before it is timed, each form is checked against float64, with strong gates and an odd
+length too.
 
     python benchmarks/gsa_forms.py --threads 2
 """
 
 import argparse
 import platform
-import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
+from liger_export.bench.timing import Spread, timed
 from liger_export.onnx_functions.schemas import Kind, Operator
 from liger_export.onnx_functions.stock import parse_body
 from liger_export.onnx_functions.stock.gsa import FIRST_PASS, SLOT_SIZES, chunks, one_token
@@ -49,7 +51,7 @@ SCAN_OVER_TOKENS = """
     logits = Reshape (logits_split, packed_logits)
 """
 
-# Every slot of every query head is a value head of width 1: the state is repeated for the query heads.
+# Each slot of each query head is a value head of width 1: the state is repeated for the query heads.
 SLOTS_AS_HEADS = """
     slot_shape = Concat <axis = 0> (zero, zero, groups, one, slots)
     repeat_shape = Concat <axis = 0> (one, one, one, repeats, one)
@@ -75,7 +77,7 @@ SLOTS_AS_HEADS = """
     next_slot_key = Gather <axis = 2> (next_split, first)
 """
 
-# A one-hot query for every slot reads the whole state at every token.
+# One-hot queries, one per slot, read the whole state at each token.
 ONE_HOT_QUERIES = """
     square = Concat <axis = 0> (slots, slots)
     blank = ConstantOfShape (square)
@@ -103,7 +105,7 @@ WIDE = """
     wide_query = Identity (query)
     wide_key = Identity (key)
 """
-SIGNATURES = {
+FORMS = {
     "Scan over tokens": SCAN_OVER_TOKENS,
     "LinearAttention, slots as heads": SLOTS_AS_HEADS,
     "LinearAttention, one-hot queries": ONE_HOT_QUERIES,
@@ -117,25 +119,25 @@ ONE_TOKEN_ONLY = {"one token, written out"}
 
 
 def session(form: str, shape: tuple[int, int, int, int], threads: int) -> onnxruntime.InferenceSession:
-    heads, groups, head_dim, slots = shape
+    heads, num_key_value_heads, head_dim, slots = shape
     attributes: dict[str, Any] = {
         "num_heads": heads,
-        "num_key_value_heads": groups,
+        "num_key_value_heads": num_key_value_heads,
         "head_dim": head_dim,
         "window_size": 1,
         "num_slots": slots,
         "all_slots": heads * slots,
-        "slots_in_groups": groups * slots,
+        "slots_in_groups": num_key_value_heads * slots,
     }
     inputs: dict[str, list[str | int]] = {
         "query": ["B", "T", heads * head_dim],
-        "key": ["B", "T", groups * head_dim],
-        "gate": ["B", "T", groups * slots],
-        "strength": ["B", "T", groups * slots],
-        "slot_key": ["B", groups, slots, head_dim],
+        "key": ["B", "T", num_key_value_heads * head_dim],
+        "gate": ["B", "T", num_key_value_heads * slots],
+        "strength": ["B", "T", num_key_value_heads * slots],
+        "slot_key": ["B", num_key_value_heads, slots, head_dim],
     }
     outputs = ("logits", "next_slot_key")
-    body = SIZES + SLOT_SIZES + SIGNATURES[form]
+    body = SIZES + SLOT_SIZES + FORMS[form]
     operator = Operator("FirstPass", tuple(inputs), outputs, dict.fromkeys(attributes, Kind.INT))
     node = helper.make_node("FirstPass", list(inputs), outputs, domain="liger", **attributes)
     graph = helper.make_graph(
@@ -154,27 +156,27 @@ def session(form: str, shape: tuple[int, int, int, int], threads: int) -> onnxru
 
 
 def inputs_of(shape: tuple[int, int, int, int], batch: int, length: int, gate_scale: float) -> Arrays:
-    """Random inputs in float64 that float32 holds exactly, so that the reference answers for what is run."""
-    heads, groups, head_dim, slots = shape
+    """Return random float64 inputs that are exact in float32, so that the reference sees the same values."""
+    heads, num_key_value_heads, head_dim, slots = shape
     random = np.random.default_rng(0)
-    gate = -np.logaddexp(0, -random.standard_normal((batch, length, groups * slots))) * gate_scale
+    gate = -np.logaddexp(0, -random.standard_normal((batch, length, num_key_value_heads * slots))) * gate_scale
     arrays = {
         "query": random.standard_normal((batch, length, heads * head_dim)),
-        "key": random.standard_normal((batch, length, groups * head_dim)),
+        "key": random.standard_normal((batch, length, num_key_value_heads * head_dim)),
         "gate": gate,
         "strength": -np.expm1(gate),
-        "slot_key": random.standard_normal((batch, groups, slots, head_dim)),
+        "slot_key": random.standard_normal((batch, num_key_value_heads, slots, head_dim)),
     }
     return {name: array.astype(np.float32).astype(np.float64) for name, array in arrays.items()}
 
 
 def reference(arrays: Arrays, shape: tuple[int, int, int, int]) -> list[np.ndarray]:
-    heads, groups, head_dim, slots = shape
+    heads, num_key_value_heads, head_dim, slots = shape
     batch, length = arrays["query"].shape[:2]
-    query = arrays["query"].reshape(batch, length, groups, heads // groups, head_dim)
-    key = arrays["key"].reshape(batch, length, groups, 1, head_dim)
-    gate = arrays["gate"].reshape(batch, length, groups, slots, 1)
-    strength = arrays["strength"].reshape(batch, length, groups, slots, 1)
+    query = arrays["query"].reshape(batch, length, num_key_value_heads, heads // num_key_value_heads, head_dim)
+    key = arrays["key"].reshape(batch, length, num_key_value_heads, 1, head_dim)
+    gate = arrays["gate"].reshape(batch, length, num_key_value_heads, slots, 1)
+    strength = arrays["strength"].reshape(batch, length, num_key_value_heads, slots, 1)
     state, logits = arrays["slot_key"], []
     for t in range(length):
         state = np.exp(gate[:, t]) * state + strength[:, t] * key[:, t]
@@ -195,28 +197,27 @@ def check(form: str, running: onnxruntime.InferenceSession, shape: tuple[int, in
 
 def milliseconds(running: onnxruntime.InferenceSession, arrays: Arrays, seconds: float) -> str:
     feed = {name: array.astype(np.float32) for name, array in arrays.items()}
-    running.run(None, feed)
+    run = partial(running.run, None, feed)
+    run()
     times: list[float] = []
     while len(times) < 5 or sum(times) < seconds:
-        start = time.perf_counter()
-        running.run(None, feed)
-        times.append(time.perf_counter() - start)
-    low, median, high = np.percentile(times, (10, 50, 90)) * 1e3
-    return f"{median:.3g} ({low:.3g} to {high:.3g})"
+        times.append(timed(run)[1])
+    spread = Spread.of(times).scaled(1e3)
+    return f"{spread.median:.3g} ({spread.p10:.3g} to {spread.p90:.3g})"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--seconds", type=float, default=1.0, help="for each number of the table")
-    options.add_argument("--lengths", type=int, nargs="+", default=[1, 512])
+    options.add_argument("--threads", type=int, default=2, help="threads of ONNX Runtime (default: %(default)s)")
+    options.add_argument("--seconds", type=float, default=1.0, help="time spent on each number of the table")
+    options.add_argument("--lengths", type=int, nargs="+", default=[1, 512], help="tokens per call")
     args = options.parse_args()
     print(f"ONNX Runtime {onnxruntime.__version__}, {platform.machine()}, {args.threads} threads; float32, batch 1.")
     print("Milliseconds: median (10th to 90th percentile). Shapes are (H, G, D, M).\n")
     columns = [(length, shape) for length in args.lengths for shape in SHAPES]
     print(f"| form | {' | '.join(f'T = {length}, {shape}' for length, shape in columns)} |")
     print("| --- |" + " --- |" * len(columns))
-    for form in SIGNATURES:
+    for form in FORMS:
         sessions = {shape: session(form, shape, args.threads) for shape in SHAPES}
         for shape, running in sessions.items():
             check(form, running, shape)

@@ -1,6 +1,6 @@
-"""The linear kernels on one GPU, cut in different ways, beside cuBLAS: which cut is fastest for which layer.
+"""Speed of the linear kernels on one GPU by tiling, next to cuBLAS: finds the fastest tiling for each layer.
 
-Times are of replayed CUDA graphs whose calls take turns on so many weights that none is left in the cache.
+Times are those of replayed CUDA graphs whose calls rotate over enough weights that none stays in the cache.
 
     python benchmarks/linears.py --json linears.json
 """
@@ -8,19 +8,20 @@ Times are of replayed CUDA graphs whose calls take turns on so many weights that
 import argparse
 import itertools
 import json
-import statistics
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import graph_microseconds
 
 from liger_export.kernels.linear import integer_linear_kernel, linear_kernel
 from liger_export.kernels.plans import MULTIPROCESSORS, linear_plan
 from liger_export.kernels.shapes import LinearShape, block_of
 
-LAYERS = {  # rows of the result, columns, whether it is gated, normalised, added to the residual
+LAYERS = {  # output rows, columns, gated, normalized, added to the residual
     "1b qkv": (3072, 2048, False, True, False),
     "1b o": (2048, 2048, False, False, True),
     "1b gate_up": (8192, 2048, True, True, False),
@@ -33,21 +34,20 @@ LAYERS = {  # rows of the result, columns, whether it is gated, normalised, adde
     "8b head": (128256, 4096, False, True, False),
 }
 DENSE, INTEGER = "fp16", "int4"
-CUTS = {  # rows at a time, warps, registers of a thread if they are bounded
+TILINGS = {  # rows per tile, warps, maximum registers per thread or 0
     DENSE: list(itertools.product((1, 2, 4), (4, 8), (0,))),
     INTEGER: list(itertools.product((4, 8, 16), (2, 4, 8, 16), (0, 128))),
 }
-PROGRAMS = (1, 2, 3, 4, 6, 8)  # of a multiprocessor
-MOST_ROWS = 128
-MOST_WORDS = 96  # of a thread's block of rows: more need more registers than there are
-BYTES = 400 << 20  # of weights in turn
+PROGRAMS = (1, 2, 3, 4, 6, 8)  # per multiprocessor
+MAX_ROWS = 128  # per program
+MAX_WORDS = 96  # per thread: more do not fit into the registers
+BYTES = 400 << 20  # weights to rotate over
+
+Tiling = tuple[int, int, int]
 
 
-Cut = tuple[int, int, int]
-
-
-def arguments(layer: str, kind: str, group: int) -> list[tuple[Any, ...]]:
-    """Arguments of calls in turn."""
+def arguments(layer: str, kind: str, block_size: int) -> list[tuple[Any, ...]]:
+    """Return the arguments of calls that rotate over different weights."""
     rows, columns, gated, normed, added = LAYERS[layer]
     height = rows * (2 if gated else 1)
     hidden = torch.randn(1, columns, device="cuda").half()
@@ -61,40 +61,47 @@ def arguments(layer: str, kind: str, group: int) -> list[tuple[Any, ...]]:
             flags: tuple[int, ...] = (int(normed), 0, int(added))
         else:
             words = torch.randint(-(2**31), 2**31 - 1, (height, columns // 8), device="cuda", dtype=torch.int32)
-            scales = torch.rand(height, columns // group, device="cuda").half()
-            zeros = torch.zeros(height, (columns // group + 1) // 2, device="cuda", dtype=torch.uint8)
+            scales = torch.rand(height, columns // block_size, device="cuda").half()
+            zeros = torch.zeros(height, (columns // block_size + 1) // 2, device="cuda", dtype=torch.uint8)
             weight, flags = (words, scales, zeros), (int(normed), 1, 0, int(added))
         calls.append((hidden, norm, *weight, bias, residual, output, columns, rows, 1e-5, *flags))
     return calls
 
 
-def cuts_of(layer: str, kind: str) -> list[Cut]:
-    """Cuts whose threads have something to read, and room for it."""
+def tilings_of(layer: str, kind: str) -> list[Tiling]:
+    """Return the tilings whose threads have enough to read, and enough registers to hold it."""
     _, columns, gated, _, _ = LAYERS[layer]
     words = block_of(columns) * (4 if kind == INTEGER else 16) // 32
 
-    def fits(cut: Cut) -> bool:
-        block_n, warps, _ = cut
-        return 4 <= block_n * words * (1 + gated) / (32 * warps) <= MOST_WORDS and words >= 4 * warps
+    def fits(tiling: Tiling) -> bool:
+        block_n, warps, _ = tiling
+        return 4 <= block_n * words * (1 + gated) / (32 * warps) <= MAX_WORDS and words >= 4 * warps
 
-    return [cut for cut in CUTS[kind] if fits(cut)]
+    return [tiling for tiling in TILINGS[kind] if fits(tiling)]
 
 
 def grids_of(layer: str, block_n: int) -> set[int]:
-    """Numbers of programs to try."""
+    """Return the numbers of programs to try."""
     rows = LAYERS[layer][0]
-    each = {min(-(-rows // (MULTIPROCESSORS * count * block_n)) * block_n, MOST_ROWS) for count in PROGRAMS}
+    each = {min(-(-rows // (MULTIPROCESSORS * count * block_n)) * block_n, MAX_ROWS) for count in PROGRAMS}
     return {-(-rows // size) for size in each}
 
 
 def launch(
-    kind: str, layer: str, cut: Cut, programs: int, group: int, values: tuple[Any, ...], *, warm: bool = False
+    kind: str,
+    layer: str,
+    tiling: Tiling,
+    programs: int,
+    block_size: int,
+    values: tuple[Any, ...],
+    *,
+    warm: bool = False,
 ) -> Any:
-    """Start one call, or only compile it."""
-    block_n, warps, registers = cut
+    """Launch the kernel once, or only compile it."""
+    block_n, warps, registers = tiling
     _, columns, gated, _, _ = LAYERS[layer]
     kernel = linear_kernel if kind == DENSE else integer_linear_kernel
-    constants = {} if kind == DENSE else {"BITS": 4, "GROUP": group, "NATIVE": True}
+    constants = {} if kind == DENSE else {"BITS": 4, "GROUP": block_size, "NATIVE": True}
     block_k = block_of(columns)
     constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k, "EVEN": block_k == columns, "GATED": gated, "PDL": True}
     options = {"num_warps": warps, "num_stages": 1, "launch_pdl": True} | ({"maxnreg": registers} if registers else {})
@@ -103,65 +110,54 @@ def launch(
     return kernel[(programs, 1)](*values, **constants, **options)
 
 
-def compile_one(job: tuple[str, str, Cut, int]) -> None:
-    kind, layer, cut, group = job
-    launch(kind, layer, cut, 1, group, arguments(layer, kind, group)[0], warm=True)
+def compile_one(job: tuple[str, str, Tiling, int]) -> None:
+    kind, layer, tiling, block_size = job
+    launch(kind, layer, tiling, 1, block_size, arguments(layer, kind, block_size)[0], warm=True)
 
 
-def microseconds(calls: list[Any]) -> float:
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for call in calls:
-                call()
-        times = []
-        for _ in range(7):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times[2:])
-
-
-def measure(layer: str, kind: str, group: int) -> dict[str, float]:
-    """Microseconds of a layer by "rows of a program, rows at a time, warps, registers", and of cuBLAS."""
-    values, found = arguments(layer, kind, group), {}
-    for cut in cuts_of(layer, kind):
-        for programs in grids_of(layer, cut[0]):
-            calls = [lambda v=v, c=cut, p=programs: launch(kind, layer, c, p, group, v) for v in values]
-            found[str((-(-LAYERS[layer][0] // programs), *cut))] = microseconds(calls)
+def measure(layer: str, kind: str, block_size: int) -> dict[str, float]:
+    """Return microseconds by "(rows per program, rows per tile, warps, registers)", and those of cuBLAS."""
+    values, found = arguments(layer, kind, block_size), {}
+    for tiling in tilings_of(layer, kind):
+        for programs in grids_of(layer, tiling[0]):
+            calls = [partial(launch, kind, layer, tiling, programs, block_size, each) for each in values]
+            found[str((-(-LAYERS[layer][0] // programs), *tiling))] = graph_microseconds(calls, repeats=5)
     if kind == DENSE:
-        found["cublas"] = microseconds([lambda v=v: F.linear(v[0], v[2]) for v in values])
+        found["cublas"] = graph_microseconds([partial(F.linear, each[0], each[2]) for each in values], repeats=5)
     return found
+
+
+def summary(layer: str, kind: str, block_size: int, found: dict[str, float]) -> str:
+    """Format the fastest tilings of a layer next to cuBLAS and the tiling that the runtime uses."""
+    rows, columns, gated, _, _ = LAYERS[layer]
+    best = sorted((time, tiling) for tiling, time in found.items() if tiling != "cublas")
+    bits = 16 if kind == DENSE else 4
+    used = linear_plan(LinearShape(rows, columns, bits, 0 if kind == DENSE else block_size, gated)).name
+    nbytes = rows * columns * (2 if gated else 1) * (2 if kind == DENSE else 0.5 + 2.5 / block_size)
+    fastest = ", ".join(f"{tiling} {time:.2f}" for time, tiling in best[:6])
+    peer = f"; cuBLAS {found['cublas']:.2f}" if kind == DENSE else ""
+    return f"{layer} {kind}: {nbytes / best[0][0] / 1e6:.2f} TB/s; {fastest}{peer}; used: {used}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=CUTS, default=list(CUTS))
-    parser.add_argument("--block-size", type=int, default=32, help="columns that share a scale")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=TILINGS, default=list(TILINGS), help="default: both")
+    parser.add_argument("--block-size", type=int, default=32, help="columns that share a scale (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the times of all tilings")
     args = parser.parse_args()
-    group = args.block_size
-    jobs = [(kind, layer, cut, group) for kind in args.kinds for layer in LAYERS for cut in cuts_of(layer, kind)]
+    jobs = [
+        (kind, layer, tiling, args.block_size)
+        for kind in args.kinds
+        for layer in LAYERS
+        for tiling in tilings_of(layer, kind)
+    ]
     with ProcessPoolExecutor(15) as pool:
         list(pool.map(compile_one, jobs, chunksize=2))
-    report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "block size": group, "layers": {}}
-    for layer, (rows, columns, gated, _, _) in LAYERS.items():
+    report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "block size": args.block_size, "layers": {}}
+    for layer in LAYERS:
         for kind in args.kinds:
-            found = measure(layer, kind, group)
-            best = sorted((time, cut) for cut, time in found.items() if cut != "cublas")
-            bits = 16 if kind == DENSE else 4
-            chosen = linear_plan(LinearShape(rows, columns, bits, 0 if kind == DENSE else group, gated)).name
-            nbytes = rows * columns * (2 if gated else 1) * (2 if kind == DENSE else 0.5 + 2.5 / group)
-            shares = ", ".join(f"{cut} {time:.2f}" for time, cut in best[:6])
-            peer = f"; cuBLAS {found['cublas']:.2f}" if kind == DENSE else ""
-            print(f"{layer} {kind}: {nbytes / best[0][0] / 1e6:.2f} TB/s; {shares}{peer}; taken: {chosen}", flush=True)
+            found = measure(layer, kind, args.block_size)
+            print(summary(layer, kind, args.block_size, found), flush=True)
             report["layers"][f"{layer} {kind}"] = found
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))

@@ -1,8 +1,7 @@
-"""Memory against tokens generated: a softmax transformer with its KV cache, and the same model as a Liger package.
+"""Memory against generated tokens: a softmax transformer with its KV cache, and the same model as a Liger package.
 
-Each side runs alone in a fresh process and generates tokens one by one; both are the shipped 7M model in float32.
-Cache is the bytes of the tensors carried from step to step; resident growth is the process's RSS less its RSS
-after the first 64 tokens.
+Each runs in its own process and generates tokens one by one. Both are the 7M example model in float32. "Cache" is the
+size of the tensors carried from step to step. RSS growth is the process's RSS minus its RSS after the first 64 tokens.
 
     python benchmarks/memory.py PACKAGE --tokens 8192 --plot docs/memory.png
 """
@@ -17,12 +16,12 @@ from pathlib import Path
 import psutil
 
 BASE = Path(__file__).parents[1] / "examples" / "pycode-7m" / "base"
-WARM = 64
+WARM_UP = 64
 
 
 def marks(tokens: int) -> set[int]:
-    """Steps to record at: evenly spaced, the warm-up's end first."""
-    return {WARM, *range(tokens // 32, tokens + 1, tokens // 32)}
+    """Return the steps to record: the end of the warm-up, then evenly spaced steps."""
+    return {WARM_UP, *range(tokens // 32, tokens + 1, tokens // 32)}
 
 
 def record(points: list[dict[str, int]], step: int, cache_bytes: int) -> None:
@@ -41,8 +40,8 @@ def run_transformer(tokens: int) -> list[dict[str, int]]:
             output = model(token, past_key_values=cache, use_cache=True)
             token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
             if step in marks(tokens):
-                held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-                record(points, step, held)
+                cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+                record(points, step, cache_bytes)
     return points
 
 
@@ -85,25 +84,25 @@ def plot(results: dict[str, list[dict[str, int]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", type=Path)
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--side", choices=["transformer", "liger"], help=argparse.SUPPRESS)
+    parser.add_argument("package", type=Path, help="the 7M example model as an fp32 package")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens to generate (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, help="image file to draw")
+    parser.add_argument("--system", choices=["transformer", "liger"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.side:
-        points = run_transformer(args.tokens) if args.side == "transformer" else run_liger(args.package, args.tokens)
+    if args.system:
+        points = run_transformer(args.tokens) if args.system == "transformer" else run_liger(args.package, args.tokens)
         print(json.dumps(points))
         return
 
     results = {}
-    for side, name in (("transformer", "transformer, KV cache"), ("liger", "liger-export package")):
-        command = [sys.executable, __file__, str(args.package), "--tokens", str(args.tokens), "--side", side]
+    for system, name in (("transformer", "transformer, KV cache"), ("liger", "liger-export package")):
+        command = [sys.executable, __file__, str(args.package), "--tokens", str(args.tokens), "--system", system]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results[name] = json.loads(output.splitlines()[-1])
     print(f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {args.tokens:,} tokens")
     for name, points in results.items():
         grown = points[-1]["rss"] - points[0]["rss"]
-        print(f"{name}: cache {points[-1]['cache']:,} bytes, RSS grown by {grown:,} bytes since token {WARM}")
+        print(f"{name}: cache {points[-1]['cache']:,} bytes, RSS growth {grown:,} bytes since token {WARM_UP}")
     if args.plot:
         plot(results, args.plot)
 

@@ -1,28 +1,31 @@
-"""Packages on an NVIDIA GPU: are they what the CPU computes, and how fast are they.
+"""Packages on an NVIDIA GPU: accuracy against the CPU, and speed.
 
-python benchmarks/on_cuda.py check PACKAGE... --json check.json
-python benchmarks/on_cuda.py check BF16_PACKAGE --reference FP32_PACKAGE
-python benchmarks/on_cuda.py speed PACKAGE... --json speed.json
+    python benchmarks/on_cuda.py check PACKAGE... --json check.json
+    python benchmarks/on_cuda.py check BF16_PACKAGE --reference FP32_PACKAGE
+    python benchmarks/on_cuda.py speed PACKAGE... --json speed.json
 
-``check`` compares a package's CUDA session with its stock graph on the CPU, or with that of another package of the
-same model: a text in one call, cut into calls, step by step, and among 63 others; then 4,096 steps replayed from
-captured graphs with as many launched one by one. A CPU computes no bfloat16: of a package in it, each operator of the
-stock graph is computed in float32 and rounded, as ``validate`` does it. ``speed`` decodes after a prompt, at
-positions 1,024, 32,768 and 131,072, and divides the weights' bytes by the time and by what a plain copy moves.
+``check`` compares a package's CUDA session with its own stock graph on the CPU, or with that of another package of the
+same model. It reads a text in one call, in several calls, token by token, and in a batch with 63 other texts. Then it
+compares 4,096 steps replayed from captured graphs with the same steps launched one by one. The CPU has no bfloat16
+kernels: each operator of a bfloat16 stock graph is computed in float32 and rounded, as in ``validate``.
+
+``speed`` measures prefill, and decoding at positions 1,024, 32,768 and 131,072. It reports the rate at which decoding
+reads the weights as a share of the bandwidth of a plain copy.
 """
 
 import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from common import copy_bandwidth, synchronized_seconds, time_report
 
+from liger_export.config import LigerConfig
 from liger_export.export.cuda import KERNELS
 from liger_export.package import FUSED_CUDA, MODEL_FILES
 from liger_export.parity.compare import mean_kl, relative_l2, state_distance, top1_agreement
@@ -33,11 +36,11 @@ from liger_export.runtime import session as runtime
 LENGTH = 300
 CUTS = [1, 2, 65, 129, 200]
 REPLAYS = 4096
-SEQUENCES, SHARED = 64, 100  # texts that are read side by side, and tokens of each
+BATCH, BATCH_TOKENS = 64, 100  # texts read in one batch, and tokens of each
 
 
 def kernel_hashes(package: Path) -> dict[str, str]:
-    """SHA-256 of every cubin that a package carries."""
+    """Return the SHA-256 of every cubin in a package."""
     model = onnx.load(package / MODEL_FILES[FUSED_CUDA], load_external_data=False)
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == KERNELS)
     content = onnx.numpy_helper.to_array(tensor).tobytes()
@@ -51,10 +54,12 @@ def kernel_hashes(package: Path) -> dict[str, str]:
 
 
 def check(package: Path, reference: Path) -> dict[str, object]:
-    """Distances of the CUDA session's logits and states to those of a package on the CPU, usually the same."""
+    """Measure how far a CUDA session's logits and states are from those of a package, usually the same, on the CPU."""
     cpu, gpu = open_stock(reference), load(package, device="cuda")
     if cpu.manifest.config != gpu.manifest.config:
-        raise SystemExit(f"{reference} is of another model than {package}: convert both from one checkpoint.")
+        raise SystemExit(
+            f"{reference} is a package of a different model than {package}: convert both from one checkpoint."
+        )
     tokens = np.random.default_rng(0).integers(1, gpu.manifest.model_config.vocab_size, LENGTH)
     expected = cpu.all_logits(tokens.tolist())
     whole = gpu.all_logits(tokens.tolist())
@@ -68,27 +73,27 @@ def check(package: Path, reference: Path) -> dict[str, object]:
     chosen = [gpu._choose(greedy(gpu)), int(gpu._logits.read().argmax())]
     result: dict[str, object] = {"package": package.name, "reference": reference.name}
     result |= {"cubins": kernel_hashes(package), "greedy": chosen}
-    readings = {"one call": whole, "cut": parts, "steps": steps, f"among {SEQUENCES}": among_others(gpu, tokens)}
+    readings = {"one call": whole, "cut": parts, "steps": steps, f"among {BATCH}": logits_in_batch(gpu, tokens)}
     for name, logits in readings.items():
-        wanted = expected[: len(logits)]
+        reference_logits = expected[: len(logits)]
         result[name] = {
-            "relative_l2": relative_l2(logits, wanted),
-            "kl": mean_kl(logits, wanted),
-            "top1": top1_agreement(logits, wanted),
+            "relative_l2": relative_l2(logits, reference_logits),
+            "kl": mean_kl(logits, reference_logits),
+            "top1": top1_agreement(logits, reference_logits),
         }
     result["state"] = state
     result["replayed against eager"] = replay_distance(package)
     return result
 
 
-def among_others(session: Session, tokens: np.ndarray) -> np.ndarray:
-    """Logits after the first tokens of a text, read one a call in a batch of other texts: [T, vocab_size]."""
+def logits_in_batch(session: Session, tokens: np.ndarray) -> np.ndarray:
+    """Read the first tokens of a text one per call, in a batch with other texts; return its logits [T, vocab_size]."""
     session.reset()
-    past = {name: np.repeat(each, SEQUENCES, axis=0) for name, each in session.state().tensors.items()}
-    others = np.random.default_rng(2).integers(1, session.manifest.model_config.vocab_size, (SEQUENCES, SHARED))
-    texts = np.concatenate([others[:-1], tokens[None, :SHARED]])
+    past = {name: np.repeat(each, BATCH, axis=0) for name, each in session.state().tensors.items()}
+    others = np.random.default_rng(2).integers(1, session.manifest.model_config.vocab_size, (BATCH, BATCH_TOKENS))
+    texts = np.concatenate([others[:-1], tokens[None, :BATCH_TOKENS]])
     found = []
-    for position in range(SHARED):
+    for position in range(BATCH_TOKENS):
         logits, past = session.run(np.ascontiguousarray(texts[:, position : position + 1]), position, past)
         found.append(logits[-1, 0])
     return np.stack(found)
@@ -99,7 +104,7 @@ def greedy(session: Session) -> runtime.Sampler:
 
 
 def replay_distance(package: Path) -> dict[str, float]:
-    """Largest distance of a step's logits, replayed and launched one by one, over 4,096 steps; time of each."""
+    """Compare steps replayed from captured graphs with steps launched one by one: the largest distance, the times."""
     replayed, eager = load(package, device="cuda"), load(package, device="cuda")
     eager._steps = [eager._bind(eager._text, turn, eager._logits, keep=1) for turn in (0, 1)]
     random, worst, seconds = np.random.default_rng(1), 0.0, {"replayed": 0.0, "eager": 0.0}
@@ -114,67 +119,45 @@ def replay_distance(package: Path) -> dict[str, float]:
     return {"worst": worst, **{f"{name} ms": value / REPLAYS * 1e3 for name, value in seconds.items()}}
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second that a plain copy reads and writes."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    seconds = timed(lambda: target.copy_(source), 20)
-    return 2 * source.numel() / float(np.median(seconds))
-
-
-def timed(call: Callable[[], object], repeats: int) -> list[float]:
-    seconds = []
-    for _ in range(repeats + 3):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return seconds[3:]
-
-
 def speed(package: Path, bandwidth: float) -> dict[str, object]:
-    """Decode and prefill of a package; the weights are all that the data file holds but the embedding table's rows."""
+    """Measure prefill and decoding. Each token reads the whole data file, except a separate embedding table."""
     started = time.perf_counter()
     session = load(package, device="cuda")
     opened = time.perf_counter() - started
     config = session.manifest.model_config
     read = session.manifest.files["model.onnx.data"]["bytes"]
-    if not config.tie_word_embeddings:  # only one row of the table is read a token
-        read -= read * config.vocab_size / weights_of(config)
+    if not config.tie_word_embeddings:  # a token reads only one row of the table
+        read -= read * config.vocab_size / matrix_rows(config)
     result: dict[str, object] = {"package": package.name, "opened s": opened, "read GB": read / 1e9}
     tokens = np.random.default_rng(0).integers(1, config.vocab_size, 1024).tolist()
     session.prefill(tokens)
     session.reset()
-    result["prefill tokens/s"] = 1024 / min(timed(lambda: session.prefill(tokens), 2))
+    result["prefill tokens/s"] = 1024 / min(synchronized_seconds(lambda: session.prefill(tokens), 2))
     saved = session.state()
     for position in (1024, 32768, 131072):
         session.load_state(replace(saved, position=position))
-        seconds = np.array(timed(lambda: session._read(np.array([5])), 200)) * 1e3
-        low, median, high = np.percentile(seconds, (10, 50, 90))
-        share = read / (median / 1e3) / bandwidth
-        result[f"decode at {position}"] = {"ms": median, "10%": low, "90%": high, "share of copy": share}
+        times = time_report(synchronized_seconds(lambda: session._read(np.array([5])), 200))
+        result[f"decode at {position}"] = {**times, "share of copy": read / (times["ms"] / 1e3) / bandwidth}
     return result
 
 
-def weights_of(config) -> float:  # type: ignore[no-untyped-def]
-    """Weights of all matrices, in rows of the embedding's width."""
-    width, layers = config.hidden_size, config.num_hidden_layers
-    heads = config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-    return float(2 * config.vocab_size + layers * (heads + 3 * config.intermediate_size) * width / width)
+def matrix_rows(config: LigerConfig) -> int:
+    """Return the number of weights in all matrices, divided by the hidden size."""
+    projections = 2 * config.head_dim * (config.num_attention_heads + config.num_key_value_heads)
+    return 2 * config.vocab_size + config.num_hidden_layers * (projections + 3 * config.intermediate_size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "speed"])
-    parser.add_argument("packages", type=Path, nargs="+")
-    parser.add_argument("--reference", type=Path, help="package to check against; default: each against its own")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("mode", choices=["check", "speed"])
+    parser.add_argument("packages", type=Path, nargs="+", metavar="PACKAGE")
+    parser.add_argument("--reference", type=Path, help="package whose stock graph is the reference; default: its own")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
     report = {"gpu": torch.cuda.get_device_name(), "copy TB/s": bandwidth / 1e12, "results": []}
     for package in args.packages:
-        result = check(package, args.reference or package) if args.what == "check" else speed(package, bandwidth)
+        result = check(package, args.reference or package) if args.mode == "check" else speed(package, bandwidth)
         print(json.dumps({name: value for name, value in result.items() if name != "cubins"}), flush=True)
         report["results"].append(result)
         if args.json:

@@ -1,4 +1,4 @@
-"""Write a Llama checkpoint of a known model's shape with random bfloat16 weights, one tensor at a time.
+"""Write a Llama checkpoint with a known model's shape and random bfloat16 weights, one tensor at a time.
 
 python benchmarks/random_llama.py 1b OUT
 """
@@ -59,14 +59,14 @@ TOKENIZER = Path(__file__).parents[1] / "examples" / "pycode-7m" / "base"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("shape", choices=SHAPES, help="Llama-3.2-1B or Llama-3-8B")
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory to create")
     args = parser.parse_args()
 
     values = {**COMMON, **SHAPES[args.shape]}
     args.out.mkdir(parents=True)
     (args.out / "config.json").write_text(json.dumps(values, indent=2))
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # any tokenizer does: the weights mean nothing
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # any tokenizer works: the weights are random
         shutil.copyfile(TOKENIZER / name, args.out / name)
     generator = torch.Generator().manual_seed(0)
     shards: dict[str, str] = {}

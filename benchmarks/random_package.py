@@ -1,4 +1,4 @@
-"""Write a package of a known model's shape with random weights, for timing alone: no checkpoint is made or rounded.
+"""Write a package with a known model's shape and random weights, for timing only. It needs no checkpoint.
 
 python benchmarks/random_package.py 8b int4 OUT --activations fp16 --targets sm_90
 """
@@ -22,11 +22,11 @@ from liger_export.package.manifest import MANIFEST_FILE, describe_files
 from liger_export.precision import Precision, Scheme
 from liger_export.quantize.blocks import Blocks, pack
 
-DEVIATION = 0.02  # of the weights, as checkpoints are initialized
+DEVIATION = 0.02  # standard deviation of the weights, as at initialization
 
 
 class RandomWeights:
-    """A source of rows of noise, rounded ones drawn as integers; the same name and rows give the same noise."""
+    """A weight source of random rows, quantized rows drawn as integers. A name and its rows determine the values."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = shapes
@@ -44,7 +44,7 @@ class RandomWeights:
     def blocks(self, name: str, start: int, stop: int, scheme: Scheme) -> Blocks:
         random, count, columns = _random(name, start), stop - start, self._shapes[name][1]
         middle, shape = scheme.fixed_zero_point, (count, scheme.blocks(columns))
-        scale = DEVIATION * 12**0.5 / (2 * middle)  # integers are uniform
+        scale = DEVIATION * 12**0.5 / (2 * middle)  # the integers are uniform
         zero_points = None if scheme.symmetric else random.integers(middle - 1, middle + 1, shape, np.uint8)
         return Blocks(
             packed=random.integers(0, 256, (count, scheme.row_bytes(columns)), np.uint8),
@@ -59,12 +59,12 @@ def _random(name: str, start: int) -> np.random.Generator:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("precision")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--activations", help="of int4 and int8: fp32 (the default), fp16 or bf16")
-    parser.add_argument("--block-size", type=int, default=32)
-    parser.add_argument("--targets", default="", help="GPUs to compile kernels for, with commas")
+    parser.add_argument("shape", choices=SHAPES, help="Llama-3.2-1B or Llama-3-8B")
+    parser.add_argument("precision", help="fp32, fp16, bf16, int8 or int4")
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory to create")
+    parser.add_argument("--activations", help="with int4 and int8: fp32 (the default), fp16 or bf16")
+    parser.add_argument("--block-size", type=int, default=32, help="weights that share a scale (default: %(default)s)")
+    parser.add_argument("--targets", default="", help="GPUs to compile kernels for, separated by commas")
     args = parser.parse_args()
 
     values = liger_config_values({**COMMON, **SHAPES[args.shape]}, LinearizeSettings())

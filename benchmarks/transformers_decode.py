@@ -1,7 +1,7 @@
-"""Decode steps of the softmax transformer in Hugging Face transformers, for a package's speed beside it.
+"""Decoding speed of a softmax transformer in Hugging Face transformers on a GPU, to compare with a package's.
 
-Random weights of Llama-3-8B's shape in bfloat16, static cache, torch.compile in mode reduce-overhead, SDPA. The cache
-counts as full to each context: what it holds does not change the time of a step.
+Random weights of Llama-3-8B's shape in bfloat16, static cache, SDPA, torch.compile in mode reduce-overhead. The cache
+is only marked as filled up to each context: its content does not change the time of a step.
 
     python benchmarks/transformers_decode.py --contexts 1024 32768 131072 --json transformers.json
 """
@@ -10,13 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from on_cuda import timed
+from common import synchronized_seconds, time_report
 from random_llama import COMMON, SHAPES
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-ROOM = 512  # positions behind the context that steps are written to
+ROOM = 512  # cache positions after the context, for the steps
 
 
 def random_model(shape: str, device: str) -> LlamaForCausalLM:
@@ -26,13 +25,13 @@ def random_model(shape: str, device: str) -> LlamaForCausalLM:
     model = model.to(torch.bfloat16).to_empty(device=device).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies are no parameters
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies are not parameters
     return model
 
 
 @torch.inference_mode()
 def decode(model: LlamaForCausalLM, context: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of one step at a context, its greedy token chosen on the device."""
+    """Measure one step at a context in milliseconds, with the argmax on the device."""
     torch._dynamo.reset()
     cache = StaticCache(config=model.config, max_cache_len=context + ROOM)
     token = torch.ones(1, 1, dtype=torch.int64, device=model.device)
@@ -45,18 +44,16 @@ def decode(model: LlamaForCausalLM, context: int, repeats: int) -> dict[str, flo
 
     compiled = torch.compile(step, mode="reduce-overhead", fullgraph=True)
     positions = torch.full((1, 1), context, device=model.device)
-    milliseconds = np.array(timed(lambda: compiled(token, positions), repeats)) * 1e3
-    low, median, high = np.percentile(milliseconds, (10, 50, 90))
-    return {"ms": median, "10%": low, "90%": high}
+    return time_report(synchronized_seconds(lambda: compiled(token, positions), repeats))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="8b")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 32768, 131072])
-    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 32768, 131072], help="tokens in the cache")
+    parser.add_argument("--repeats", type=int, default=100, help="steps to time at each context (default: %(default)s)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     model = random_model(args.shape, args.device)
     report = {}

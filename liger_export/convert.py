@@ -12,7 +12,7 @@ from torch import Tensor
 
 from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, expected_tensors, open_liger
 from liger_export.config import LigerConfig
-from liger_export.errors import CheckpointError, UnsupportedModelError
+from liger_export.errors import CheckpointError, PackageError, UnsupportedModelError
 from liger_export.export import (
     WeightSource,
     attach_weights,
@@ -41,6 +41,7 @@ from liger_export.precision import EMBEDDING, Calibration, Precision
 from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.source import RoundedCheckpoint
+from liger_export.runtime import read_tokenizer
 
 __all__ = ["convert"]
 
@@ -200,9 +201,10 @@ def _read_tokenizer(checkpoint: Path) -> Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{checkpoint} has no tokenizer.json.", "Save the model's fast tokenizer there.")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} cannot be read ({error}).", "Save the model's fast tokenizer again.") from error
+        return read_tokenizer(checkpoint)
+    except PackageError as error:
+        cause = error.__cause__
+        raise CheckpointError(f"{path} cannot be read ({cause}).", "Save the model's fast tokenizer again.") from cause
 
 
 def _with_end_tokens(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:

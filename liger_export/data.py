@@ -1,4 +1,4 @@
-"""Text for training and measuring: documents, their tokens, and blocks of tokens."""
+"""Text for training and measurement: documents, their tokens, and fixed-length blocks of tokens."""
 
 import json
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from liger_export.errors import DataError
 
 __all__ = ["read_documents", "read_tokens", "token_blocks"]
 
-TOKENIZER_BATCH = 512  # documents that a fast tokenizer encodes at once, one per core
+TOKENIZER_BATCH = 512  # documents per call: a fast tokenizer encodes them in parallel
 
 
 def token_blocks(tokenizer: Any, data: Path, length: int, max_tokens: int | None = None) -> Tensor:
-    """The tokens of ``read_tokens`` in blocks of ``length``, the rest left out: int64 [N, length].
+    """Cut the tokens of ``read_tokens`` into blocks, int64 [N, length]. An incomplete last block is dropped.
 
     Raises:
-        DataError: there is less than one block of text.
+        DataError: the text holds less than one block, or cannot be read.
     """
     ids = read_tokens(tokenizer, data, max_tokens)
     if len(ids) < length:
-        raise DataError(f"{data} holds {len(ids)} tokens.", f"At least one block of {length} is needed: add text.")
+        raise DataError(f"{data} holds {len(ids)} tokens.", f"Add text: at least one block of {length} is needed.")
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
 def read_tokens(tokenizer: Any, data: Path, max_tokens: int | None = None) -> list[int]:
-    """Tokenize every document of ``read_documents`` and join them.
+    """Tokenize every document of ``read_documents`` and concatenate the tokens.
 
     Args:
-        tokenizer: a transformers tokenizer, or a package's own.
-        data: as ``read_documents``.
-        max_tokens: stop after these.
+        tokenizer: a transformers tokenizer, or one that ``runtime.read_tokenizer`` returned.
+        data: see ``read_documents``.
+        max_tokens: stop after this many tokens.
     """
     documents, ids = read_documents(data), list[int]()
     while (max_tokens is None or len(ids) < max_tokens) and (batch := list(islice(documents, TOKENIZER_BATCH))):
@@ -52,17 +52,17 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def read_documents(data: Path) -> Iterator[str]:
-    """Yield the documents of a text file, of a JSONL file's ``text`` fields, or of a directory of such files.
+    """Yield the documents of a text file, the ``text`` fields of a JSONL file, or those of every file in a directory.
 
     Raises:
-        DataError: nothing is there, or a file is not UTF-8 text or not JSONL.
+        DataError: there is no file, or a file is not UTF-8 text or not JSONL.
     """
     if data.is_dir():
         files = sorted(path for path in data.rglob("*") if path.is_file() and not path.name.startswith("."))
     else:
         files = [data]
     if not files or not files[0].exists():
-        raise DataError(f"{data} holds no files.", "Pass a text or JSONL file, or a directory of them.")
+        raise DataError(f"{data} holds no files.", "Pass a text or JSONL file, or a directory of such files.")
     for file in files:
         try:
             if file.suffix == ".jsonl":
@@ -73,7 +73,7 @@ def read_documents(data: Path) -> Iterator[str]:
             else:
                 yield file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text.", "Convert it or leave it out.") from error
+            raise DataError(f"{file} is not UTF-8 text.", "Convert it to UTF-8, or omit it.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file} is not JSONL.", 'Each line must be an object with a "text" field.') from error
 
@@ -81,5 +81,5 @@ def read_documents(data: Path) -> Iterator[str]:
 def _text_of(record: Any) -> str:
     text = record["text"]
     if not isinstance(text, str):
-        raise TypeError("text is no string")
+        raise TypeError("text is not a string")
     return text

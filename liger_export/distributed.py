@@ -1,4 +1,4 @@
-"""The processes that ``accelerate launch`` or ``torchrun`` started; alone without them."""
+"""Distributed processes, as started by ``accelerate launch`` or ``torchrun``; without either, a single process."""
 
 import torch
 from accelerate import PartialState
@@ -8,10 +8,10 @@ __all__ = ["processes", "runs_on_cpu"]
 
 
 def processes() -> PartialState:
-    """This process's place among them and its device; the first call joins them."""
-    return PartialState(cpu=runs_on_cpu())  # by itself it looks for other processes on GPUs only
+    """Return this process's rank, the number of processes and the device. The first call joins the process group."""
+    return PartialState(cpu=runs_on_cpu())  # without the argument, it looks for other processes only on GPUs
 
 
 def runs_on_cpu() -> bool:
-    """Whether there is no accelerator, or ``accelerate launch`` was told to leave it alone."""
+    """Return True if there is no accelerator, or if ``accelerate launch`` was told not to use one."""
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()

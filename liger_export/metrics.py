@@ -1,4 +1,4 @@
-"""Next-token quality on text: the figures that finetuning and evaluation report."""
+"""Next-token metrics on text, reported by finetuning and evaluation."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,25 +15,25 @@ from liger_export.progress import NO_PROGRESS, Progress
 __all__ = [
     "PositionScores",
     "Quality",
-    "losses_and_hits",
+    "losses_and_top1",
     "measure_quality",
     "score_blocks",
 ]
 
-FIRST_RANGE = 64  # positions; each range after it reaches twice as far
+FIRST_RANGE = 64  # positions; each later range ends at twice the position
 
 Reader = Callable[[Tensor], Iterator[Tensor]]
-"""Reads sequences [B, T] from their start; yields logits [B, t, vocab_size] of consecutive positions, T in all."""
+"""Reads sequences [B, T] from their start; yields logits [B, t, vocab_size] of consecutive pieces of T."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Next-token quality over some text.
+    """Next-token metrics over some text.
 
     Attributes:
         loss: mean negative log-likelihood in nats.
-        accuracy: share of tokens that are the model's first choice.
-        tokens: predictions counted.
+        accuracy: share of tokens that the model predicts as the most likely (top-1 accuracy).
+        tokens: number of predictions.
     """
 
     loss: float
@@ -42,37 +42,37 @@ class Quality:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
+        """Perplexity, exp(loss)."""
         return math.exp(self.loss)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PositionScores:
-    """Next-token scores over blocks of T + 1 tokens, by position; a prediction at position p has read p + 1 tokens.
+    """Next-token scores by position, over blocks of T + 1 tokens. The prediction at position p has read p + 1 tokens.
 
     Attributes:
-        losses: float64 [T], negative log-likelihood summed over the blocks.
-        hits: float64 [T], in how many blocks the next token was the model's first choice.
-        blocks: how many there were.
+        losses: float64 [T], negative log-likelihood in nats, summed over the blocks.
+        top1_correct: float64 [T], number of blocks in which the next token was the model's most likely one.
+        blocks: number of blocks.
     """
 
     losses: Tensor
-    hits: Tensor
+    top1_correct: Tensor
     blocks: int
 
     @property
     def total(self) -> Quality:
-        """Over all positions."""
+        """Metrics over all positions."""
         return self.over(range(len(self.losses)))
 
     def over(self, positions: range) -> Quality:
-        """Over positions from ``positions.start`` until ``positions.stop``."""
+        """Metrics over the positions from ``positions.start`` up to but excluding ``positions.stop``."""
         part = slice(positions.start, positions.stop)
         count = self.blocks * len(positions)
-        return Quality(float(self.losses[part].sum()) / count, float(self.hits[part].sum()) / count, count)
+        return Quality(float(self.losses[part].sum()) / count, float(self.top1_correct[part].sum()) / count, count)
 
     def ranges(self) -> list[tuple[range, Quality]]:
-        """Over positions 0 to 63, 64 to 127, 128 to 255, and so on in powers of two."""
+        """Metrics over positions 0 to 63, 64 to 127, 128 to 255, and so on in powers of two."""
         starts = [0]
         while (start := max(2 * starts[-1], FIRST_RANGE)) < len(self.losses):
             starts.append(start)
@@ -81,9 +81,9 @@ class PositionScores:
 
 
 def measure_quality(model: nn.Module, blocks: Tensor, batch_size: int = 8) -> Quality:
-    """Next-token loss and accuracy over token blocks, int64 [N, T], in the model's own precision.
+    """Measure next-token loss and accuracy over token blocks, int64 [N, T], in the model's own precision.
 
-    Started by ``accelerate launch``, the processes share the blocks and each returns the figures of all.
+    Under ``accelerate launch`` the processes share the blocks, and each returns the metrics over all of them.
     """
 
     def read(batch: Tensor) -> Iterator[Tensor]:
@@ -104,15 +104,15 @@ def score_blocks(
     device: torch.device | str,
     progress: Progress = NO_PROGRESS,
 ) -> PositionScores:
-    """Score every token of each block but its first.
+    """Score every token of each block except the first.
 
-    Started by ``accelerate launch``, the processes share the blocks and each returns the scores of all.
+    Under ``accelerate launch`` the processes share the blocks, and each returns the scores of all of them.
 
     Args:
         read: the model.
         blocks: int64 [N, T], T >= 2.
-        batch_size: blocks to read at once.
-        device: where ``read`` wants its tokens.
+        batch_size: blocks per call of ``read``.
+        device: device of the tokens passed to ``read``.
         progress: counts the batches of this process.
     """
     sums = torch.zeros(2, blocks.shape[1] - 1, dtype=torch.float64)
@@ -124,28 +124,35 @@ def score_blocks(
         for logits in read(batch[:, :-1]):
             stop = start + logits.shape[1]
             if is_counted:
-                sums[:, start:stop] += losses_and_hits(logits, batch[:, 1 + start : 1 + stop])
+                sums[:, start:stop] += losses_and_top1(logits, batch[:, 1 + start : 1 + stop])
             start = stop
         progress.advance(1)
-    # by name, because reduce means by default; float64 is not to be had on every device
     place = processes().device
-    losses, hits = reduce(sums.to("cpu" if place.type == "mps" else place), reduction="sum").cpu()
-    return PositionScores(losses, hits, len(blocks))
+    # reduce averages by default; MPS has no float64
+    losses, top1_correct = reduce(sums.to("cpu" if place.type == "mps" else place), reduction="sum").cpu()
+    return PositionScores(losses, top1_correct, len(blocks))
 
 
-def losses_and_hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood and right first choices, float64 [2, t], summed over rows: one by one, to save memory."""
+def losses_and_top1(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum negative log-likelihoods and top-1 correct predictions over rows: float64 [2, t].
+
+    Rows are processed one by one to save memory.
+
+    Args:
+        logits: [B, t, vocab_size].
+        targets: the tokens to predict, int64 [B, t].
+    """
     sums = torch.zeros(2, targets.shape[1], dtype=torch.float64)
-    for scores, wanted in zip(logits, targets, strict=True):
-        sums[0] += F.cross_entropy(scores.float(), wanted, reduction="none").cpu()
-        sums[1] += (scores.argmax(-1) == wanted).cpu()
+    for scores, expected in zip(logits, targets, strict=True):
+        sums[0] += F.cross_entropy(scores.float(), expected, reduction="none").cpu()
+        sums[1] += (scores.argmax(-1) == expected).cpu()
     return sums
 
 
 def _share(blocks: Tensor, batch_size: int) -> Iterator[tuple[Tensor, bool]]:
-    """This process's batches, and whether each counts.
+    """Yield this process's batches, each with a flag that tells if it is counted.
 
-    Every process gets as many, because a sharded model runs only if all processes run it.
+    Every process gets the same number of batches, because a sharded model runs only if all processes run it.
     """
     state = processes()
     batches = blocks.split(batch_size)

@@ -1,8 +1,8 @@
-"""A process of ``test_accelerate``: a model sharded by FSDP's ``fully_shard``, compared with the whole one.
+"""A process of ``test_accelerate``: compares a model sharded by FSDP's ``fully_shard`` with the unsharded model.
 
     torchrun -m tests.sharded CHECKPOINT lora|transfer
 
-accelerate shards on GPUs only; this does on CPUs what it does there. The first process prints what differs as JSON.
+accelerate shards only on GPUs; this script does the same on CPUs. The first process prints the differences as JSON.
 """
 
 import json
@@ -49,10 +49,10 @@ def main(checkpoint: Path, stage: str) -> None:
     tokens = torch.randint(1, VOCABULARY, (4, 50))
     expected, loss = loss_of(whole, tokens), loss_of(sharded, tokens.chunk(2)[dist.get_rank()])
     dist.all_reduce(loss)
-    wanted = {name: value.grad for name, value in whole.named_parameters() if value.grad is not None}
+    expected_gradients = {name: value.grad for name, value in whole.named_parameters() if value.grad is not None}
     found = {name: value.grad for name, value in sharded.named_parameters() if value.grad is not None}
-    assert set(wanted) == set(found)
-    gradients = [relative_l2(found[name].full_tensor(), wanted[name]) for name in wanted]  # type: ignore[attr-defined]
+    assert set(expected_gradients) == set(found)
+    gradients = [relative_l2(found[name].full_tensor(), expected_gradients[name]) for name in expected_gradients]  # type: ignore[attr-defined]
     if dist.get_rank() == 0:
         print(json.dumps({"loss": relative_l2(loss / 2, expected), "gradient": max(gradients), "of": len(gradients)}))
     dist.destroy_process_group()

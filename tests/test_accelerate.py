@@ -1,6 +1,6 @@
-"""Two CPU processes, started by ``accelerate launch``: one run, one output, the figures of one process.
+"""Two CPU processes under ``accelerate launch``: one run, one output, and the metrics of a single process.
 
-``--multi_gpu`` is what makes accelerate start several processes; ``--cpu`` starts several only through MPI.
+Only ``--multi_gpu`` makes accelerate start several processes; ``--cpu`` starts several only through MPI.
 """
 
 import json
@@ -21,7 +21,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--
 ANY_PORT = ["--main_process_port", "0"]
 ROOT = Path(__file__).parents[1]
 
-# As a run that is stopped after its last step, when there is a point to resume from.
+# Interrupts a run after its last step, when there is a checkpoint to resume from.
 INTERRUPTED = """
 from liger_export import cli
 from liger_export.finetune import training
@@ -65,11 +65,11 @@ def test_two_processes_finetune_as_one_and_resume(liger_checkpoint: Path, text: 
     resumed = launch("-m", "liger_export", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     settings = FinetuneSettings(sequence_length=32, batch_size=8, max_steps=8, save_steps=4, learning_rate=0.02)
-    alone = finetune(liger_checkpoint, text, tmp_path / "one", settings)
+    single = finetune(liger_checkpoint, text, tmp_path / "one", settings)
     rows = [line.split() for line in resumed.stdout.splitlines()]
-    figures = {row[0]: row[1] for row in rows if row[:1] in (["before"], ["after"])}
-    assert figures == {"before": f"{alone.before.loss:.4f}", "after": f"{alone.after.loss:.4f}"}
-    assert resumed.stdout.count("held out") == 2  # the table's head and the last line, once each
+    metrics = {row[0]: row[1] for row in rows if row[:1] in (["before"], ["after"])}
+    assert metrics == {"before": f"{single.before.loss:.4f}", "after": f"{single.after.loss:.4f}"}
+    assert resumed.stdout.count("held out") == 2  # in the table's header and in the last line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["driver.py", "one", "text.txt", "two"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
         path.name for path in (tmp_path / "one").iterdir()
@@ -95,7 +95,7 @@ def test_two_processes_transfer_as_one(lolcats: Path, text: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("stage", "adapted"), [("lora", 2 * 3 * 2), ("transfer", 2 * 3)])
-def test_sharded_by_fsdp_a_model_has_the_whole_ones_loss_and_gradients(stage: str, adapted: int, lolcats: Path) -> None:
+def test_a_model_sharded_by_fsdp_has_the_unsharded_loss_and_gradients(stage: str, adapted: int, lolcats: Path) -> None:
     result = launch("-m", "tests.sharded", lolcats, stage)
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout)
@@ -111,9 +111,9 @@ def test_two_processes_evaluate_as_one(liger_checkpoint: Path, package: Path, te
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("perplexity") == 1
     for entry, path in zip(json.loads(report.read_text())["models"], (liger_checkpoint, package), strict=True):
-        alone = evaluate(path, text, sequence_length=100, batch_size=3, max_tokens=1500)
-        assert entry["tokens"] == alone.quality.tokens == 15 * 99
-        assert entry["loss"] == pytest.approx(alone.quality.loss, rel=1e-6)
-        assert entry["accuracy"] == alone.quality.accuracy
-        ranges = [(positions.start, quality.accuracy) for positions, quality in alone.scores.ranges()]
+        single = evaluate(path, text, sequence_length=100, batch_size=3, max_tokens=1500)
+        assert entry["tokens"] == single.quality.tokens == 15 * 99
+        assert entry["loss"] == pytest.approx(single.quality.loss, rel=1e-6)
+        assert entry["accuracy"] == single.quality.accuracy
+        ranges = [(positions.start, quality.accuracy) for positions, quality in single.scores.ranges()]
         assert [(part["first"], part["accuracy"]) for part in entry["positions"]] == ranges

@@ -1,4 +1,7 @@
-"""How fast this machine reads memory, measured beside what the contenders read of their weights."""
+"""Read bandwidth of this machine's memory, to compare with the rate at which systems read their weights.
+
+python benchmarks/peers/bandwidth.py
+"""
 
 import ctypes
 import subprocess
@@ -17,7 +20,7 @@ SOURCE = r"""
 typedef uint64_t vector __attribute__((vector_size(64)));
 typedef struct { const vector *from; size_t count; int ahead; vector sum; } part;
 
-/* 16 independent sums of 64 bytes; with and without prefetching, as machines differ in which is faster. */
+/* 16 independent sums of 64 bytes, with or without prefetching: which is faster depends on the machine. */
 static void *read_part(void *argument) {
     part *p = argument;
     vector sums[16] = {0};
@@ -35,7 +38,7 @@ void *reserve(size_t bytes) {
     char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
     madvise(memory, bytes, MADV_HUGEPAGE);
-    for (size_t i = 0; i < bytes; i += 64) memory[i] = 1;  /* untouched pages would all be one page of zeros */
+    for (size_t i = 0; i < bytes; i += 64) memory[i] = 1;  /* untouched pages would all map to one page of zeros */
     return memory;
 }
 
@@ -59,12 +62,12 @@ double seconds(const void *memory, size_t bytes, int threads, int ahead, uint64_
     return end.tv_sec - start.tv_sec + (end.tv_nsec - start.tv_nsec) * 1e-9;
 }
 """
-BYTES = 1 << 30  # far beyond any cache
+BYTES = 1 << 30  # much larger than any cache
 AHEAD = (0, 1024, 4096)  # bytes to prefetch ahead
 
 
 class Probe:
-    """Reads 1 GiB with some threads; needs a C compiler."""
+    """Reads 1 GiB with a number of threads. Needs a C compiler."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -81,10 +84,10 @@ class Probe:
         self._library.seconds.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 
     def bytes_per_second(self, times: int = 4) -> float:
-        """The best of ``times`` reads in each of the ways to read."""
+        """Return the best of ``times`` reads with each prefetch distance."""
         buffer = self._library.reserve(BYTES)
         if not buffer:
-            raise MemoryError(f"There are no {BYTES:,} bytes for the bandwidth probe.")
+            raise MemoryError(f"The bandwidth probe cannot allocate {BYTES:,} bytes.")
         total = ctypes.c_uint64()
         try:
             seconds = [

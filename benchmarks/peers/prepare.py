@@ -1,7 +1,7 @@
-"""Write every contender's files from one checkpoint: Liger packages, GGUF files, GenAI packages.
+"""Write the files of every measured system from one checkpoint: Liger packages, GGUF files, GenAI packages.
 
-The base, random weights in Llama-3.2-1B's shape, is made by ``../random_llama.py`` if DIRECTORY holds none. What
-exists already is kept, so an interrupted run goes on where it ended; delete a file to have it made again.
+If DIRECTORY has no base checkpoint, ``../random_llama.py`` writes one: random weights in Llama-3.2-1B's shape. Existing
+files are kept, so an interrupted run continues where it stopped. Delete a file to rebuild it.
 
     python benchmarks/peers/prepare.py DIRECTORY
 """
@@ -22,7 +22,8 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import torch
-from contenders import SILENT, Worker
+from process import RunnerProcess
+from runners import SILENT
 
 from liger_export.checkpoint import Checkpoint
 from liger_export.config import LigerConfig, RopeConfig, inverse_frequencies
@@ -33,7 +34,7 @@ from liger_export.precision import Precision
 RANDOM_LLAMA = Path(__file__).parents[1] / "random_llama.py"
 BLOCK_SIZE = 128
 CALIBRATION_TOKENS = 512
-GENAI_OPTIONS = {  # int8 products, one table for embedding and head, the last token's logits only: its fastest
+GENAI_OPTIONS = {  # the fastest: int8 products, one table for embedding and head, only the last token's logits
     "accuracy_level": 4,
     "block_size": BLOCK_SIZE,
     "is_symmetric": "true",
@@ -41,13 +42,13 @@ GENAI_OPTIONS = {  # int8 products, one table for embedding and head, the last t
     "prune_lm_head": "true",
     "hf_token": "false",
 }
-# Least cosine between a peer's logits and those of transformers. Four bits disturb random weights, which nobody trained
-# to be robust, far more than trained ones: 0.70 to 0.76 were seen, and 0.998 with eight bits; a wrong model has 0.0.
+# Smallest accepted cosine between a peer's logits and those of transformers. Four bits change the output of random
+# weights far more than that of trained ones. Measured: 0.70 to 0.76, 0.998 with eight bits, 0.0 for a wrong model.
 CLOSE = {"llama.cpp Q8_0": 0.99, "llama.cpp Q4_0": 0.5, "GenAI int4": 0.5, "GenAI int4, int8 cache": 0.5}
 
 
 def once(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file or directory beside its place and move it there when it is complete."""
+    """Make a file or directory under a temporary name and rename it when it is complete."""
     if path.exists():
         print(f"{path}: kept", flush=True)
         return
@@ -59,13 +60,13 @@ def once(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def interleave(matrix: npt.NDArray[np.float16], heads: int) -> npt.NDArray[np.float16]:
-    """Rows of q or k in the order of llama.cpp's rope, which turns neighbours instead of halves."""
+    """Reorder the rows of q or k for llama.cpp's RoPE, which rotates adjacent rows instead of halves."""
     rows, columns = matrix.shape
     return matrix.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def write_gguf(base: Path, output: Path) -> None:
-    """The base as float16 GGUF. It holds no vocabulary: the benchmark feeds token ids."""
+    """Write the base as float16 GGUF, without a vocabulary: the benchmark feeds token ids."""
     values = json.loads((base / "config.json").read_text())
     config = LigerConfig.from_dict(liger_config_values(values, LinearizeSettings()))
     writer = gguf.GGUFWriter(output, "llama")
@@ -102,13 +103,13 @@ def write_gguf(base: Path, output: Path) -> None:
 
 
 def quantize_gguf(source: Path, kind: int, output: Path) -> None:
-    """Every matrix in one type, the embedding that is also the head included: the smallest and fastest form."""
+    """Quantize every matrix to one type, the tied embedding too. This is the smallest and fastest file."""
     llama_cpp.llama_log_set(SILENT, None)
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = kind
     parameters.pure = True
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(output), ctypes.byref(parameters)):
-        raise SystemExit(f"llama.cpp could not quantize {source}")
+        raise SystemExit(f"llama.cpp cannot quantize {source}")
 
 
 def make_ggufs(base: Path, directory: Path) -> None:
@@ -122,7 +123,7 @@ def make_ggufs(base: Path, directory: Path) -> None:
 
 
 def write_cache_scales(base: Path, output: Path) -> None:
-    """Scales of an int8 KV cache, one a layer for keys and one for values: the largest entry over 512 tokens, / 127."""
+    """Write the scales of an int8 KV cache, per layer and for keys and values: largest entry of 512 tokens / 127."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
@@ -137,7 +138,7 @@ def write_cache_scales(base: Path, output: Path) -> None:
 
 
 def make_genai(base: Path, options: dict[str, Any], output: Path) -> None:
-    """ONNX Runtime GenAI's own package, by its builder."""
+    """Write ONNX Runtime GenAI's package with its model builder."""
     cache = output.with_name("builder-cache")
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", base, "-o", output, "-p", "int4"]
     command += ["-e", "cpu", "-c", cache, "--extra_options", *(f"{key}={value}" for key, value in options.items())]
@@ -148,26 +149,26 @@ def make_genai(base: Path, options: dict[str, Any], output: Path) -> None:
 
 
 def check(directory: Path, threads: int) -> None:
-    """That every peer computes the checkpoint's model: its logits against those of transformers."""
-    worker = Worker("transformers bf16", directory, threads, 256)
-    expected = np.array(worker.ask(do="check")["logits"])
-    worker.close()
+    """Check each peer's logits against those of transformers."""
+    process = RunnerProcess("transformers bf16", directory, threads, 256)
+    expected = np.array(process.ask(do="check")["logits"])
+    process.close()
     failed = False
     for name, bound in CLOSE.items():
-        worker = Worker(name, directory, threads, 256)
-        logits = np.array(worker.ask(do="check")["logits"])
-        worker.close()
+        process = RunnerProcess(name, directory, threads, 256)
+        logits = np.array(process.ask(do="check")["logits"])
+        process.close()
         cosine = logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected)
         failed |= not cosine >= bound
-        print(f"{name}: cosine of its logits with those of transformers {cosine:.4f} (>= {bound})", flush=True)
+        print(f"{name}: cosine with the logits of transformers {cosine:.4f} (>= {bound})", flush=True)
     if failed:
-        raise SystemExit("A peer does not compute the model that it was made from.")
+        raise SystemExit("A peer does not compute the model that it was built from: delete its files and rebuild them.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("directory", type=Path, help="directory to write, or to complete")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the check (default: %(default)s)")
     args = parser.parse_args()
 
     directory: Path = args.directory

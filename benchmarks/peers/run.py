@@ -1,7 +1,7 @@
-"""Liger packages, llama.cpp, ONNX Runtime GenAI and transformers side by side, alternating in one run.
+"""Speed and memory of Liger packages, llama.cpp, ONNX Runtime GenAI and transformers, alternating in one run.
 
-Every contender is a process that keeps its model loaded; one at a time computes. Between the rounds the machine's
-read bandwidth is measured. Prints Markdown: median and, in brackets, 10th to 90th percentile.
+Each system is a process that keeps its model loaded, and only one computes at a time. The machine's read bandwidth is
+measured between the rounds. Prints Markdown tables of the median and, in parentheses, the 10th to 90th percentile.
 
     python benchmarks/peers/prepare.py DIRECTORY
     python benchmarks/peers/run.py DIRECTORY --json results.json
@@ -10,7 +10,6 @@ read bandwidth is measured. Prints Markdown: median and, in brackets, 10th to 90
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections import defaultdict
@@ -21,29 +20,33 @@ from pathlib import Path
 
 import numpy as np
 from bandwidth import Probe
-from contenders import CONTENDERS, Worker
+from process import RunnerProcess
+from runners import RUNNERS
+
+from liger_export.bench.report import processor_name
+from liger_export.bench.timing import Spread
 
 OURS = "Liger int4"
 PEERS = ["llama.cpp Q4_0", "llama.cpp Q4_0, Q8_0 cache", "GenAI int4", "GenAI int4, int8 cache"]
 GRAPHS = ["GenAI int4, graph", "GenAI int4, int8 cache, graph"]
-OFTEN = [OURS, "llama.cpp Q4_0", "GenAI int4"]  # read a prompt in every round; the others once
-LONGEST = {"transformers bf16": 4096}  # tokens; beyond, reading them takes it too long
+EVERY_ROUND = [OURS, "llama.cpp Q4_0", "GenAI int4"]  # read a prompt in every round; the others only once
+LONGEST = {"transformers bf16": 4096}  # tokens; it reads longer contexts too slowly
 GRAPH_SHORTEST = 4096
-DECODE_GOALS = {128: 1.05, 4096: 2.0, 16384: 3.3, 32768: 5.0}  # times as fast as the fastest peer
+DECODE_GOALS = {128: 1.05, 4096: 2.0, 16384: 3.3, 32768: 5.0}  # speed relative to the fastest peer
 PREFILL_GOALS = {512: 1.05, 4096: 1.5}
 BANDWIDTH_GOAL = 0.85
-SAME = 1.05  # slowest context of ours / fastest
+CONSTANT_GOAL = 1.05  # our slowest context / our fastest
 PACKAGES = ["liger-export", "onnxruntime", "onnxruntime-genai", "llama-cpp-python", "transformers", "torch"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Contenders that are loaded together, and what is asked of them.
+    """Systems that are loaded together, and their measurements.
 
     Attributes:
-        names: the contenders.
-        contexts: tokens, at each of which they decode.
-        prompts: how many rounds of reading a prompt, by its tokens; the last prompt stays as the first context.
+        names: the systems.
+        contexts: context lengths to decode at.
+        prompts: rounds of reading a prompt, by prompt length. The last prompt stays as the first context.
     """
 
     names: list[str]
@@ -60,14 +63,15 @@ QUICK_STAGES = [Stage([OURS, *PEERS], [4096, 128], {512: 3, 4096: 1})]
 
 
 class Results:
-    """What was measured.
+    """Results of a run.
 
     Attributes:
-        decode: by context, then contender: the milliseconds of each round's tokens.
-        prompts: by length, then contender: seconds of each round.
-        filled: by context, then contender: how its cache was filled.
-        loaded, longest: by contender: memory after loading, and at the longest context it reached.
-        bandwidth: bytes per second, each time it was measured.
+        decode: milliseconds of each round's tokens, by context, then by system.
+        prompts: seconds of each round, by prompt length, then by system.
+        filled: how the cache was filled, by context, then by system.
+        loaded: memory after loading, by system.
+        longest: memory at the longest context that was reached, by system.
+        bandwidth: bytes per second of each bandwidth measurement.
     """
 
     def __init__(self) -> None:
@@ -87,51 +91,51 @@ def note(text: str) -> None:
 
 
 def run_stage(stage: Stage, args: argparse.Namespace, probe: Probe, results: Results) -> None:
-    names = [name for name in stage.names if name in args.contenders]
-    workers: dict[str, Worker] = {}
+    names = [name for name in stage.names if name in args.systems]
+    processes: dict[str, RunnerProcess] = {}
     contexts = [context for context in stage.contexts if context in args.contexts]
     longest = max([*contexts, *([] if args.no_prompts else stage.prompts)], default=0)
     if not longest:
         return
     for name in names:
         length = min(longest, LONGEST.get(name, longest))
-        workers[name] = Worker(name, args.directory, args.threads, length, args.read)
-        results.loaded.setdefault(name, workers[name].loaded)
+        processes[name] = RunnerProcess(name, args.directory, args.threads, length, args.read)
+        results.loaded.setdefault(name, processes[name].loaded)
     note(f"loaded {', '.join(names)}")
     for length, rounds in () if args.no_prompts else stage.prompts.items():
-        read_prompts(length, rounds, workers, results)
+        read_prompts(length, rounds, processes, results)
     for context in contexts:
-        decode_rounds(context, workers, args, probe, results)
-    for name, worker in workers.items():
-        results.longest[name] = worker.ask(do="memory")
-        worker.close()
+        decode_rounds(context, processes, args, probe, results)
+    for name, process in processes.items():
+        results.longest[name] = process.ask(do="memory")
+        process.close()
 
 
-def read_prompts(length: int, rounds: int, workers: dict[str, Worker], results: Results) -> None:
-    """Time to read a prompt from nothing, in rounds."""
-    names = [name for name in workers if name not in GRAPHS]
+def read_prompts(length: int, rounds: int, processes: dict[str, RunnerProcess], results: Results) -> None:
+    """Measure the time to read a prompt from an empty sequence, in rounds."""
+    names = [name for name in processes if name not in GRAPHS]
     for index in range(rounds):
         for name in rotated(names, index):
-            if index == 0 or name in OFTEN or length <= 512:
-                results.prompts[length][name].append(workers[name].fill(length, clear=True))
+            if index == 0 or name in EVERY_ROUND or length <= 512:
+                results.prompts[length][name].append(processes[name].fill(length, clear=True))
     note(f"read prompts of {length:,}")
 
 
 def decode_rounds(
-    context: int, workers: dict[str, Worker], args: argparse.Namespace, probe: Probe, results: Results
+    context: int, processes: dict[str, RunnerProcess], args: argparse.Namespace, probe: Probe, results: Results
 ) -> None:
-    """Bring everybody to the context, then let them decode in turns."""
-    names = [name for name in workers if context <= LONGEST.get(name, context)]
+    """Fill every system to the context, then let them decode in turns."""
+    names = [name for name in processes if context <= LONGEST.get(name, context)]
     names = [name for name in names if name not in GRAPHS or context >= GRAPH_SHORTEST]
     for name in names:
-        if workers[name].length != context:
-            workers[name].fill(context, clear=context < workers[name].length)
-        results.filled[context][name] = workers[name].how
+        if processes[name].length != context:
+            processes[name].fill(context, clear=context < processes[name].length)
+        results.filled[context][name] = processes[name].how
     note(f"filled {context:,}")
     for index in range(args.rounds):
         results.bandwidth.append(probe.bytes_per_second())
         for name in rotated(names, index):
-            times = workers[name].ask(do="decode", tokens=args.tokens)["milliseconds"]
+            times = processes[name].ask(do="decode", tokens=args.tokens)["milliseconds"]
             results.decode[context][name].append(times)
     note(f"decoded at {context:,}")
 
@@ -139,11 +143,6 @@ def decode_rounds(
 def rotated(names: list[str], index: int) -> list[str]:
     start = index % len(names)
     return names[start:] + names[:start]
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    low, median, high = np.percentile(values, (10, 50, 90))
-    return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -154,22 +153,24 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def decode_table(results: Results) -> str:
     contexts = sorted(results.decode)
     rows = []
-    for name in CONTENDERS:
+    for name in RUNNERS:
         measured = {context: results.decode[context].get(name) for context in contexts}
         if any(measured.values()):
-            rows.append([name, *(spread(list(chain(*rounds))) if rounds else "" for rounds in measured.values())])
-    return table(["decode, ms a token", *(f"{context:,}" for context in contexts)], rows)
+            rows.append(
+                [name, *(Spread.of(list(chain(*rounds))).text() if rounds else "" for rounds in measured.values())]
+            )
+    return table(["decode, ms per token", *(f"{context:,}" for context in contexts)], rows)
 
 
 def prompt_table(results: Results) -> str:
     lengths = sorted(results.prompts)
     rows = []
-    for name in CONTENDERS:
+    for name in RUNNERS:
         measured = {length: results.prompts[length].get(name) for length in lengths}
         if any(measured.values()):
-            cells = [spread([n / s for s in seconds], 0) if seconds else "" for n, seconds in measured.items()]
+            cells = [Spread.of([n / s for s in seconds]).text(0) if seconds else "" for n, seconds in measured.items()]
             rows.append([name, *cells])
-    return table(["prefill, tokens a second", *(f"{length:,}" for length in lengths)], rows)
+    return table(["prefill, tokens per second", *(f"{length:,}" for length in lengths)], rows)
 
 
 def memory_table(results: Results, best: float) -> str:
@@ -187,82 +188,78 @@ def memory_table(results: Results, best: float) -> str:
 
 
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """Of one round each, so that what disturbs a round disturbs both."""
+    """Divide round by round, so that a disturbance of a round affects both sides."""
     return [peer / own for peer, own in zip(theirs, ours, strict=True)]
 
 
-def goal(what: str, measured: str, value: float, bound: float, at_most: bool = False) -> list[str]:
+def goal(name: str, measured: str, value: float, bound: float, at_most: bool = False) -> list[str]:
     met = value <= bound if at_most else value >= bound
-    return [what, measured, f"{'<=' if at_most else '>='} {bound:g}", "met" if met else "missed"]
+    return [name, measured, f"{'<=' if at_most else '>='} {bound:g}", "met" if met else "missed"]
 
 
 def goals_table(results: Results, best: float) -> str:
-    """The goals that this run can answer. "Times" are medians over rounds of the round's ratio."""
+    """Compare with the goals that this run covers. Relative speeds are medians over the rounds' ratios."""
     rows = []
     for context, bound in DECODE_GOALS.items():
         measured = results.decode.get(context, {})
-        stands_in = [name for name in GRAPHS if name.removesuffix(", graph") not in measured]
-        peers = [name for name in measured if name in PEERS + stands_in]
+        substitutes = [name for name in GRAPHS if name.removesuffix(", graph") not in measured]
+        peers = [name for name in measured if name in PEERS + substitutes]
         if peers and results.decode[context].get(OURS):
             fastest = min(peers, key=lambda name: results.milliseconds(context, name))
             rounds = [[float(np.median(r)) for r in results.decode[context][name]] for name in (OURS, fastest)]
             times = ratios(*rounds)
-            what = f"decode at {context:,}: times as fast as {fastest}"
-            rows.append(goal(what, spread(times, 2), float(np.median(times)), bound))
+            what = f"decode at {context:,}: speed relative to {fastest}"
+            rows.append(goal(what, Spread.of(times).text(2), float(np.median(times)), bound))
     for length, bound in PREFILL_GOALS.items():
         prompts = results.prompts.get(length, {})
         peers = [name for name in prompts if name in PEERS and len(prompts[name]) == len(prompts.get(OURS, []))]
         if peers:
             fastest = min(peers, key=lambda name: float(np.median(prompts[name])))
             times = ratios(prompts[OURS], prompts[fastest])
-            what = f"prefill of {length:,}: times as fast as {fastest}"
-            rows.append(goal(what, spread(times, 2), float(np.median(times)), bound))
+            what = f"prefill of {length:,}: speed relative to {fastest}"
+            rows.append(goal(what, Spread.of(times).text(2), float(np.median(times)), bound))
     own = {
         context: results.milliseconds(context, OURS) for context in results.decode if OURS in results.decode[context]
     }
     if own:
         slowest = max(own.values()) / min(own.values())
         what = f"{OURS}: slowest context / fastest, {min(own):,} to {max(own):,}"
-        rows.append(goal(what, f"{slowest:.3f}", slowest, SAME, at_most=True))
+        rows.append(goal(what, f"{slowest:.3f}", slowest, CONSTANT_GOAL, at_most=True))
         share = results.loaded[OURS]["weight_bytes"] / own[min(own)] * 1e3 / best
         what = f"{OURS}: weights read, share of bandwidth at {min(own):,}"
         rows.append(goal(what, f"{share:.2f}", share, BANDWIDTH_GOAL))
     return table(["goal", "measured", "bound", ""], rows)
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="what prepare.py wrote")
-    parser.add_argument("--quick", action="store_true", help="the int4 contenders at 128 and 4,096 only")
-    parser.add_argument("--no-prompts", action="store_true", help="decode only")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
-    parser.add_argument("--contexts", nargs="+", type=int, default=list(DECODE_GOALS), help="of these alone")
+    parser.add_argument("directory", type=Path, help="directory that prepare.py wrote")
+    parser.add_argument("--quick", action="store_true", help="only int4, at contexts 128 and 4,096")
+    parser.add_argument("--no-prompts", action="store_true", help="measure decoding only")
+    parser.add_argument(
+        "--systems", nargs="+", choices=RUNNERS, default=list(RUNNERS), metavar="NAME", help="default: all"
+    )
+    parser.add_argument("--contexts", nargs="+", type=int, default=list(DECODE_GOALS), help="default: all")
     parser.add_argument("--read", type=int, default=4096, help="tokens that llama.cpp reads before it repeats them")
-    parser.add_argument("--rounds", type=int, default=5, help="of decoding, at each context")
-    parser.add_argument("--tokens", type=int, default=16, help="a contender decodes in a round")
-    parser.add_argument("--threads", type=int, default=2, help="of each contender and of the bandwidth probe")
-    parser.add_argument("--json", type=Path, help="write everything measured")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of decoding at each context")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens that a system decodes per round")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each system and of the bandwidth probe")
+    parser.add_argument("--json", type=Path, help="file for all results")
     args = parser.parse_args()
 
     load, start = os.getloadavg()[0], time.time()
     probe, results = Probe(args.threads), Results()
     for stage in QUICK_STAGES if args.quick else STAGES:
-        if set(stage.names) & set(args.contenders):
+        if set(stage.names) & set(args.systems):
             run_stage(stage, args, probe, results)
-            if args.json:  # after each stage: an interrupted run keeps what it has
+            if args.json:  # after each stage, so that an interrupted run keeps its results
                 args.json.write_text(json.dumps({**vars(results), "load": load}, indent=1) + "\n")
     best = max(results.bandwidth)
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads. {versions}.")
+    print(f"{processor_name()}, {os.cpu_count()} cores, {args.threads} threads. {versions}.")
     print(f"{args.rounds} rounds of {args.tokens} tokens; {time.time() - start:.0f} s, load before the run {load:.1f}.")
-    print(f"Read bandwidth: best {best / 1e9:.1f} GB/s; {spread([b / 1e9 for b in results.bandwidth])} over the run.\n")
+    bandwidth = Spread.of(results.bandwidth).scaled(1e-9)
+    print(f"Read bandwidth: best {best / 1e9:.1f} GB/s; {bandwidth.text()} over the run.\n")
     print(decode_table(results))
     if results.prompts:
         print(prompt_table(results))

@@ -1,21 +1,21 @@
-"""Collect Python source for a base model: training tokens, held-out text and the tokenizer.
-
-Every UTF-8 ``.py`` file below the given folders is one document; ``stdlib`` and ``site-packages`` name those of the
-running interpreter. Empty files, exact duplicates, files of more than 200 kB and files that call themselves generated
-are left out. The hash of its path decides whether a file may be held out, which keeps the split stable from one machine
-to the next. Never held out, since they would flatter the figures: tests, encoding tables, and files half of whose lines
-are training text as well.
+"""Collect Python source code for a base model: training tokens, held-out text and a tokenizer.
 
     python benchmarks/quality/corpus.py CORPUS stdlib site-packages
 
-writes, with the documents in the order of their path's hash, so that the first lines are a fair sample:
+Every UTF-8 ``.py`` file in the given directories is one document; ``stdlib`` and ``site-packages`` stand for those of
+the running interpreter. Empty files, exact duplicates, files of more than 200 kB and files marked as generated are
+omitted. The hash of a file's path decides if it can be held out, so the split is the same on every machine. Files that
+would make the held-out metrics too good are never held out: tests, encoding tables, and files with half or more of
+their lines in the training text.
+
+Output, with documents in the order of their path's hash, so that the first lines are a representative sample:
 
     CORPUS/tokenizer.json    byte-level BPE, trained on the first --sample bytes of the training text
-    CORPUS/train.jsonl       {"path": ..., "text": ...} a line
-    CORPUS/train.npy         the same as token ids, uint16 [N], each document opened by the end-of-text token
-    CORPUS/heldout.jsonl     as train.jsonl
+    CORPUS/train.jsonl       one {"path": ..., "text": ...} per line
+    CORPUS/train.npy         the same as token ids, uint16 [N]; each document starts with the end-of-text token
+    CORPUS/heldout.jsonl     in the format of train.jsonl
 
-``liger-export finetune`` tokenizes all it is given: pass it ``head -n 3000 CORPUS/train.jsonl``, not the whole.
+``liger-export finetune`` tokenizes its whole input: pass the output of ``head -n 3000 CORPUS/train.jsonl``.
 """
 
 import argparse
@@ -35,55 +35,55 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 NEVER_HELD_OUT = {"test", "tests", "encodings", "idle_test", "pydoc_data"}
-OTHER_ROOTS = {"site-packages", "dist-packages"}  # inside a standard library's folder
+OTHER_ROOTS = {"site-packages", "dist-packages"}  # inside a standard library's directory
 GENERATED = re.compile(r"auto-?generated|automatically generated|generated (by|from)\b|do not edit", re.IGNORECASE)
-GENERATED_WITHIN = 1000
-LARGEST = 200_000
-FAMILIAR = 0.5  # share of a file's lines
+GENERATED_WITHIN = 1000  # characters from the start of a file
+MAX_BYTES = 200_000
+MAX_FAMILIAR = 0.5  # share of a file's lines that are in the training text
 SHORT_LINE = 20
-ENCODE_AT_ONCE = 1024
+TOKENIZER_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A source file: its path below its root, its text, and a number that depends on the path alone."""
+    """A source file: its path relative to its root, and its text."""
 
     path: str
     text: str
 
     @property
     def order(self) -> int:
-        """32 bits of the hash of the path."""
+        """32 bits of the path's hash."""
         return int.from_bytes(hashlib.sha256(self.path.encode()).digest()[:4], "big")
 
     @property
     def size(self) -> int:
-        """Bytes of UTF-8."""
+        """Number of UTF-8 bytes."""
         return len(self.text.encode())
 
     def place(self) -> tuple[int, str]:
-        """Where the document comes among all."""
+        """Return the sort key of the document."""
         return self.order, self.path
 
     def may_be_held_out(self) -> bool:
-        """Tell whether the file is no test and no table."""
+        """Return True if the file is neither a test nor a table."""
         parts = Path(self.path).parts
         return not NEVER_HELD_OUT & set(parts) and not parts[-1].startswith(("test_", "conftest"))
 
     def lines(self) -> list[str]:
-        """Lines without their indentation, short ones left out."""
+        """Return the lines without indentation, except short ones."""
         return [line for line in map(str.strip, self.text.split("\n")) if len(line) > SHORT_LINE]
 
 
 def documents(roots: list[Path], unfiltered: bool) -> Iterator[Document]:
-    """Yield the files to use, each content once."""
+    """Yield the files to use, without duplicates."""
     seen: set[bytes] = set()
     for root in roots:
         for path in sorted(root.rglob("*.py")):
             relative = path.relative_to(root)
             if OTHER_ROOTS & set(relative.parts) or not path.is_file():
                 continue
-            if path.stat().st_size > LARGEST and not unfiltered:
+            if path.stat().st_size > MAX_BYTES and not unfiltered:
                 continue
             try:
                 text = path.read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def documents(roots: list[Path], unfiltered: bool) -> Iterator[Document]:
 def split(
     found: list[Document], one_in: int, most_bytes: int, unfiltered: bool
 ) -> tuple[list[Document], list[Document]]:
-    """Part the documents into training and held-out ones, the latter of ``most_bytes`` at most."""
+    """Split the documents into training documents and at most ``most_bytes`` of held-out documents."""
     train: list[Document] = []
     candidates: list[Document] = []
     for document in found:
@@ -116,7 +116,7 @@ def split(
     for document in candidates:
         lines = document.lines()
         known = sum(line in familiar for line in lines)
-        if known < max(1, FAMILIAR * len(lines)) and held_bytes + document.size <= most_bytes:
+        if known < max(1, MAX_FAMILIAR * len(lines)) and held_bytes + document.size <= most_bytes:
             heldout.append(document)
             held_bytes += document.size
         else:
@@ -125,7 +125,7 @@ def split(
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
-    """Train the byte-level BPE; entry 0 separates documents."""
+    """Train a byte-level BPE tokenizer. Entry 0 separates documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -143,7 +143,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
 
 
 def first_bytes(found: list[Document], most: int) -> Iterator[str]:
-    """Yield texts from the start until ``most`` bytes are reached; always the first."""
+    """Yield texts from the start up to ``most`` bytes, and always the first."""
     total = 0
     for document in found:
         total += document.size
@@ -153,10 +153,10 @@ def first_bytes(found: list[Document], most: int) -> Iterator[str]:
 
 
 def encode(tokenizer: Tokenizer, found: list[Document]) -> NDArray[np.uint16]:
-    """Join the documents into one row of token ids [N]; in batches, since an encoding is far larger than its ids."""
+    """Concatenate the documents' token ids [N]. Works in batches: an encoding is far larger than its ids."""
     rows: list[NDArray[np.uint16]] = []
-    for start in range(0, len(found), ENCODE_AT_ONCE):
-        batch = [document.text for document in found[start : start + ENCODE_AT_ONCE]]
+    for start in range(0, len(found), TOKENIZER_BATCH):
+        batch = [document.text for document in found[start : start + TOKENIZER_BATCH]]
         rows += [np.array(encoding.ids, np.uint16) for encoding in tokenizer.encode_batch_fast(batch)]
     return np.concatenate(rows)
 
@@ -167,11 +167,11 @@ def write_jsonl(path: Path, found: list[Document]) -> None:
 
 
 def folder(name: str) -> Path:
-    """Read a DIR argument."""
+    """Parse a DIR argument."""
     named = {"stdlib": "stdlib", "site-packages": "purelib"}
     path = Path(sysconfig.get_path(named[name])) if name in named else Path(name)
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is no folder")
+        raise argparse.ArgumentTypeError(f"{path} is not a directory")
     return path
 
 
@@ -184,18 +184,26 @@ def positive(text: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="CORPUS", help="folder to write; its files are replaced")
-    parser.add_argument("roots", type=folder, nargs="+", metavar="DIR", help="a folder, stdlib or site-packages")
-    parser.add_argument("--vocabulary", type=positive, default=16_384, help="entries (default: %(default)s)")
-    parser.add_argument("--sample", type=positive, default=60_000_000, help="bytes (default: %(default)s)")
+    parser.add_argument("out", type=Path, metavar="CORPUS", help="directory to write; its files are replaced")
+    parser.add_argument("roots", type=folder, nargs="+", metavar="DIR", help="a directory, stdlib or site-packages")
     parser.add_argument(
-        "--unfiltered", action="store_true", help="use large and generated files, hold out familiar ones"
+        "--vocabulary", type=positive, default=16_384, help="entries of the tokenizer (default: %(default)s)"
     )
-    parser.add_argument("--hold-out-one-in", type=positive, default=150, help="files (default: %(default)s)")
-    parser.add_argument("--hold-out-most", type=positive, default=1_200_000, help="bytes (default: %(default)s)")
+    parser.add_argument(
+        "--sample", type=positive, default=60_000_000, help="bytes to train the tokenizer on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--unfiltered", action="store_true", help="also use large and generated files, and hold out familiar ones"
+    )
+    parser.add_argument(
+        "--hold-out-one-in", type=positive, default=150, help="hold out one file in this many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hold-out-most", type=positive, default=1_200_000, help="held-out bytes at most (default: %(default)s)"
+    )
     args = parser.parse_args()
     if not 256 < args.vocabulary <= 65_536:
-        parser.error("--vocabulary must be from 257 to 65536: every byte is an entry, and ids are stored as uint16")
+        parser.error("--vocabulary must be 257 to 65536: every byte is an entry, and ids are stored as uint16")
 
     started = time.perf_counter()
     found = sorted(documents(args.roots, args.unfiltered), key=Document.place)
@@ -203,7 +211,7 @@ def main() -> None:
     if not train or not heldout:
         parser.error(
             f"{len(found)} files give {len(train)} to train on and {len(heldout)} to hold out: "
-            "name more folders, or lower --hold-out-one-in"
+            "pass more directories, or lower --hold-out-one-in"
         )
     args.out.mkdir(parents=True, exist_ok=True)
     write_jsonl(args.out / "train.jsonl", train)

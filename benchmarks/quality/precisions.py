@@ -1,25 +1,26 @@
-"""What storing weights in fewer bits costs: a model's packages in several precisions, on held-out text.
+"""Cost of storing weights in fewer bits: a model's packages in several precisions, measured on held-out text.
 
     liger-export linearize examples/pycode-7m/base -o liger
     python benchmarks/quality/precisions.py liger TEXT examples/pycode-7m/heldout RESULTS.jsonl \
         --adapter examples/pycode-7m/adapter
 
-converts the checkpoint into every precision of ``--only`` and prints a markdown table: size, perplexity and its excess
-over float32's, the mean KL divergence of the predictions from float32's, next-token accuracy, the time of a decoding
-step and of the conversion. TEXT is what gptq reads, and must not be the held-out text. Packages are removed again;
-RESULTS.jsonl keeps a line each, and a run that was stopped goes on from there.
+The script converts the checkpoint to each precision of ``--only`` and prints a Markdown table: size, perplexity and its
+increase over float32, mean KL divergence from float32's predictions, next-token accuracy, and the times of a decoding
+step and of the conversion. TEXT is the calibration text of gptq and must differ from the held-out text. Packages are
+deleted after the measurement. RESULTS.jsonl gets one line per package, and an interrupted run continues from there.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from liger_export.bench.timing import timed
 from liger_export.convert import convert
 from liger_export.data import token_blocks
 from liger_export.parity import LogitParity
@@ -49,7 +50,7 @@ GROUPS = {"fp16": [Precision(weights="fp16")], "int8": INT8, "int4": INT4, "head
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One package, compared with the float32 one on the same tokens."""
+    """One package, compared with the float32 package on the same tokens."""
 
     name: str
     megabytes: float
@@ -63,8 +64,8 @@ class Result:
 
 
 def measure(name: str, package: Path, reference: Path, blocks: list[list[int]], steps: int, seconds: float) -> Result:
-    """Read every block with both packages; the first token of a block is not predicted."""
-    parity, hits = LogitParity(), 0
+    """Read every block with both packages. All tokens of a block but the first are predicted."""
+    parity, top1_correct = LogitParity(), 0
     session, exact = load(package), load(reference)
     for block in blocks:
         session.reset()
@@ -72,14 +73,14 @@ def measure(name: str, package: Path, reference: Path, blocks: list[list[int]], 
         tokens, targets = block[:-1], np.array(block[1:])
         logits = session.all_logits(tokens)
         parity.add_block(logits, exact.all_logits(tokens), targets)
-        hits += int((logits.argmax(-1) == targets).sum())
+        top1_correct += int((logits.argmax(-1) == targets).sum())
     return Result(
         name=name,
         megabytes=sum(path.stat().st_size for path in package.iterdir()) / 1e6,
         perplexity=parity.measured_perplexity,
         reference_perplexity=parity.reference_perplexity,
         kl=parity.mean_kl,
-        accuracy=hits / parity.scored,
+        accuracy=top1_correct / parity.scored,
         predictions=parity.scored,
         decode_ms=decode_ms(session, blocks[0], steps),
         convert_seconds=seconds,
@@ -87,19 +88,17 @@ def measure(name: str, package: Path, reference: Path, blocks: list[list[int]], 
 
 
 def decode_ms(session: Session, tokens: list[int], steps: int) -> float:
-    """Median time of one step, in milliseconds."""
+    """Return the median time of one step, in milliseconds."""
     session.reset()
     times = []
     for step in range(WARM_UP + steps):
-        began = time.perf_counter()
-        session.step(tokens[step % len(tokens)])
-        times.append(time.perf_counter() - began)
+        times.append(timed(partial(session.step, tokens[step % len(tokens)]))[1])
     return statistics.median(times[WARM_UP:]) * 1e3
 
 
 def table(results: list[Result]) -> str:
     rows = [
-        "| weights | MB | perplexity | over fp32 | KL | accuracy | ms a token | convert |",
+        "| weights | MB | perplexity | over fp32 | KL | accuracy | ms per token | convert |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
@@ -117,12 +116,14 @@ def read_results(path: Path) -> list[Result]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("checkpoint", "text", "heldout", "results"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--adapter", type=Path, action="append", default=[])
+    parser.add_argument("checkpoint", type=Path, help="Liger checkpoint")
+    parser.add_argument("text", type=Path, help="calibration text of gptq")
+    parser.add_argument("heldout", type=Path, help="text to measure on")
+    parser.add_argument("results", type=Path, help="JSONL file for the results")
+    parser.add_argument("--adapter", type=Path, action="append", default=[], help="LoRA adapter to merge; repeatable")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="default: all")
-    parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS)
-    parser.add_argument("--max-tokens", type=int, help="read no more of the held-out text")
+    parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS, help="default: %(default)s")
+    parser.add_argument("--max-tokens", type=int, help="tokens of the held-out text to read; default: all")
     parser.add_argument("--steps", type=int, default=400, help="decoding steps to time (default: %(default)s)")
     args = parser.parse_args()
 
@@ -136,16 +137,8 @@ def main() -> None:
             if str(precision) in done:
                 continue
             calibration = Calibration(args.text, args.calibration_tokens) if precision.method == "gptq" else None
-            began = time.perf_counter()
-            convert(
-                args.checkpoint,
-                package,
-                adapters=tuple(args.adapter),
-                precision=precision,
-                calibration=calibration,
-                overwrite=True,
-            )
-            seconds = time.perf_counter() - began
+            write = partial(convert, args.checkpoint, package, adapters=tuple(args.adapter), overwrite=True)
+            _, seconds = timed(partial(write, precision=precision, calibration=calibration))
             result = measure(str(precision), package, reference, blocks, args.steps, seconds)
             print(json.dumps(asdict(result)), file=results, flush=True)
     print(table(read_results(args.results)))

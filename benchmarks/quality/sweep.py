@@ -1,10 +1,10 @@
-"""Linearize a base in many ways, finetune each, and measure: the tables of docs/quality.md.
+"""Linearize a base checkpoint in many ways, finetune and measure each: the tables of docs/quality.md.
 
     python benchmarks/quality/sweep.py run BASE DATA HELDOUT RESULTS mixers ranks ...    # add lines to RESULTS
     python benchmarks/quality/sweep.py table RESULTS...                                  # print them as a table
 
-BASE is a checkpoint of transformers; DATA and HELDOUT are text or JSONL; RESULTS is a JSONL file with a line per
-finished experiment, so a run that was cut goes on where it ended.
+BASE is a transformers checkpoint. DATA and HELDOUT are text or JSONL files, or directories of them. RESULTS is a JSONL
+file with one line per finished experiment, so an interrupted run continues where it stopped.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from liger_export.metrics import Quality, measure_quality
 from liger_export.modeling import register
 
 LENGTHS = (512, 1024, 4096, 16384)
-SAVE_NOTHING = 10**9  # steps: the runs are short
+NEVER_SAVE = 10**9  # steps between checkpoints: the runs are short
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Experiment:
     """One way to linearize and finetune.
 
     Attributes:
-        name: what the table calls it.
-        linearize: how to linearize.
-        steps: LoRA's optimizer steps, relative to the run's ``--steps``.
-        finetune: what differs from the run's LoRA settings.
-        transfer_steps: attention transfer's steps before LoRA, relative to ``--steps``.
+        name: name in the table.
+        linearize: settings of ``linearize``.
+        steps: optimizer steps of LoRA, relative to ``--steps``.
+        finetune: LoRA settings that differ from the run's.
+        transfer_steps: steps of attention transfer before LoRA, relative to ``--steps``.
     """
 
     name: str
@@ -55,8 +55,8 @@ EVERYWHERE: dict[str, int | float | tuple[str, ...]] = {
     "learning_rate": 0.5,
 }
 
-# What served a small model best, each by itself: a wider window, less recurrence, gates that forget sooner.
-FAVOURED = LinearizeSettings(window_size=256, recurrent_weight=0.25, gate_normalizer=4.0)
+# The settings that each helped a small model most: a wider window, less recurrence, faster forgetting.
+BEST_SINGLE = LinearizeSettings(window_size=256, recurrent_weight=0.25, gate_normalizer=4.0)
 
 GROUPS = {
     "mixers": [
@@ -87,9 +87,9 @@ GROUPS = {
         Experiment("gla, recurrent weight 0.75", LinearizeSettings(recurrent_weight=0.75)),
     ],
     "combined": [
-        Experiment("gla, window 256, recurrent weight 0.25", replace(FAVOURED, gate_normalizer=16.0)),
-        Experiment("gla, window 256, recurrent weight 0.25, gate normalizer 4", FAVOURED),
-        Experiment("gla, window 256, recurrent weight 0.25, gate normalizer 4, twice the tokens", FAVOURED, 2.0),
+        Experiment("gla, window 256, recurrent weight 0.25", replace(BEST_SINGLE, gate_normalizer=16.0)),
+        Experiment("gla, window 256, recurrent weight 0.25, gate normalizer 4", BEST_SINGLE),
+        Experiment("gla, window 256, recurrent weight 0.25, gate normalizer 4, twice the tokens", BEST_SINGLE, 2.0),
     ],
     "rates": [
         Experiment("gla, a third of the learning rate", finetune={"learning_rate": 1 / 3}),
@@ -114,7 +114,7 @@ GROUPS = {
 def run(
     experiment: Experiment, base: Path, data: Path, heldout: Path, settings: FinetuneSettings, texts: dict[int, Tensor]
 ) -> dict[str, object]:
-    """Do one experiment in a temporary folder; ``finetune``'s learning rate is relative to the settings'."""
+    """Run one experiment in a temporary directory. Its learning rate is relative to that of the settings."""
     assert settings.max_steps is not None
     own = dict(experiment.finetune)
     rate = settings.learning_rate * float(own.pop("learning_rate", 1.0))  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def run(
 
 
 def measure_lengths(model: torch.nn.Module, texts: dict[int, Tensor]) -> dict[str, object]:
-    """Held-out quality in float32, the text cut into blocks of each length."""
+    """Measure held-out metrics in float32, with the text cut into blocks of each length."""
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return {
         str(length): asdict(measure_quality(model, blocks, batch_size=max(1, 16384 // length)))
@@ -160,20 +160,20 @@ def measure_lengths(model: torch.nn.Module, texts: dict[int, Tensor]) -> dict[st
 
 
 def heldout_texts(base: Path, heldout: Path, longest: int, tokens: int) -> dict[int, Tensor]:
-    """The same held-out tokens, cut into blocks of each length up to ``longest``."""
+    """Cut the same held-out tokens into blocks of each length up to ``longest``."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     blocks = token_blocks(tokenizer, heldout, longest)[: max(1, tokens // longest)]
     return {length: blocks.reshape(-1, length) for length in LENGTHS if length <= longest}
 
 
 def table(lines: list[dict[str, object]]) -> str:
-    """Results as a markdown table; the first line is the base's.
+    """Format results as a Markdown table. The first line must be the base's.
 
-    Before and after are of the whole held-out text, in the precision of the training; lengths of --heldout-tokens of
-    it, in float32.
+    The columns before and after are measured on the whole held-out text in the precision of training, the columns by
+    length on --heldout-tokens of it in float32.
     """
     base = Quality(**lines[0]["after"])  # type: ignore[arg-type]
-    rows = ["| | before LoRA | after | of the base's | perplexity | tokens | " + " | ".join(map(str, LENGTHS)) + " |"]
+    rows = ["| | before LoRA | after | of the base | perplexity | tokens | " + " | ".join(map(str, LENGTHS)) + " |"]
     rows.append("| --- " * (6 + len(LENGTHS)) + "|")
     for line in lines:
         before = Quality(**line["before"]).accuracy if line["before"] else None  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ def sweep(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         learning_rate=args.lr,
         max_steps=args.steps,
-        save_steps=SAVE_NOTHING,
+        save_steps=NEVER_SAVE,
     )
     texts = heldout_texts(args.base, args.heldout, args.longest, args.heldout_tokens)
     done = {line["name"] for line in read_results(args.results)}
@@ -220,7 +220,7 @@ def sweep(args: argparse.Namespace) -> None:
             if experiment.name in done:
                 continue
             if time.perf_counter() - began > args.minutes * 60:
-                print(f"out of time before {experiment.name}")
+                print(f"no time left for {experiment.name}")
                 break
             line = run(experiment, args.base, args.data, args.heldout, settings, texts)
             print(json.dumps(line), file=results, flush=True)
@@ -229,21 +229,27 @@ def sweep(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    runner = commands.add_parser("run")
-    for name in ("base", "data", "heldout", "results"):
-        runner.add_argument(name, type=Path)
-    runner.add_argument("groups", nargs="+", choices=GROUPS)
-    runner.add_argument("--steps", type=int, default=300, help="LoRA's optimizer steps (default: %(default)s)")
+    runner = commands.add_parser("run", help="run experiments")
+    runner.add_argument("base", type=Path, help="transformers checkpoint")
+    runner.add_argument("data", type=Path, help="text to train on")
+    runner.add_argument("heldout", type=Path, help="text to measure on")
+    runner.add_argument("results", type=Path, help="JSONL file for the results")
+    runner.add_argument("groups", nargs="+", choices=GROUPS, help="groups of experiments")
+    runner.add_argument("--steps", type=int, default=300, help="optimizer steps of LoRA (default: %(default)s)")
     runner.add_argument("--batch-size", type=int, default=32, help="blocks of 1,024 tokens (default: %(default)s)")
-    runner.add_argument("--rank", type=int, default=8)
-    runner.add_argument("--lr", type=float, default=2e-3)
-    runner.add_argument("--longest", type=int, default=16384, choices=LENGTHS, help="longest text to read")
-    runner.add_argument("--skip-base", action="store_true", help="another file of results has the base's figures")
-    runner.add_argument("--heldout-tokens", type=int, default=98304, help="tokens to read (default: %(default)s)")
-    runner.add_argument("--minutes", type=float, default=1e9, help="start no experiment after this time")
+    runner.add_argument("--rank", type=int, default=8, help="LoRA rank (default: %(default)s)")
+    runner.add_argument("--lr", type=float, default=2e-3, help="learning rate of LoRA (default: %(default)s)")
+    runner.add_argument(
+        "--longest", type=int, default=16384, choices=LENGTHS, help="longest sequence (default: %(default)s)"
+    )
+    runner.add_argument("--skip-base", action="store_true", help="the base's results are in another file")
+    runner.add_argument(
+        "--heldout-tokens", type=int, default=98304, help="held-out tokens to read (default: %(default)s)"
+    )
+    runner.add_argument("--minutes", type=float, default=1e9, help="start no experiment later than this")
     runner.set_defaults(action=sweep)
-    printer = commands.add_parser("table")
-    printer.add_argument("results", type=Path, nargs="+", help="the base's line comes first in the first file")
+    printer = commands.add_parser("table", help="print results as a table")
+    printer.add_argument("results", type=Path, nargs="+", help="the first file must start with the base's line")
     printer.set_defaults(
         action=lambda args: print(table([line for path in args.results for line in read_results(path)]))
     )

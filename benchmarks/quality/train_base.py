@@ -1,11 +1,11 @@
-"""Train a small Llama on a corpus that ``corpus.py`` wrote, and save it as transformers does.
+"""Train a small Llama on a corpus written by ``corpus.py``, and save it in transformers' format.
 
     python benchmarks/quality/train_base.py CORPUS BASE --shape 100m                # 4.3 minutes on an H100
-    python benchmarks/quality/train_base.py CORPUS BASE --shape tiny --steps 20     # a try on a CPU
+    python benchmarks/quality/train_base.py CORPUS BASE --shape tiny --steps 20     # a test on a CPU
 
-The run ends at --steps or --minutes, whichever comes first; the learning rate follows the larger share of the two
-that is spent: linear warm-up over the first 3%, then a cosine down to a twentieth of the peak. Minutes count from
-the start of the compilation. The last line's held-out figures are those of the saved float16 weights, in float32.
+The run ends at --steps or --minutes, whichever comes first. The learning rate depends on the larger of the two spent
+shares: linear warm-up over the first 3%, then a cosine down to a twentieth of the peak. Minutes count from the start of
+the compilation. The held-out metrics at the end are those of the saved float16 weights, computed in float32.
 """
 
 import argparse
@@ -32,20 +32,20 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 PROMPT = "def read_lines(path"
 
-# By this name transformers builds no mask, so attention stays causal by flag and a compiled model gets the flash
-# kernel; its own "sdpa" builds a mask whenever it is compiled.
+# Under this name transformers builds no mask, so attention is causal by flag, and a compiled model uses the flash
+# kernel. Its own "sdpa" always builds a mask when compiled.
 AttentionInterface.register("sdpa_without_mask", sdpa_attention_forward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A model's sizes, and how to train it unless the command says otherwise.
+    """A model's sizes, and the defaults of its training.
 
     Attributes:
-        batch: blocks of CONTEXT tokens of one optimizer step.
-        micro_batch: blocks of one forward pass at most.
-        steps: optimizer steps at most.
-        minutes: training time at most.
+        batch: blocks of CONTEXT tokens per optimizer step.
+        micro_batch: maximum number of blocks per forward pass.
+        steps: maximum number of optimizer steps.
+        minutes: maximum training time.
     """
 
     hidden: int
@@ -98,7 +98,7 @@ def build_model(shape: Shape, vocabulary: int) -> LlamaForCausalLM:
 
 
 def learning_rate(progress: float, peak: float) -> float:
-    """Learning rate at a share of the run."""
+    """Return the learning rate at a share of the run."""
     warmup = 0.03
     if progress < warmup:
         return peak * progress / warmup
@@ -110,7 +110,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def accumulate(forward: Callable[..., Any], batch: Tensor, micro_batch: int) -> float:
-    """Add the gradients of the mean loss over a batch of blocks [B, CONTEXT]; return that loss."""
+    """Accumulate the gradients of the mean loss over a batch of blocks [B, CONTEXT]. Return the loss."""
     total = torch.zeros((), device=batch.device)
     for part in batch.split(micro_batch):
         with autocast(batch.device):
@@ -121,11 +121,11 @@ def accumulate(forward: Callable[..., Any], batch: Tensor, micro_batch: int) -> 
 
 
 def train(model: LlamaForCausalLM, tokens: Tensor, heldout: Tensor, shape: Shape, report_every: int) -> None:
-    """Train in place on windows drawn at random from a row of tokens [N], measuring on held-out blocks now and then.
+    """Train in place on random excerpts of the tokens [N], and measure on held-out blocks every ``report_every`` steps.
 
     Raises:
-        DataError: the loss is no number any more.
-        InputError: no time was left for a step.
+        DataError: the loss is not finite.
+        InputError: compiling left no time for a step.
     """
     device = tokens.device
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -175,16 +175,18 @@ def load_tokens(path: Path, vocabulary: int) -> Tensor:
     """Read the training tokens: int32 [N].
 
     Raises:
-        DataError: they are absent, unreadable, too few or of another tokenizer.
+        DataError: they are missing, unreadable, too few or from another tokenizer.
     """
     try:
         tokens = torch.from_numpy(np.load(path).astype(np.int32))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.", "Write it with corpus.py.") from error
     if tokens.numel() <= CONTEXT:
-        raise DataError(f"{path} holds {tokens.numel()} tokens.", f"More than {CONTEXT} are needed: add text.")
+        raise DataError(f"{path} holds {tokens.numel()} tokens.", f"Add text: more than {CONTEXT} are needed.")
     if int(tokens.max()) >= vocabulary:
-        raise DataError(f"{path} was written with another tokenizer than the one beside it.", "Run corpus.py again.")
+        raise DataError(
+            f"{path} was written with a different tokenizer than the one next to it.", "Run corpus.py again."
+        )
     return tokens
 
 
@@ -200,7 +202,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def run(corpus: Path, out: Path, shape: Shape, seed: int, report_every: int) -> None:
-    """Train a model, save it with its tokenizer, and print its held-out quality and a sample."""
+    """Train a model, save it with its tokenizer, and print its held-out metrics and a sample."""
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(corpus / "tokenizer.json")
@@ -227,7 +229,7 @@ def run(corpus: Path, out: Path, shape: Shape, seed: int, report_every: int) -> 
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """Make an argument type that takes finite numbers above zero."""
+    """Return an argument type that accepts finite numbers greater than zero."""
 
     def number(text: str) -> float:
         value = kind(text)
@@ -240,14 +242,16 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path, metavar="CORPUS", help="folder that corpus.py wrote")
-    parser.add_argument("out", type=Path, metavar="BASE", help="folder to write the model to")
-    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS", help="directory that corpus.py wrote")
+    parser.add_argument("out", type=Path, metavar="BASE", help="directory to write the model to")
+    parser.add_argument("--shape", choices=SHAPES, required=True, help="size of the model")
     for name, kind in (("steps", int), ("minutes", float), ("batch", int), ("micro-batch", int), ("lr", float)):
         parser.add_argument(f"--{name}", type=positive(kind), help="default: the shape's")
     parser.add_argument("--weight-decay", type=float, help="default: the shape's")
-    parser.add_argument("--report-every", type=positive(int), default=250, help="steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--report-every", type=positive(int), default=250, help="steps between measurements (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()
 
     named = ("steps", "minutes", "batch", "micro_batch", "lr", "weight_decay")
@@ -256,9 +260,9 @@ def main() -> None:
     )
     shape = replace(shape, micro_batch=min(shape.micro_batch, shape.batch))
     if shape.batch % shape.micro_batch:
-        parser.error(f"--batch {shape.batch} is no multiple of --micro-batch {shape.micro_batch}")
+        parser.error(f"--batch {shape.batch} is not a multiple of --micro-batch {shape.micro_batch}")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        parser.error(f"{args.out} exists: name a new folder")
+        parser.error(f"{args.out} exists: pass a new directory")
     try:
         run(args.corpus, args.out, shape, args.seed, args.report_every)
     except LigerExportError as error:

@@ -1,9 +1,10 @@
-"""Speed and memory of a package by context, beside a transformer with its KV cache."""
+"""Speed and memory of a package by context length, next to a transformer with its KV cache."""
 
 from liger_export.bench.measure import bench
 from liger_export.bench.plot import require_plot, save_plot
-from liger_export.bench.report import BenchReport, Row, Spread
+from liger_export.bench.report import BenchReport, Row
 from liger_export.bench.settings import BenchSettings, parse_against, parse_contexts
+from liger_export.bench.timing import Spread
 
 __all__ = [
     "BenchReport",

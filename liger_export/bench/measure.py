@@ -1,4 +1,4 @@
-"""``bench``: contenders in turn, each in a fresh process, at every context."""
+"""The ``bench`` command: the systems take turns, each in a fresh process, at every context length."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from liger_export.bench.report import BenchReport, Machine, Row, Sample, process
 from liger_export.bench.settings import BenchSettings
 from liger_export.bench.worker import PACKAGE, TRANSFORMER, Job
 from liger_export.config import MODEL_TYPES, read_config_json
-from liger_export.errors import EnvironmentMismatchError, InputError, UnsupportedModelError
+from liger_export.errors import EnvironmentMismatchError, InputError
 from liger_export.package import Manifest, read_manifest
 from liger_export.progress import NO_PROGRESS, Progress
 
@@ -33,37 +33,36 @@ def bench(
     settings: BenchSettings | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> BenchReport:
-    """Measure a package, and a transformer beside it, at every context.
+    """Measure a package, and optionally a transformer for comparison, at every context length.
 
-    Both run on the CPU with the same number of threads and read the same random tokens. Each measurement has a
-    process to itself, so its peak memory is its own; contenders take turns, so a change in the machine's load
-    falls on both.
+    Both run on the CPU with the same number of threads and read the same random tokens. Each measurement has its own
+    process, so peak memory is not shared. The systems take turns, so a change in the machine's load affects both.
 
     Args:
         package: the package's directory.
         against: a Hugging Face checkpoint with softmax attention, run by transformers with its KV cache.
-        settings: how to measure.
+        settings: what to measure, and how.
         progress: counts runs; each run is a stage.
 
     Raises:
         InputError: a setting is out of range, or ``against`` is a Liger checkpoint.
         PackageError, CheckpointError, UnsupportedModelError: a directory is damaged or cannot be run.
-        EnvironmentMismatchError: a process was ended from outside, for want of memory as a rule.
+        EnvironmentMismatchError: a measuring process was killed, usually for lack of memory.
     """
     settings = settings or BenchSettings()
     settings.check()
     manifest = read_manifest(package)
     if against is not None:
         _check_transformer(against)
-    manifest.check_files(package)  # once; the processes below trust it
-    contenders = {PACKAGE: package} if against is None else {PACKAGE: package, TRANSFORMER: against}
+    manifest.check_files(package)  # once: the processes below do not check again
+    systems = {PACKAGE: package} if against is None else {PACKAGE: package, TRANSFORMER: against}
 
     rows = []
-    progress.start(len(settings.contexts) * settings.repeats * len(contenders))
+    progress.start(len(settings.contexts) * settings.repeats * len(systems))
     for context in settings.contexts:
-        samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+        samples: dict[str, list[Sample]] = {name: [] for name in systems}
         for repeat in range(settings.repeats):
-            for name, directory in contenders.items():
+            for name, directory in systems.items():
                 progress.stage(f"{name} at {context:,}")
                 path = str(directory.absolute())
                 job = Job(name, path, context, settings.tokens, settings.threads, settings.dtype, repeat)
@@ -83,8 +82,8 @@ def bench(
 
 
 def in_process(job: Job) -> Sample:
-    """Run a job in a process of its own. Raises what it raised, or EnvironmentMismatchError if it was ended."""
-    root = Path(liger_export.__file__).parents[1]  # found there whatever directory the command runs in
+    """Run a job in a new process. Raises the job's own error, or EnvironmentMismatchError if the process died."""
+    root = Path(liger_export.__file__).parents[1]  # makes the import independent of the working directory
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", "-m", "liger_export.bench.worker", json.dumps(asdict(job))]
     result = subprocess.run(
@@ -92,11 +91,11 @@ def in_process(job: Job) -> Sample:
     )
     lines = result.stdout.splitlines()
     if result.returncode or not lines:
-        told = result.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        told = result.stderr.strip().splitlines()[-1:] or ["no output"]
         raise EnvironmentMismatchError(
-            f"The process that measured the {job.contender} at {job.context:,} tokens ended with code "
+            f"The process that measured the {job.system} at {job.context:,} tokens ended with code "
             f"{result.returncode} ({told[0]}).",
-            "Free some memory, or leave out the longest contexts.",
+            "Free some memory, or omit the longest contexts.",
         )
     answer: dict[str, Any] = json.loads(lines[-1])
     if "error" in answer:
@@ -105,31 +104,26 @@ def in_process(job: Job) -> Sample:
 
 
 def _check_transformer(directory: Path) -> None:
-    """Check what can be checked without the weights. torch is imported here, so not where a package runs alone."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
+    """Check everything that needs no weights. torch is imported here, so only if there is a transformer."""
     from liger_export.checkpoint import Checkpoint
+    from liger_export.checkpoint.causal_lm import check_causal_lm
 
-    model_type = read_config_json(directory).get("model_type")
-    if model_type in MODEL_TYPES:
+    if read_config_json(directory).get("model_type") in MODEL_TYPES:
         raise InputError(
-            f"{directory} is a Liger checkpoint, which has no KV cache.", "Pass the base that it was linearized from."
+            f"{directory} is a Liger checkpoint, which has no KV cache.",
+            "Pass the base checkpoint that it was linearized from.",
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnsupportedModelError(
-            f"{directory} has model_type {model_type!r}, which is no causal language model that transformers knows.",
-            "Pass a transformer with softmax attention, such as the package's base.",
-        )
+    check_causal_lm(directory)
     Checkpoint.open(directory)
 
 
 def _shape_notes(manifest: Manifest, against: Path) -> tuple[str, ...]:
-    """What differs between both models' shapes, if anything does."""
+    """Name the sizes in which the two models differ, if any."""
     ours, theirs = manifest.config, read_config_json(against)
     differing = [name for name in SHAPE_FIELDS if name in theirs and theirs[name] != ours.get(name)]
     if not differing:
         return ()
-    return (f"The transformer has another shape than the package: {', '.join(differing)}.",)
+    return (f"The transformer's shape differs from the package's: {', '.join(differing)}.",)
 
 
 def _precisions(manifest: Manifest, against: Path | None, settings: BenchSettings) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A report as a picture: what decoding and memory cost against context. matplotlib is imported when one is drawn."""
+"""Plots of a report: decoding time and memory against context. matplotlib is imported only when a plot is drawn."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from liger_export.bench.report import BenchReport, Row, Spread
+from liger_export.bench.report import BenchReport, Row
+from liger_export.bench.timing import Spread
 from liger_export.bench.worker import PACKAGE, TRANSFORMER
 from liger_export.errors import EnvironmentMismatchError, InputError
 from liger_export.files import require_writable
@@ -23,52 +24,59 @@ COLORS = {PACKAGE: "#1f6fb2", TRANSFORMER: "#c0392b"}
 MARKERS = {PACKAGE: "s", TRANSFORMER: "o"}
 GREY = "#555555"
 DOTS_PER_INCH = 140
-LINEAR = 8  # largest ratio of values that a linear axis shows
-APART = 0.12  # of a panel's height: the least distance of two labels
+MAX_LINEAR_RATIO = 8  # of the largest value to the smallest; above it, the axis is logarithmic
+LABEL_DISTANCE = 0.12  # smallest distance between two labels, relative to the panel's height
 
 Values = Callable[[Row], Spread]
 
 
 def require_plot(file: Path) -> None:
-    """Check, before any long work, that a picture can be drawn and written.
+    """Check that a plot can be drawn and written, before any long work.
 
     Raises:
-        InputError: the file's name does not say which of the known formats it is to have.
-        OutputError: it cannot be written.
+        InputError: the file's suffix is not a known image format.
+        OutputError: the file cannot be written.
         EnvironmentMismatchError: matplotlib is not installed.
     """
     if file.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{file} names no kind of picture.", f"Let it end in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{file} does not have the suffix of an image format.", f"Use one of {', '.join(SUFFIXES)}.")
     require_writable(file)
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError as error:
         raise EnvironmentMismatchError(
-            f"{error.name} is not installed, which a picture needs.", "Run: pip install 'liger-export[bench]'"
+            f"{error.name} is not installed, but plots need it.", "Run: pip install 'liger-export[bench]'"
         ) from error
 
 
 def save_plot(report: BenchReport, file: Path) -> None:
-    """Draw a report and write it; the file's ending says in which format."""
+    """Draw a report and write it in the format given by the file's suffix."""
     draw(report).savefig(file, dpi=DOTS_PER_INCH)
 
 
 def draw(report: BenchReport) -> "Figure":
-    """Three panels against context, on a logarithmic axis: time a token, bytes carried, peak memory of the process.
+    """Draw three panels against context on a logarithmic axis: time per token, carried bytes, peak process memory.
 
-    Lines are medians, bands the 10th to 90th percentile; a hollow mark is a cache filled with random values.
+    Lines are medians, and bands range from the 10th to the 90th percentile. A hollow marker means that the cache was
+    filled with random values.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = figure.subplots(1, 3)
-    sized = [row.memory_bytes for row in report.rows]
+    memory = [row.memory_bytes for row in report.rows]
     peaks = [row.peak_rss_bytes.p90 for row in report.rows]
-    carried_unit, carried = _unit(max(sized))
+    carried_unit, carried = _unit(max(memory))
     peak_unit, peak = _unit(max(peaks))
     _panel(panels[0], report, "Time to decode a token", "ms", _milliseconds)
-    _panel(panels[1], report, "Carried from token to token", carried_unit, lambda row: _flat(row.memory_bytes, carried))
-    _panel(panels[2], report, "Peak memory of the process", peak_unit, lambda row: _scaled(row.peak_rss_bytes, peak))
+    _panel(
+        panels[1],
+        report,
+        "Carried from token to token",
+        carried_unit,
+        lambda row: _constant(row.memory_bytes / carried),
+    )
+    _panel(panels[2], report, "Peak memory of the process", peak_unit, lambda row: row.peak_rss_bytes.scaled(1 / peak))
     for panel, unit in zip(panels, ("ms", carried_unit, peak_unit), strict=True):
         _label_ends(panel, unit)
     figure.supxlabel("tokens of context", fontsize=10, color=GREY)
@@ -76,9 +84,9 @@ def draw(report: BenchReport) -> "Figure":
 
 
 def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Values) -> None:
-    """One line and band per contender; the axis starts at zero, or is logarithmic where values lie far apart."""
+    """Draw one line and band per system. The axis starts at zero, or is logarithmic if values differ widely."""
     contexts = sorted({row.context for row in report.rows})
-    for name in report.contenders:
+    for name in report.systems:
         rows = report.of(name)
         spreads = [values(row) for row in rows]
         places = [row.context for row in rows]
@@ -96,7 +104,7 @@ def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Va
     panel.set_xscale("log", base=2)
     panel.set_xticks(contexts, [f"{context:,}" for context in contexts])
     medians, top = [values(row).median for row in report.rows], max(values(row).p90 for row in report.rows)
-    if max(medians) > LINEAR * min(medians):  # from zero up the smaller would lie on the axis itself
+    if max(medians) > MAX_LINEAR_RATIO * min(medians):  # from zero, the smallest would lie on the axis itself
         panel.set_yscale("log")
         panel.set_ylim(min(medians) / 2, top * 3)
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -110,7 +118,7 @@ def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Va
 
 
 def _label_ends(panel: "Axes", unit: str) -> None:
-    """Write each line's name and last value above its end, apart from the other's."""
+    """Write each line's name and last value above its end, without overlap."""
     from matplotlib.patheffects import withStroke
 
     ends: list[tuple[float, Any]] = []
@@ -123,7 +131,7 @@ def _label_ends(panel: "Axes", unit: str) -> None:
     lowest = 0.0
     for height, line in sorted(ends, key=lambda end: end[0]):
         height = max(height + 0.04, lowest)
-        lowest = height + APART
+        lowest = height + LABEL_DISTANCE
         label = f"{line.get_label()}: {_figure(float(line.get_ydata()[-1]))} {unit}"
         panel.annotate(
             label, (1, height), xycoords="axes fraction", ha="right", va="bottom", fontsize=9, color=line.get_color(),
@@ -136,12 +144,8 @@ def _milliseconds(row: Row) -> Spread:
     return Spread(1e3 / rate.median, 1e3 / rate.p90, 1e3 / rate.p10)
 
 
-def _flat(value: float, divisor: float) -> Spread:
-    return Spread(value / divisor, value / divisor, value / divisor)
-
-
-def _scaled(spread: Spread, divisor: float) -> Spread:
-    return Spread(spread.median / divisor, spread.p10 / divisor, spread.p90 / divisor)
+def _constant(value: float) -> Spread:
+    return Spread(value, value, value)
 
 
 def _unit(value: float) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""What was measured, as the table, the picture and the JSON show it."""
+"""Results of a benchmark, as shown by the table, the plot and the JSON report."""
 
 import json
 import platform
@@ -7,38 +7,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from liger_export.bench.contenders import FILLED_ABOVE
 from liger_export.bench.settings import BenchSettings
+from liger_export.bench.systems import FILLED_ABOVE
+from liger_export.bench.timing import Spread
 
-__all__ = ["BenchReport", "Machine", "Row", "Sample", "Spread"]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A median and the 10th and 90th percentile around it."""
-
-    median: float
-    p10: float
-    p90: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one or more measurements, percentiles interpolated."""
-        p10, median, p90 = np.percentile(values, [10, 50, 90])
-        return cls(float(median), float(p10), float(p90))
+__all__ = ["BenchReport", "Machine", "Row", "Sample", "processor_name"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One process's measurement of one contender at one context.
+    """Measurement of one system at one context by one process.
 
     Attributes:
-        prefill_seconds: from the context to the first token chosen; None where the cache was filled instead.
-        step_seconds: per decoded token.
-        memory_bytes: carried from token to token after the context: the state, or the keys and values.
-        peak_rss_bytes: the process's peak from the end of loading to the last token.
+        prefill_seconds: time to read the context and choose the first token; None if the cache was filled instead.
+        step_seconds: time per decoded token.
+        memory_bytes: bytes carried from token to token after the context: the state, or the keys and values.
+        peak_rss_bytes: the process's peak resident memory between the end of loading and the last token.
     """
 
     prefill_seconds: float | None
@@ -49,19 +33,19 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contender at one context, over all repeats.
+    """Summary of one system at one context over all repeats.
 
     Attributes:
-        contender: ``package`` or ``transformer``.
-        context: tokens before decoding.
-        prefill_tokens_per_second: over processes; None where the cache was filled with random values.
-        first_token_seconds: the same time, not divided.
-        decode_tokens_per_second: over tokens of all processes.
-        peak_rss_bytes: over processes.
-        memory_bytes: state or KV cache after ``context`` tokens.
+        system: ``package`` or ``transformer``.
+        context: tokens read before decoding.
+        prefill_tokens_per_second: spread over processes; None if the cache was filled with random values.
+        first_token_seconds: time to the first token, spread over processes; None as above.
+        decode_tokens_per_second: spread over the tokens of all processes.
+        peak_rss_bytes: spread over processes.
+        memory_bytes: size of the state or KV cache after ``context`` tokens.
     """
 
-    contender: str
+    system: str
     context: int
     prefill_tokens_per_second: Spread | None
     first_token_seconds: Spread | None
@@ -70,12 +54,12 @@ class Row:
     memory_bytes: int
 
     @classmethod
-    def of(cls, contender: str, context: int, samples: Sequence[Sample]) -> "Row":
+    def of(cls, system: str, context: int, samples: Sequence[Sample]) -> "Row":
         """Summarize one or more samples."""
         prefills = [sample.prefill_seconds for sample in samples if sample.prefill_seconds is not None]
         steps = [seconds for sample in samples for seconds in sample.step_seconds]
         return cls(
-            contender,
+            system,
             context,
             Spread.of([context / seconds for seconds in prefills]) if prefills else None,
             Spread.of(prefills) if prefills else None,
@@ -87,11 +71,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it ran.
+    """The machine that the benchmark ran on.
 
     Attributes:
-        processor: its model name.
-        versions: of the libraries that ran the models.
+        processor: model name of the processor.
+        versions: versions of the libraries that ran the models.
     """
 
     processor: str
@@ -99,7 +83,7 @@ class Machine:
 
 
 def processor_name() -> str:
-    """The processor's model name, or its architecture where the system does not tell."""
+    """Return the processor's model name, or its architecture if the name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -110,16 +94,16 @@ def processor_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """One run of ``bench``.
+    """Results of one run of ``bench``.
 
     Attributes:
         package: name of the package directory.
         against: name of the transformer's directory, if any.
-        precisions: by contender, how it computes.
-        machine: where it ran.
-        settings: what was asked for.
-        rows: by context, then contender.
-        notes: what a reader must know beside the figures.
+        precisions: precision and library of each system.
+        machine: the machine it ran on.
+        settings: the settings of the run.
+        rows: results, ordered by context, then by system.
+        notes: remarks needed to interpret the results.
     """
 
     package: str
@@ -130,35 +114,36 @@ class BenchReport:
     rows: tuple[Row, ...] = field(default=())
     notes: tuple[str, ...] = ()
 
-    def of(self, contender: str) -> tuple[Row, ...]:
-        """One contender's rows, contexts rising."""
-        return tuple(row for row in self.rows if row.contender == contender)
+    def of(self, system: str) -> tuple[Row, ...]:
+        """Return one system's rows, in ascending order of context."""
+        return tuple(row for row in self.rows if row.system == system)
 
     @property
-    def contenders(self) -> tuple[str, ...]:
-        """Names in the order they were measured."""
-        return tuple(dict.fromkeys(row.contender for row in self.rows))
+    def systems(self) -> tuple[str, ...]:
+        """Names of the systems, in the order they were measured."""
+        return tuple(dict.fromkeys(row.system for row in self.rows))
 
     @property
     def footnotes(self) -> tuple[str, ...]:
-        """How it was measured and what the figures leave out, a sentence each."""
+        """Description of the measurement and of what it excludes, one sentence per line."""
         settings, versions = self.settings, ", ".join(f"{name} {text}" for name, text in self.machine.versions.items())
         lines = [
             f"{self.machine.processor}, threads: {settings.threads}; {versions}.",
-            f"Median (10th-90th percentile) over {settings.repeats} fresh processes and {settings.tokens} tokens "
-            "decoded in each; batch 1.",
-            "Peak RSS: the whole process with its libraries, after loading. Carried: the state (one set; a session "
-            "holds two) or the keys and values, after the context.",
+            f"Median (10th-90th percentile) over {settings.repeats} fresh processes, each decoding {settings.tokens} "
+            "tokens; batch 1.",
+            "Peak RSS: the whole process including its libraries, after loading. Carried: the state (one set; a "
+            "session holds two) or the keys and values, after the context.",
         ]
         lines += [f"{name}: {text}." for name, text in self.precisions.items()]
         if any(row.first_token_seconds is None for row in self.rows):
             lines.append(
-                f"Beyond {FILLED_ABOVE:,} tokens the transformer's cache is filled with random keys and values, and "
-                "its prefill is not measured, in time or memory."
+                f"Above {FILLED_ABOVE:,} tokens the transformer's cache is filled with random keys and values; neither "
+                "the time nor the memory of its prefill is measured."
             )
         return (*lines, *self.notes)
 
     def to_json(self) -> str:
-        """All figures; times in seconds, memory in bytes, null where not measured."""
+        """Format all results as JSON: times in seconds, memory in bytes, null where nothing was measured."""
         values: dict[str, Any] = asdict(self)
-        return json.dumps({**values, "footnotes": self.footnotes}, indent=1) + "\n"
+        rows = [{"contender": row.pop("system"), **row} for row in values["rows"]]  # the key in the file format
+        return json.dumps({**values, "rows": rows, "footnotes": self.footnotes}, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""What a benchmark is asked for, checked before any long work."""
+"""Settings of a benchmark, checked before any long work."""
 
 import os
 from dataclasses import dataclass, field
@@ -15,21 +15,21 @@ AGAINST_PREFIX = "hf:"
 
 
 def default_threads() -> int:
-    """Physical cores that this process may use; logical ones where the system does not tell."""
+    """Return the number of physical cores that this process may use; logical cores if that number is unknown."""
     allowed = len(os.sched_getaffinity(0))
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """How to measure.
+    """Settings of a benchmark.
 
     Attributes:
-        contexts: numbers of tokens read before decoding, rising.
-        tokens: decoded one by one at each context.
-        repeats: fresh processes per contender and context.
-        threads: of each contender; both get the same number.
-        dtype: of the transformer, one of ``DTYPES``.
+        contexts: numbers of tokens read before decoding, in ascending order.
+        tokens: tokens decoded one by one at each context.
+        repeats: fresh processes per system and context.
+        threads: threads of each system.
+        dtype: dtype of the transformer, one of ``DTYPES``.
     """
 
     contexts: tuple[int, ...] = (128, 4096, 32768)
@@ -39,9 +39,9 @@ class BenchSettings:
     dtype: str = "float32"
 
     def check(self) -> None:
-        """Raises InputError if a setting is out of range."""
+        """Raise InputError if a setting is out of range."""
         if not self.contexts or min(self.contexts) < 1:
-            raise InputError(f"The contexts are {list(self.contexts)}.", "Give at least one, each of 1 or more tokens.")
+            raise InputError(f"The contexts are {list(self.contexts)}.", "Pass at least one, each of 1 or more tokens.")
         for name, value in (("tokens", self.tokens), ("repeats", self.repeats), ("threads", self.threads)):
             if value < 1:
                 raise InputError(f"{name} is {value}.", "It must be 1 or more.")
@@ -50,26 +50,26 @@ class BenchSettings:
 
 
 def parse_contexts(text: str) -> tuple[int, ...]:
-    """Contexts as the command line gives them, such as ``128,4096``, rising and each once.
+    """Parse contexts from the command line, such as ``128,4096``. They are sorted and deduplicated.
 
     Raises:
-        InputError: there are none, or one is no whole number above zero.
+        InputError: there are none, or one is not a positive integer.
     """
-    fix = "Write whole numbers above zero with commas between them, such as 128,4096."
+    fix = "Pass positive integers separated by commas, such as 128,4096."
     parts = [part.strip() for part in text.split(",")]
     if not any(parts):
         raise InputError("There are no contexts to measure at.", fix)
     for part in parts:
         if not (part.isascii() and part.isdigit() and int(part) > 0):
-            raise InputError(f"{part!r} is no context to measure at.", fix)
+            raise InputError(f"{part!r} is not a context to measure at.", fix)
     return tuple(sorted({int(part) for part in parts}))
 
 
 def parse_against(text: str) -> Path:
-    """The directory in ``hf:DIR``. Raises InputError if it is not that, or holds no checkpoint."""
-    fix = "Write hf:DIR, DIR being a Hugging Face checkpoint directory, such as the base of the package."
+    """Parse ``hf:DIR`` and return the directory. Raises InputError for another form, or if DIR is not a checkpoint."""
+    fix = "Pass hf:DIR, where DIR is a Hugging Face checkpoint directory, such as the package's base."
     if not text.startswith(AGAINST_PREFIX) or text == AGAINST_PREFIX:
-        raise InputError(f"{text!r} names nothing to measure against.", fix)
+        raise InputError(f"{text!r} does not name a checkpoint to compare with.", fix)
     directory = Path(text.removeprefix(AGAINST_PREFIX))
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory.", fix)

@@ -1,39 +1,43 @@
-"""One contender at one context, alone in a process: ``measure`` starts it with a JSON job and reads a JSON answer."""
+"""Measurement of one system at one context, in its own process.
+
+``measure`` starts the process with a job in JSON and reads the answer in JSON.
+"""
 
 import json
 import sys
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from liger_export.bench.contenders import Contender, PackageContender, TransformerContender
 from liger_export.bench.report import Sample
+from liger_export.bench.systems import PackageSystem, System, TransformerSystem
+from liger_export.bench.timing import timed
 from liger_export.errors import LigerExportError
 
-__all__ = ["PACKAGE", "TRANSFORMER", "Job", "measure_contender", "run_job"]
+__all__ = ["PACKAGE", "TRANSFORMER", "Job", "measure_system", "run_job"]
 
 PACKAGE, TRANSFORMER = "package", "transformer"
-WARM_TOKENS = 512  # the package's largest call; shorter contexts warm up at their own length
-WARM_STEPS = 4
+WARM_UP_TOKENS = 512  # the package's largest call; a shorter context warms up at its own length
+WARM_UP_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one process measures.
+    """One process's measurement.
 
     Attributes:
-        contender: ``PACKAGE`` or ``TRANSFORMER``.
-        directory: of the package or checkpoint.
-        context: tokens to read first.
-        tokens: to decode after them.
-        threads: of the contender.
-        dtype: of a transformer.
-        seed: of the random tokens, the same for every contender.
+        system: ``PACKAGE`` or ``TRANSFORMER``.
+        directory: the package or checkpoint directory.
+        context: tokens to read before decoding.
+        tokens: tokens to decode.
+        threads: threads of the system.
+        dtype: dtype of a transformer.
+        seed: seed of the random tokens, the same for every system.
     """
 
-    contender: str
+    system: str
     directory: str
     context: int
     tokens: int
@@ -43,38 +47,35 @@ class Job:
 
 
 def run_job(job: Job) -> Sample:
-    """Open the contender and measure it; nothing else runs in this process."""
+    """Open the system and measure it; nothing else runs in this process."""
     directory = Path(job.directory)
-    contender: Contender = (
-        PackageContender(directory, job.threads)
-        if job.contender == PACKAGE
-        else TransformerContender(directory, job.threads, job.dtype)
+    system: System = (
+        PackageSystem(directory, job.threads)
+        if job.system == PACKAGE
+        else TransformerSystem(directory, job.threads, job.dtype)
     )
-    return measure_contender(contender, job.context, job.tokens, job.seed)
+    return measure_system(system, job.context, job.tokens, job.seed)
 
 
-def measure_contender(contender: Contender, context: int, tokens: int, seed: int = 0) -> Sample:
-    """Warm up, read ``context`` random tokens, decode ``tokens`` more, each timed with the choice of the next."""
-    prompt = np.random.default_rng(seed).integers(0, contender.vocab_size, context).tolist()
-    token = contender.prefill(prompt[:WARM_TOKENS])
-    for _ in range(WARM_STEPS):
-        token = contender.step(token)
+def measure_system(system: System, context: int, tokens: int, seed: int = 0) -> Sample:
+    """Warm up, read ``context`` random tokens, then decode ``tokens`` more. Times include choosing the next token."""
+    prompt = np.random.default_rng(seed).integers(0, system.vocab_size, context).tolist()
+    token = system.prefill(prompt[:WARM_UP_TOKENS])
+    for _ in range(WARM_UP_STEPS):
+        token = system.step(token)
     _reset_peak()
-    started = time.perf_counter()
-    token = contender.prefill(prompt)
-    prefill_seconds = time.perf_counter() - started
-    memory_bytes = contender.memory_bytes()
+    token, prefill_seconds = timed(lambda: system.prefill(prompt))
+    memory_bytes = system.memory_bytes()
     steps = []
     for _ in range(tokens):
-        started = time.perf_counter()
-        token = contender.step(token)
-        steps.append(time.perf_counter() - started)
-    measured = prefill_seconds if contender.reads(context) else None
+        token, seconds = timed(partial(system.step, token))
+        steps.append(seconds)
+    measured = prefill_seconds if system.reads(context) else None
     return Sample(measured, tuple(steps), memory_bytes, _peak_rss())
 
 
 def _reset_peak() -> None:
-    """Forget what loading took; where the kernel does not let us, the peak includes it."""
+    """Exclude loading from the peak, if the kernel permits it; otherwise the peak includes loading."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

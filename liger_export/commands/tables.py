@@ -84,13 +84,13 @@ def bench_table(report: "BenchReport") -> Table:
     table = Table(Column("at context", no_wrap=True), *figures, box=SIMPLE, title=escape(title))
     for row in report.rows:
         table.add_row(
-            f"{row.contender}\n[dim]at {row.context:,}",
+            f"{row.system}\n[dim]at {row.context:,}",
             _spread(row.prefill_tokens_per_second, _rate),
             _time_spread(row.first_token_seconds),
             _spread(row.decode_tokens_per_second, _rate),
             megabytes(row.peak_rss_bytes.median),
             megabytes(row.memory_bytes),
-            end_section=row.contender == report.contenders[-1],
+            end_section=row.system == report.systems[-1],
         )
     table.caption, table.caption_justify = "\n".join(escape(line) for line in report.footnotes), "left"
     return table

@@ -1,4 +1,4 @@
-"""Next-token quality of bases, Liger checkpoints and packages, measured alike."""
+"""Next-token metrics of base checkpoints, Liger checkpoints and packages, all measured the same way."""
 
 from liger_export.evaluate.models import DTYPES, EvaluatedModel, open_model
 from liger_export.evaluate.run import Evaluation, evaluate, report_json, text_blocks

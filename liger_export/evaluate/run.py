@@ -1,4 +1,4 @@
-"""``evaluate``: perplexity and next-token accuracy on text, by position."""
+"""The ``evaluate`` command: perplexity and next-token accuracy on text, in total and by position."""
 
 import json
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ __all__ = ["Evaluation", "evaluate", "report_json", "text_blocks"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """One model on one text.
+    """The scores of one model on one text.
 
     Attributes:
-        model: what was evaluated.
+        model: the evaluated model.
         blocks: the tokens it read, int64 [N, T].
-        scores: how well it predicted them.
+        scores: its next-token scores by position.
     """
 
     model: EvaluatedModel
@@ -32,15 +32,15 @@ class Evaluation:
 
     @property
     def quality(self) -> Quality:
-        """Over all positions."""
+        """Metrics over all positions."""
         return self.scores.total
 
     def compares_with(self, first: "Evaluation") -> bool:
-        """Whether both models read the same tokens; figures over different ones do not compare."""
+        """Return True if both models read the same tokens. Metrics over different tokens are not comparable."""
         return self.blocks.equal(first.blocks)
 
     def share_of(self, first: "Evaluation") -> float | None:
-        """This accuracy over another's, or None where they do not compare or the other's is zero."""
+        """This accuracy divided by another's; None if they are not comparable or the other is zero."""
         if not self.compares_with(first) or not first.quality.accuracy:
             return None
         return self.quality.accuracy / first.quality.accuracy
@@ -59,23 +59,24 @@ def evaluate(
 ) -> Evaluation:
     """Measure a package, a Liger checkpoint or a base checkpoint on text.
 
-    The text is cut into blocks, each read from its start; all three kinds read the same blocks and are counted the
-    same way. Started by ``accelerate launch``, the processes share the blocks and each returns the figures of all.
+    The text is cut into blocks, and each block is read from an empty state. All three kinds of model read the same
+    blocks and are scored the same way. Under ``accelerate launch`` the processes share the blocks, and each returns
+    the metrics over all of them.
 
     Args:
         path: the model's directory.
         text: a text or JSONL file, or a directory of such files.
         adapters: LoRA adapters for a checkpoint.
-        sequence_length: tokens of a block; it may be longer than any that the model was trained on.
-        batch_size: blocks that PyTorch reads at once; a package reads one after the other.
-        max_tokens: read no more of the text than this.
-        device: of PyTorch models, such as ``cuda:0``; default: a GPU if there is one.
-        dtype: of PyTorch models: float32, bfloat16 or float16.
+        sequence_length: tokens per block; may exceed the length that the model was trained on.
+        batch_size: blocks per PyTorch call; a package reads one block at a time.
+        max_tokens: read at most this many tokens of the text.
+        device: device of PyTorch models, such as ``cuda:0``.
+        dtype: dtype of PyTorch models: float32, bfloat16 or float16.
 
     Raises:
-        InputError: ``path`` is no model, or a setting is out of range.
-        DataError: the text is absent, unreadable or too short.
-        PackageError, CheckpointError, UnsupportedModelError, AdapterError: the model is damaged or does not fit.
+        InputError: ``path`` is not a model, or a setting is out of range.
+        DataError: the text is missing, unreadable or too short.
+        PackageError, CheckpointError, UnsupportedModelError, AdapterError: the model is damaged or does not match.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}.", "It must be 1 or more.")
@@ -85,38 +86,38 @@ def evaluate(
 
 
 def text_blocks(model: EvaluatedModel, text: Path, sequence_length: int, max_tokens: int | None = None) -> Tensor:
-    """Text as blocks of a model's own tokens, int64 [N, sequence_length].
+    """Tokenize a text with the model's own tokenizer and cut it into blocks, int64 [N, sequence_length].
 
     Raises:
-        InputError: a length is out of range, or the tokenizer gives tokens that the model does not know.
-        DataError: the text is absent, unreadable or too short.
+        InputError: a length is out of range, or the tokenizer produces tokens outside the model's vocabulary.
+        DataError: the text is missing, unreadable or too short.
     """
     if sequence_length < 2:
-        raise InputError(f"sequence_length is {sequence_length}.", "There is a token to predict from 2 on.")
+        raise InputError(f"sequence_length is {sequence_length}.", "It must be 2 or more: one token predicts the next.")
     if max_tokens is not None and max_tokens < sequence_length:
-        raise InputError(f"max_tokens is {max_tokens}.", f"One block of {sequence_length} is the least.")
+        raise InputError(f"max_tokens is {max_tokens}.", f"It must be at least one block of {sequence_length} tokens.")
     blocks = token_blocks(model.tokenizer, text, sequence_length, max_tokens)
     if (largest := int(blocks.max())) >= model.vocab_size:
         raise InputError(
-            f"The tokenizer of {model.path} gives token {largest}, and its model knows {model.vocab_size:,}.",
-            "They belong to different models: restore the tokenizer's files.",
+            f"The tokenizer of {model.path} produces token {largest}, but the model knows {model.vocab_size:,} tokens.",
+            "They belong to different models: restore the tokenizer files.",
         )
     return blocks
 
 
 def report_json(evaluations: Sequence[Evaluation], text: Path) -> str:
-    """All figures as JSON: per model those of the whole, its share of the first's accuracy, and those by position."""
+    """Format all metrics as JSON: for each model the totals, its share of the first's accuracy, and by position."""
     models = []
     for evaluation in evaluations:
         ranges = [
-            {"first": positions.start, "last": positions.stop - 1, **_figures(quality)}
+            {"first": positions.start, "last": positions.stop - 1, **_metrics(quality)}
             for positions, quality in evaluation.scores.ranges()
         ]
         models.append(
             {
                 "model": evaluation.model.name,
                 "kind": evaluation.model.kind,
-                **_figures(evaluation.quality),
+                **_metrics(evaluation.quality),
                 "share_of_first": evaluation.share_of(evaluations[0]),
                 "positions": ranges,
             }
@@ -125,7 +126,7 @@ def report_json(evaluations: Sequence[Evaluation], text: Path) -> str:
     return json.dumps({"text": text.resolve().name, "sequence_length": length, "models": models}, indent=1) + "\n"
 
 
-def _figures(quality: Quality) -> dict[str, Any]:
+def _metrics(quality: Quality) -> dict[str, Any]:
     return {
         "loss": quality.loss,
         "perplexity": quality.perplexity,

@@ -4,20 +4,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, set_seed
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from liger_export.checkpoint import Checkpoint, open_liger, write_base_record
 from liger_export.errors import InputError
-from liger_export.files import new_directory
-from liger_export.finetune.training import (
-    FinetuneResult,
-    FinetuneSettings,
-    finish,
-    load_blocks,
-    train,
-    work_directory,
-)
-from liger_export.modeling import register
+from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
+from liger_export.finetune.stage import FinetuneRun, Stage, run_stage
 from liger_export.progress import NO_PROGRESS, Progress
 
 __all__ = ["finetune"]
@@ -34,16 +27,16 @@ def finetune(
     overwrite: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
-    """Train a LoRA adapter for a Liger checkpoint and save it as PEFT does.
+    """Train a LoRA adapter for a Liger checkpoint and save it in PEFT's format.
 
-    Points to resume from lie in ``OUTPUT.work`` until the run ends. Started by ``accelerate launch``, all processes
-    train and the first one writes.
+    Until the run ends, ``OUTPUT.work`` holds the checkpoints to resume from. Under ``accelerate launch`` all processes
+    train, and the first one writes.
 
     Args:
         checkpoint: a Liger checkpoint directory.
         data: a text or JSONL file, or a directory of such files.
         output: adapter directory to create.
-        settings: how to train.
+        settings: training settings.
         heldout: text to measure on; default: the last blocks of ``data``, which are then not trained on.
         resume: continue an unfinished run.
         overwrite: replace ``output`` if it exists.
@@ -51,50 +44,52 @@ def finetune(
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.
-        InputError: the model has no such projection, or the run to resume had other settings.
-        DataError: the data is absent, unreadable or too short.
-        OutputError: ``output`` exists, or an unfinished run lies beside it and ``resume`` is false.
+        InputError: the model lacks a target projection, or the run to resume began with other settings.
+        DataError: the data is missing, unreadable or too short.
+        OutputError: ``output`` exists, or there is an unfinished run next to it and ``resume`` is false.
     """
     opened = open_liger(checkpoint)
-    weights = opened.weights
-    _check_targets(settings.target_modules, weights)
-    inputs = (checkpoint, data) if heldout is None else (checkpoint, data, heldout)
-    work = work_directory(output, inputs, resume=resume, overwrite=overwrite)
-    register()
-    set_seed(settings.seed)
-    blocks = load_blocks(checkpoint, data, heldout, settings)
-    model = _with_lora(checkpoint, settings)
-    trained = train(
-        model, blocks, settings, work, stage="lora", described=opened.values, resume=resume, progress=progress
+    _check_targets(settings.target_modules, opened.weights)
+    run = FinetuneRun(
+        checkpoint=checkpoint, data=data, output=output, heldout=heldout, resume=resume, overwrite=overwrite
     )
-    if trained.is_main:
-        with new_directory(output, overwrite, inputs) as partial:
-            model.peft_config["default"].base_model_name_or_path = checkpoint.name  # not this machine's path
-            # without save_embedding_layers=False PEFT looks the base up on the hub
-            model.save_pretrained(partial, state_dict=trained.weights, save_embedding_layers=False)
-            (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-            write_base_record(partial, weights)
-    finish(work)
-    return FinetuneResult(trained.before, trained.after, model.get_nb_trainable_parameters()[0], trained.steps)
+    return run_stage(_Lora(opened), run, settings, progress)
+
+
+class _Lora(Stage):
+    """A LoRA adapter on a frozen model."""
+
+    name = "lora"
+    _model: PeftModel
+
+    def build(self, settings: FinetuneSettings) -> PeftModel:
+        base = AutoModelForCausalLM.from_pretrained(self.opened.directory, dtype=torch.float32)
+        if settings.gradient_checkpointing:
+            base.gradient_checkpointing_enable()
+            base.enable_input_require_grads()
+        lora = LoraConfig(
+            r=settings.rank,
+            lora_alpha=2 * settings.rank,
+            target_modules=list(settings.target_modules),
+            task_type="CAUSAL_LM",
+        )
+        self._model = get_peft_model(base, lora)
+        return self._model
+
+    def save(self, weights: dict[str, Tensor], directory: Path) -> None:
+        self._model.peft_config["default"].base_model_name_or_path = self.opened.directory.name  # not an absolute path
+        # Without save_embedding_layers=False, PEFT looks for the base model on the hub.
+        self._model.save_pretrained(directory, state_dict=weights, save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        write_base_record(directory, self.opened.weights)
+
+    def trained_parameters(self) -> int:
+        return int(self._model.get_nb_trainable_parameters()[0])
 
 
 def _check_targets(target_modules: tuple[str, ...], weights: Checkpoint) -> None:
     projections = {name.split(".")[-2] for name, info in weights.tensors.items() if len(info.shape) == 2}
-    unknown = [name for name in target_modules if name not in projections - {"embed_tokens", "lm_head"}]
+    known = sorted(projections - {"embed_tokens", "lm_head"})
+    unknown = [name for name in target_modules if name not in known]
     if unknown:
-        known = ", ".join(sorted(projections - {"embed_tokens", "lm_head"}))
-        raise InputError(f"The model has no projection {', '.join(unknown)}.", f"Choose from: {known}.")
-
-
-def _with_lora(checkpoint: Path, settings: FinetuneSettings) -> PeftModel:
-    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    if settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable()
-        base.enable_input_require_grads()
-    lora = LoraConfig(
-        r=settings.rank,
-        lora_alpha=2 * settings.rank,
-        target_modules=list(settings.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(base, lora)
+        raise InputError(f"The model has no projection {', '.join(unknown)}.", f"Choose from: {', '.join(known)}.")

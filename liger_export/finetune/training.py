@@ -1,10 +1,7 @@
-"""What both stages of finetuning share: their settings, their data, and the transformers Trainer."""
+"""The training loop of both finetuning stages: the transformers Trainer, with measurements before and after."""
 
-import hashlib
 import json
-import math
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,80 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from liger_export.data import token_blocks
-from liger_export.distributed import processes, runs_on_cpu
-from liger_export.errors import DataError, InputError, OutputError
-from liger_export.files import require_replaceable
+from liger_export.distributed import runs_on_cpu
+from liger_export.errors import InputError
+from liger_export.finetune.settings import FinetuneSettings
 from liger_export.metrics import Quality, measure_quality
 from liger_export.progress import Progress
 
-__all__ = [
-    "FinetuneResult",
-    "FinetuneSettings",
-    "Trained",
-    "finish",
-    "load_blocks",
-    "train",
-    "work_directory",
-]
+__all__ = ["Trained", "train"]
 
-RECORD_FILE = "run.json"  # in the work directory: how the run began
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneSettings:
-    """How to train; the defaults follow arXiv 2503.01496, section 4.1.
-
-    Attributes:
-        rank: LoRA rank r; alpha is twice the rank.
-        target_modules: projections that get an adapter.
-        sequence_length: tokens of a training block.
-        batch_size: blocks of one forward pass and device.
-        gradient_accumulation: forward passes of one optimizer step.
-        learning_rate: peak of a cosine with 3% warm-up.
-        weight_decay: AdamW's.
-        epochs: passes over the data; ignored if ``max_steps`` is given.
-        max_steps: optimizer steps.
-        heldout_fraction: share of the blocks, taken from the end, to measure on when no held-out data is given.
-        save_steps: optimizer steps between the points that a run can be resumed from.
-        gradient_checkpointing: recompute layers in the backward pass, to save memory.
-        seed: of initialization and data order.
-    """
-
-    rank: int = 8
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    sequence_length: int = 1024
-    batch_size: int = 8
-    gradient_accumulation: int = 1
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
-    epochs: float = 2.0
-    max_steps: int | None = None
-    heldout_fraction: float = 0.05
-    save_steps: int = 200
-    gradient_checkpointing: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} is {getattr(self, name)}.", "It must be greater than zero.")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}.", "It must be 0 or more, and below 2 to the 32nd.")
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneResult:
-    """Held-out quality before and after, and what was trained. The same on every process."""
-
-    before: Quality
-    after: Quality
-    trained_parameters: int
-    steps: int
+RECORD_FILE = "run.json"  # in the work directory: describes the run at its beginning
 
 
 class _Blocks(Dataset[dict[str, Tensor]]):
@@ -111,7 +47,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._progress.advance(1)
         if state.global_step >= state.max_steps:
-            control.should_save = False  # resumed from its very end, the Trainer would take one step more
+            control.should_save = False  # resumed from a checkpoint of its last step, the Trainer would take one more
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if "loss" in logs:
@@ -119,7 +55,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 class _BeforeTraining(TrainerCallback):  # type: ignore[misc]
-    """Runs something once the model is spread over its devices, before the first step."""
+    """Runs an action before the first step, when the model has been distributed over its devices."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
@@ -131,14 +67,14 @@ class _BeforeTraining(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run leaves on each process.
+    """The result of training, on each process.
 
     Attributes:
-        weights: the whole model's, by parameter name; with FSDP, on the first process alone.
-        before: held-out quality before the first step.
-        after: held-out quality after the last.
+        weights: the whole model's weights by parameter name; with FSDP, on the first process only.
+        before: held-out metrics before the first step.
+        after: held-out metrics after the last step.
         steps: optimizer steps taken.
-        is_main: whether this process is the one that writes.
+        is_main: True on the process that writes.
     """
 
     weights: dict[str, Tensor]
@@ -154,47 +90,44 @@ def train(
     settings: FinetuneSettings,
     work: Path,
     *,
-    stage: str,
-    described: Mapping[str, Any],
+    begun: dict[str, Any],
     resume: bool,
     progress: Progress,
 ) -> Trained:
-    """Train a model; started by ``accelerate launch``, on all its processes.
+    """Train a model. Under ``accelerate launch`` all processes take part.
 
     Args:
-        model: a module whose forward takes ``input_ids`` and ``labels`` and returns a ``loss``; in evaluation mode,
-            ``logits``.
-        blocks: what to train on and what to measure on, each int64 [N, T].
-        settings: how to train.
-        work: where the points to resume from are written.
-        stage: what the run is called.
-        described: the checkpoint's config.json.
-        resume: continue from the last point.
+        model: a module whose forward takes ``input_ids`` and ``labels`` and returns a ``loss``; in evaluation mode it
+            returns ``logits``.
+        blocks: blocks to train on and blocks to measure on, each int64 [N, T].
+        settings: training settings.
+        work: directory for the checkpoints to resume from.
+        begun: description of the run in JSON types; a run resumes only with an equal one.
+        resume: continue from the last checkpoint in ``work``.
         progress: counts optimizer steps; the stage names the latest training loss.
 
     Raises:
-        InputError: the run to resume began with something else.
+        InputError: the run to resume began with another description, or its record is damaged.
     """
-    now = _describe_run(stage, described, blocks, settings)
     if resume:
-        _check_resumed(work, now)
-    to_train_on, measured = blocks
+        _check_resumed(work, begun)
+    trained_on, measured_on = blocks
     record = work / RECORD_FILE
-    trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(to_train_on))
+    trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(trained_on))
 
     def measure_before() -> None:
         progress.stage("measuring")
-        quality = measure_quality(trainer.model_wrapped, measured)
+        quality = measure_quality(trainer.model_wrapped, measured_on)
         if trainer.is_world_process_zero():
             work.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps({"before": asdict(quality), "begun": now}))
+            record.write_text(json.dumps({"before": asdict(quality), "begun": begun}))
 
     trainer.add_callback(_BeforeTraining(measure_before))
     trainer.add_callback(_Reporter(progress))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
     progress.stage("measuring")
-    after = measure_quality(trainer.model_wrapped, measured)
+    after = measure_quality(trainer.model_wrapped, measured_on)
     return Trained(
         trainer.accelerator.get_state_dict(trainer.model_wrapped),
         Quality(**json.loads(record.read_text())["before"]),
@@ -204,51 +137,8 @@ def train(
     )
 
 
-def finish(work: Path) -> None:
-    """Remove the points to resume from, once every process has come here."""
-    state = processes()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shutil.rmtree(work)
-
-
-def load_blocks(
-    checkpoint: Path, data: Path, heldout: Path | None, settings: FinetuneSettings
-) -> tuple[Tensor, Tensor]:
-    """Blocks to train on and blocks to measure on, each int64 [N, sequence_length].
-
-    Raises:
-        DataError: the data is absent, unreadable or too short.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    blocks = token_blocks(tokenizer, data, settings.sequence_length)
-    if heldout is not None:
-        return blocks, token_blocks(tokenizer, heldout, settings.sequence_length)
-    count = max(1, round(len(blocks) * settings.heldout_fraction))
-    if count == len(blocks):
-        raise DataError(f"{data} gives no training block besides the held-out ones.", "Add text, or pass --heldout.")
-    return blocks[:-count], blocks[-count:]
-
-
-def work_directory(output: Path, inputs: tuple[Path, ...], *, resume: bool, overwrite: bool) -> Path:
-    """``OUTPUT.work``, checked.
-
-    Raises:
-        OutputError: ``output`` exists or holds one of the ``inputs``, or an unfinished run lies there and ``resume``
-            is false, or the reverse.
-    """
-    require_replaceable(output, overwrite, inputs)
-    work = output.with_name(output.name + ".work")
-    resumable = work.is_dir() and get_last_checkpoint(str(work)) is not None
-    if resumable and not resume:
-        raise OutputError(f"{work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")
-    if resume and not resumable:
-        raise OutputError(f"There is no unfinished run at {work}.", "Start without --resume.")
-    return work
-
-
 def _check_resumed(work: Path, now: dict[str, Any]) -> None:
-    """A run goes on with what it began with: other settings, another model or text would not fit, or mean nothing.
+    """Check that a run resumes with what it began with: other settings, another model or another text are refused.
 
     Raises:
         InputError: something differs, or the record of the beginning is damaged.
@@ -262,20 +152,10 @@ def _check_resumed(work: Path, now: dict[str, Any]) -> None:
         return
     if same["settings"]:
         other = ", ".join(name for name, is_same in same.items() if not is_same)
-        raise InputError(f"The unfinished run in {work} began with another {other}.", "Resume it with what it began.")
+        raise InputError(f"The unfinished run in {work} began with another {other}.", "Pass the one it began with.")
     names = [name for name in now["settings"] if now["settings"][name] != begun["settings"].get(name)]
     was = ", ".join(f"{name} {begun['settings'].get(name)}" for name in names)
     raise InputError(f"The unfinished run in {work} began with {was}.", "Resume it with the same settings.")
-
-
-def _describe_run(stage: str, model: Mapping[str, Any], blocks: tuple[Tensor, Tensor], settings: Any) -> dict[str, Any]:
-    """What a resumed run must share with its beginning, as JSON gives it back."""
-    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in blocks)).hexdigest()
-    kept = {name: value for name, value in asdict(settings).items() if name != "save_steps"}
-    described: dict[str, Any] = json.loads(
-        json.dumps({"stage": stage, "model": dict(model), "text": digest, "settings": kept})
-    )
-    return described
 
 
 def _arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:

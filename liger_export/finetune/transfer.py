@@ -1,7 +1,7 @@
-"""LoLCATs' first stage, attention transfer (arXiv 2410.10254, section 3.2): feature maps from a softmax teacher.
+"""Attention transfer, the first stage of LoLCATs (arXiv 2410.10254, section 3.2): learn feature maps from softmax.
 
-Each layer's linearized attention is trained to give what softmax attention gives on the same queries, keys and values.
-The teacher's output goes on to the next layer, so every layer learns beside the pretrained model's own activations.
+Each layer's linearized attention is trained to match softmax attention on the same queries, keys and values. The
+teacher's output is passed to the next layer, so every layer is trained on the pretrained model's own activations.
 """
 
 import json
@@ -11,23 +11,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM
 from transformers.integrations import is_fsdp_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from liger_export.checkpoint import learned_tensors, open_liger, write_weights
 from liger_export.config import base_window
 from liger_export.errors import InputError
-from liger_export.files import TOKENIZER_FILES, copy_files, new_directory
-from liger_export.finetune.training import (
-    FinetuneResult,
-    FinetuneSettings,
-    finish,
-    load_blocks,
-    train,
-    work_directory,
-)
-from liger_export.modeling import LigerForCausalLM, register
+from liger_export.files import TOKENIZER_FILES, copy_files
+from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
+from liger_export.finetune.stage import FinetuneRun, Stage, run_stage
+from liger_export.modeling import LigerForCausalLM
 from liger_export.modeling.model import LigerAttention, Positions, State
 from liger_export.ops import ATTENTIONS
 from liger_export.progress import NO_PROGRESS, Progress
@@ -36,19 +30,20 @@ __all__ = ["AttentionTransfer", "transfer"]
 
 
 class TaughtAttention(nn.Module):
-    """An attention that learns to give what softmax attention gives, and passes that on."""
+    """An attention layer that learns to match softmax attention, and outputs the softmax attention in training."""
 
     def __init__(self, attention: LigerAttention, window: int | None) -> None:
-        """Wrap a layer's attention; ``window`` is the base's own, None for all keys."""
+        """Wrap a layer's attention. ``window`` is the base model's attention window, None for all keys."""
         super().__init__()
         self.attention = attention
         self.window = window
 
     def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
-        """In training, softmax attention's output [B, T, hidden_size]; in evaluation mode, the model's own.
+        """Return softmax attention's output [B, T, hidden_size] in training, the layer's own in evaluation mode.
 
-        In training the next state is the error, a scalar, or nothing where there is nothing to learn: FSDP gathers a
-        layer's weights for the backward pass when a gradient reaches what the layer returned.
+        In training, the returned state holds the layer's error, a scalar, or is empty if the layer has nothing to
+        learn. The error must be part of the output: FSDP gathers a layer's weights for the backward pass when a
+        gradient reaches the layer's output.
         """
         if not self.training:
             output: tuple[Tensor, State] = self.attention(hidden_states, positions, state)
@@ -57,12 +52,12 @@ class TaughtAttention(nn.Module):
             projected = self.attention.project(hidden_states)
             taught = self._softmax_attention(projected, positions)
         error: State = ()
-        if self.attention.attention.signature.parameters:  # a layer that keeps softmax has nothing to learn
+        if self.attention.attention.signature.parameters:  # empty for a layer that keeps softmax attention
             error = (F.mse_loss(self.attention.mix(projected, positions, state)[0].float(), taught.float()),)
         return self.attention.o_proj(taught), error
 
     def _softmax_attention(self, projected: tuple[Tensor, Tensor, Tensor], positions: Positions) -> Tensor:
-        """The base's attention over the whole call, or over its own sliding window: [B, T, H * D]."""
+        """Compute the base's attention over the whole sequence, or its own sliding window: [B, T, H * D]."""
         (batch, length, width), head_dim = projected[1].shape, self.attention.head_dim
         empty = projected[1].new_zeros(batch, width // head_dim, min(self.window or length, length), head_dim)
         at = (positions.cos, positions.sin, positions.position_ids)
@@ -72,11 +67,11 @@ class TaughtAttention(nn.Module):
 class AttentionTransfer(nn.Module):
     """A LoLCATs model whose loss is the distance of its attention from softmax attention.
 
-    It runs the model's own layers, so whatever shards or wraps them does so here too.
+    It runs the model's own layers, so sharding and wrapping work as for the model itself.
     """
 
-    _keys_to_ignore_on_save = None  # what the Trainer asks when it loads a point to resume from
-    _no_split_modules = LigerForCausalLM._no_split_modules  # what accelerate asks when it shards
+    _keys_to_ignore_on_save = None  # read by the Trainer when it resumes from a checkpoint
+    _no_split_modules = LigerForCausalLM._no_split_modules  # read by accelerate when it shards the model
 
     def __init__(self, model: LigerForCausalLM) -> None:
         super().__init__()
@@ -92,25 +87,25 @@ class AttentionTransfer(nn.Module):
             parameter.requires_grad_(name in self.learned)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> CausalLMOutputWithPast:
-        """In training the mean of the layers' errors, as the loss; in evaluation mode the model's own logits.
+        """Return the mean of the layers' errors as the loss in training, the model's own logits in evaluation mode.
 
         Args:
             input_ids: int64 [B, T].
-            labels: what the Trainer passes along; not used.
+            labels: ignored; the Trainer passes them.
         """
         if not self.training:
             return self.student(input_ids)
         return CausalLMOutputWithPast(loss=torch.stack(self.errors(input_ids)).mean())
 
     def errors(self, input_ids: Tensor) -> list[Tensor]:
-        """In training, the mean squared error of each layer that learns."""
+        """Return the mean squared error of each layer that learns. Works in training mode only."""
         states = self.student.model(input_ids, use_cache=True).past_key_values.layers
         return [error for state in states for error in state]
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """The learned tensors alone: nothing else changes, so points to resume from hold nothing else.
+        """Return only the learned tensors: nothing else changes, so checkpoints to resume from need nothing else.
 
-        With FSDP all of them, because accelerate spreads the weights over the processes by what it finds here.
+        With FSDP, return all tensors, because accelerate distributes the weights by the names it finds here.
         """
         stored = super().state_dict(*arguments, **options)
         return stored if is_fsdp_enabled() else {name: stored[name] for name in stored if name in self.learned}
@@ -127,10 +122,10 @@ def transfer(
     overwrite: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
-    """Train a LoLCATs checkpoint's feature maps and write a checkpoint that has them; then ``finetune`` that one.
+    """Train a LoLCATs checkpoint's feature maps and write a new checkpoint with them, as the input of ``finetune``.
 
-    Arguments, errors and behaviour as ``finetune``, except that ``output`` is a Liger checkpoint and ``rank``,
-    ``target_modules`` and ``gradient_checkpointing`` have no part: no gradient passes from layer to layer.
+    Arguments, errors and behaviour are those of ``finetune``, except that ``output`` is a Liger checkpoint, and that
+    ``rank``, ``target_modules`` and ``gradient_checkpointing`` are ignored: no gradient passes between layers.
 
     Raises:
         InputError: the checkpoint's mixer has no feature maps, or sequences are no longer than its window.
@@ -138,29 +133,36 @@ def transfer(
     opened = open_liger(checkpoint)
     if not learned_tensors(opened.config):
         raise InputError(
-            f"{checkpoint} has mixer {opened.config.mixer}, which has no feature maps to transfer to.",
+            f"{checkpoint} has mixer {opened.config.mixer}, which has no feature maps to train.",
             "Run finetune without this stage, or linearize with --mixer lolcats.",
         )
     if settings.sequence_length <= opened.config.window_size:
         raise InputError(
             f"sequence_length is {settings.sequence_length} and the window holds {opened.config.window_size} keys.",
-            "Feature maps act on keys that have left the window: choose a longer sequence_length.",
+            "Choose a longer sequence_length: feature maps act only on keys that have left the window.",
         )
-    inputs = (checkpoint, data) if heldout is None else (checkpoint, data, heldout)
-    work = work_directory(output, inputs, resume=resume, overwrite=overwrite)
-    register()
-    set_seed(settings.seed)
-    blocks = load_blocks(checkpoint, data, heldout, settings)
-    student = AttentionTransfer(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32))
-    trained = train(
-        student, blocks, settings, work, stage="transfer", described=opened.values, resume=resume, progress=progress
+    run = FinetuneRun(
+        checkpoint=checkpoint, data=data, output=output, heldout=heldout, resume=resume, overwrite=overwrite
     )
-    if trained.is_main:
-        learned = {name: trained.weights[stored] for stored, name in student.learned.items()}
-        with new_directory(output, overwrite, inputs) as partial:
-            write_weights(opened.weights, learned, partial)
-            copy_files((*TOKENIZER_FILES, "generation_config.json"), checkpoint, partial)
-            (partial / "config.json").write_text(json.dumps(opened.values, indent=2) + "\n")
-    finish(work)
-    count = sum(torch.Size(shape).numel() for shape in learned_tensors(opened.config).values())
-    return FinetuneResult(trained.before, trained.after, count, trained.steps)
+    return run_stage(_Transfer(opened), run, settings, progress)
+
+
+class _Transfer(Stage):
+    """The learned tensors of a checkpoint, all other tensors frozen."""
+
+    name = "transfer"
+    _student: AttentionTransfer
+
+    def build(self, settings: FinetuneSettings) -> AttentionTransfer:
+        model = AutoModelForCausalLM.from_pretrained(self.opened.directory, dtype=torch.float32)
+        self._student = AttentionTransfer(model)
+        return self._student
+
+    def save(self, weights: dict[str, Tensor], directory: Path) -> None:
+        learned = {name: weights[stored] for stored, name in self._student.learned.items()}
+        write_weights(self.opened.weights, learned, directory)
+        copy_files((*TOKENIZER_FILES, "generation_config.json"), self.opened.directory, directory)
+        (directory / "config.json").write_text(json.dumps(self.opened.values, indent=2) + "\n")
+
+    def trained_parameters(self) -> int:
+        return sum(torch.Size(shape).numel() for shape in learned_tensors(self.opened.config).values())

@@ -43,8 +43,6 @@ def read_calibration(calibration: Calibration, tokenizer: Tokenizer) -> Tensor:
         DataError: the text is missing or unreadable.
         QuantizationError: the text is too short.
     """
-    tokenizer.no_truncation()  # tokenizer.json may carry what some training run had set
-    tokenizer.no_padding()
     ids = read_tokens(tokenizer, calibration.text, calibration.max_tokens)
     if len(ids) < MINIMUM_TOKENS:
         raise QuantizationError(

@@ -1,4 +1,4 @@
-"""A report with round figures, as a machine could have given it."""
+"""A plausible report with round numbers."""
 
 from liger_export.bench.report import BenchReport, Machine, Row, Sample
 from liger_export.bench.settings import BenchSettings
@@ -8,7 +8,7 @@ CONTEXTS = (128, 4096, 32768)
 
 
 def example_report(*, filled: bool = False, against: bool = True, contexts: tuple[int, ...] = CONTEXTS) -> BenchReport:
-    """Flat figures of a package, and rising ones of a transformer; its longest cache filled, if asked."""
+    """Return constant results for a package and growing ones for a transformer, with a filled cache if asked."""
     rows = []
     for context in contexts:
         steady = [Sample(context / speed, (0.001, 0.0011, 0.0012), 327_680, 120_000_000) for speed in (9e3, 1e4, 11e3)]

@@ -24,12 +24,12 @@ from tests.tiny import edit_json, write_base
 SETTINGS = BenchSettings(contexts=(4, 600), tokens=3, repeats=2, threads=1)
 
 
-def test_a_package_alone_is_flat(package: Path) -> None:
+def test_a_package_without_a_transformer_has_constant_memory(package: Path) -> None:
     told = Recorder()
     report = bench(package, settings=SETTINGS, progress=told)
-    assert [(row.contender, row.context) for row in report.rows] == [(PACKAGE, 4), (PACKAGE, 600)]
+    assert [(row.system, row.context) for row in report.rows] == [(PACKAGE, 4), (PACKAGE, 600)]
     assert {row.memory_bytes for row in report.rows} == {bytes_per_session(read_manifest(package).state)}
-    assert all(20e6 < row.peak_rss_bytes.median < 200e6 for row in report.rows)  # torch alone takes more
+    assert all(20e6 < row.peak_rss_bytes.median < 200e6 for row in report.rows)  # torch by itself takes more
     assert told.reports[0] == (0, 4, "package at 4")
     assert told.reports[-1][:2] == (4, 4)
     assert set(report.machine.versions) == {"onnxruntime"}
@@ -41,7 +41,7 @@ def test_a_transformer_takes_turns_with_the_package(package: Path, tmp_path: Pat
     settings = BenchSettings(contexts=(16,), tokens=2, repeats=1, threads=1)
     report = bench(package, base, settings, told)
     assert told.stages == ["package at 16", "transformer at 16", "done"]
-    assert report.contenders == (PACKAGE, TRANSFORMER)
+    assert report.systems == (PACKAGE, TRANSFORMER)
     assert report.of(TRANSFORMER)[0].memory_bytes == 16 * 2 * 2 * 2 * 8 * 4
     assert report.of(TRANSFORMER)[0].peak_rss_bytes.median > report.of(PACKAGE)[0].peak_rss_bytes.median
     assert report.against == "base"
@@ -60,7 +60,7 @@ def test_a_process_that_measures_a_package_loads_neither_torch_nor_matplotlib(pa
     assert loaded & {"torch", "transformers", "matplotlib"} == set()
 
 
-def test_a_workers_refusal_and_its_end_reach_the_caller(package: Path, tmp_path: Path) -> None:
+def test_a_workers_error_and_its_death_reach_the_caller(package: Path, tmp_path: Path) -> None:
     damaged = write_base(tmp_path / "base")
     (damaged / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
@@ -70,13 +70,13 @@ def test_a_workers_refusal_and_its_end_reach_the_caller(package: Path, tmp_path:
     assert "memory" in ended.value.fix
 
 
-def test_what_cannot_be_measured_is_refused_before_any_run(package: Path, package_copy: Path, tmp_path: Path) -> None:
+def test_invalid_inputs_are_refused_before_any_run(package: Path, package_copy: Path, tmp_path: Path) -> None:
     told = Recorder()
     with pytest.raises(InputError, match="contexts"):
         bench(package, settings=BenchSettings(contexts=()), progress=told)
     liger = write_base(tmp_path / "liger")
     edit_json(liger / "config.json", model_type="liger_gla")
-    with pytest.raises(InputError, match="base that it was linearized from"):
+    with pytest.raises(InputError, match="base checkpoint that it was linearized from"):
         bench(package, liger, SETTINGS, told)
     edit_json(liger / "config.json", model_type="llama")
     (liger / "model.safetensors").write_bytes(b"no tensors")
@@ -91,8 +91,8 @@ def test_what_cannot_be_measured_is_refused_before_any_run(package: Path, packag
     assert told.stages == []
 
 
-def test_another_shape_is_named(package: Path, tmp_path: Path) -> None:
+def test_a_difference_in_shape_is_noted(package: Path, tmp_path: Path) -> None:
     wider = write_base(tmp_path / "base", intermediate_size=64)
     settings = BenchSettings(contexts=(4,), tokens=1, repeats=1, threads=1)
     report = bench(package, wider, settings)
-    assert "another shape than the package: intermediate_size." in report.footnotes[-1]
+    assert "shape differs from the package's: intermediate_size." in report.footnotes[-1]

@@ -42,7 +42,7 @@ def test_lines_are_the_reports_medians() -> None:
 
 
 @pytest.mark.parametrize("report", [example_report(), example_report(filled=True), example_report(contexts=(128,))])
-def test_labels_lie_inside_their_panel_and_apart(report: Any) -> None:
+def test_labels_lie_inside_their_panel_and_do_not_overlap(report: Any) -> None:
     figure = draw(report)
     figure.draw_without_rendering()
     for panel in figure.axes:
@@ -52,14 +52,14 @@ def test_labels_lie_inside_their_panel_and_apart(report: Any) -> None:
         assert not boxes[0].overlaps(boxes[1])
 
 
-def test_a_filled_cache_has_a_hollow_mark() -> None:
+def test_a_filled_cache_has_a_hollow_marker() -> None:
     marks = [line for line in draw(example_report(filled=True)).axes[0].get_lines() if not line.get_gid()]
     hollow = [int(line.get_xdata()[0]) for line in marks if line.get_markerfacecolor() == "white"]
     assert hollow == [32768]
 
 
 @pytest.mark.parametrize("against", [True, False])
-def test_the_file_is_a_picture_of_something(tmp_path: Path, against: bool) -> None:
+def test_the_file_is_an_image_and_not_blank(tmp_path: Path, against: bool) -> None:
     from matplotlib.image import imread
 
     save_plot(example_report(against=against), tmp_path / "bench.png")
@@ -70,7 +70,7 @@ def test_the_file_is_a_picture_of_something(tmp_path: Path, against: bool) -> No
     assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.005
 
 
-def test_what_cannot_be_drawn_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_plot_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_plot(tmp_path / "bench.png")
     with pytest.raises(InputError, match=r"\.png, \.svg, \.pdf"):
         require_plot(tmp_path / "bench.gif")

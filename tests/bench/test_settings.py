@@ -6,19 +6,19 @@ from liger_export.bench.settings import BenchSettings, default_threads, parse_ag
 from liger_export.errors import InputError
 
 
-def test_contexts_rise_and_come_once() -> None:
+def test_contexts_are_sorted_and_unique() -> None:
     assert parse_contexts("4096, 128,4096") == (128, 4096)
 
 
 @pytest.mark.parametrize("text", ["", " , ", "0", "-5", "128,0", "128,,4096", "1.5", "4k", "²", "128;4096"])
-def test_what_is_no_list_of_contexts_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_list_of_contexts_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError) as refused:
         parse_contexts(text)
     assert "128,4096" in refused.value.fix
 
 
 @pytest.mark.parametrize("text", ["", "base", "hf:", "gguf:base", "hf:/nowhere/at/all"])
-def test_what_names_no_transformer_is_refused_with_the_form(text: str) -> None:
+def test_an_invalid_transformer_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(InputError) as refused:
         parse_against(text)
     assert "hf:DIR" in refused.value.fix
@@ -47,5 +47,5 @@ def test_settings_out_of_range_are_refused(settings: BenchSettings, named: str) 
         settings.check()
 
 
-def test_both_contenders_get_a_number_of_threads_by_default() -> None:
+def test_the_number_of_threads_has_a_default() -> None:
     assert BenchSettings().threads == default_threads() >= 1

@@ -25,7 +25,7 @@ from liger_export.evaluate import evaluate, models, open_model, text_blocks
 from tests.tiny import BACKBONES, edit_json, load_model, write_base
 
 LENGTH = 100
-Figures = tuple[float, float]
+Metrics = tuple[float, float]
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +40,23 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def in_numpy(logits: npt.NDArray[np.float64], blocks: npt.NDArray[np.int64]) -> Figures:
-    """Loss and accuracy of blocks [N, T] from logits [N, T, vocab_size], by the definition."""
-    losses, hits = [], []
+def in_numpy(logits: npt.NDArray[np.float64], blocks: npt.NDArray[np.int64]) -> Metrics:
+    """Loss and accuracy of blocks [N, T] from logits [N, T, vocab_size], by definition."""
+    losses, top1_correct = [], []
     for rows, tokens in zip(logits, blocks, strict=True):
-        for scores, wanted in zip(rows[:-1], tokens[1:], strict=True):
-            losses.append(np.log(np.exp(scores - scores[wanted]).sum()))
-            hits.append(scores.argmax() == wanted)
-    return float(np.mean(losses)), float(np.mean(hits))
+        for scores, expected in zip(rows[:-1], tokens[1:], strict=True):
+            losses.append(np.log(np.exp(scores - scores[expected]).sum()))
+            top1_correct.append(scores.argmax() == expected)
+    return float(np.mean(losses)), float(np.mean(top1_correct))
 
 
-def whole_logits(model: torch.nn.Module, blocks: torch.Tensor) -> npt.NDArray[np.float64]:
+def full_logits(model: torch.nn.Module, blocks: torch.Tensor) -> npt.NDArray[np.float64]:
     with torch.no_grad():
         logits: npt.NDArray[np.float64] = model(input_ids=blocks).logits.double().numpy()
     return logits
 
 
-def test_every_kind_gives_the_figures_of_its_full_logits(
+def test_every_kind_of_model_gets_the_metrics_of_its_full_logits(
     base: Path, liger_checkpoint: Path, adapter: Path, package: Path, text: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -65,9 +65,9 @@ def test_every_kind_gives_the_figures_of_its_full_logits(
     blocks = blocks[: len(blocks) // LENGTH * LENGTH].view(-1, LENGTH)
     adapted = PeftModel.from_pretrained(load_model(liger_checkpoint), str(adapter))
     expected = {
-        "base": in_numpy(whole_logits(AutoModelForCausalLM.from_pretrained(base), blocks), blocks.numpy()),
-        "liger": in_numpy(whole_logits(load_model(liger_checkpoint), blocks), blocks.numpy()),
-        "liger + adapter": in_numpy(whole_logits(adapted, blocks), blocks.numpy()),
+        "base": in_numpy(full_logits(AutoModelForCausalLM.from_pretrained(base), blocks), blocks.numpy()),
+        "liger": in_numpy(full_logits(load_model(liger_checkpoint), blocks), blocks.numpy()),
+        "liger + adapter": in_numpy(full_logits(adapted, blocks), blocks.numpy()),
     }
     expected["package"] = expected["liger"]
     assert len({loss for loss, _ in expected.values()}) == 3
@@ -151,7 +151,7 @@ def test_damaged_models_are_refused(base: Path, package_copy: Path, text: Path, 
 
     smaller = Path(shutil.copytree(base, tmp_path / "smaller"))
     edit_json(smaller / "config.json", vocab_size=90)
-    with pytest.raises(InputError, match="its model knows 90"):
+    with pytest.raises(InputError, match="the model knows 90"):
         text_blocks(open_model(smaller), text, LENGTH)
 
     (smaller / "tokenizer.json").write_text("{}")
@@ -190,9 +190,9 @@ def test_the_command_compares_models_and_writes_json(
             assert total == pytest.approx(entry[figure] * entry["tokens"])
 
 
-def test_models_with_other_tokens_are_not_compared(base: Path, package_copy: Path, text: Path) -> None:
+def test_models_with_different_tokens_are_not_compared(base: Path, package_copy: Path, text: Path) -> None:
     values = json.loads((package_copy / "tokenizer.json").read_text())
-    values["post_processor"] = None  # no opening token
+    values["post_processor"] = None  # no BOS token
     (package_copy / "tokenizer.json").write_text(json.dumps(values))
     edit_manifest_of_tokenizer(package_copy)
     printed = run(base, package_copy, "--text", text, "--sequence-length", LENGTH)
@@ -207,7 +207,7 @@ def edit_manifest_of_tokenizer(package: Path) -> None:
     edit_json(package / "manifest.json", files={name: describe_files(package)[name] for name in values["files"]})
 
 
-def test_unwritable_json_is_refused_before_the_work(base: Path, text: Path, tmp_path: Path) -> None:
+def test_unwritable_json_is_refused_before_any_work(base: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(LigerExportError, match="no directory to write"):
         run(base, "--text", text, "--json", tmp_path / "nowhere" / "out.json")
     with pytest.raises(LigerExportError, match="is a directory"):

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a package: local tasks in the harness's own format, against torch's logits."""
+"""lm-evaluation-harness on a package: local tasks in the harness's format, compared with PyTorch's logits."""
 
 import json
 import subprocess
@@ -60,21 +60,23 @@ def torch_loglikelihood(checkpoint: Path, context: list[int], continuation: list
 
 
 def encode(text: str) -> list[int]:
-    """What ``tests.tiny.byte_tokenizer`` makes of ASCII text, without its opening token."""
+    """Encode ASCII text with ``tests.tiny.byte_tokenizer``, without the BOS token."""
     from tests.tiny import byte_tokenizer
 
     ids: list[int] = byte_tokenizer().encode(text, add_special_tokens=False).ids
     return ids
 
 
-def test_loglikelihood_is_torchs_and_sharing_a_context_changes_nothing(
+def test_loglikelihood_equals_torchs_and_a_shared_context_changes_nothing(
     model: PackageLM, liger_checkpoint: Path, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "PIECE", 5)  # so that continuations are read in several pieces
     pairs = [(question, " " + choice) for question in QUESTIONS[:3] for choice in CHOICES]
     together = model.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
-    alone = [PackageLM(package).loglikelihood(requests("loglikelihood", pair), disable_tqdm=True)[0] for pair in pairs]
-    assert together == alone
+    separate = [
+        PackageLM(package).loglikelihood(requests("loglikelihood", pair), disable_tqdm=True)[0] for pair in pairs
+    ]
+    assert together == separate
     for (context, continuation), (value, is_greedy) in zip(pairs, together, strict=True):
         expected = torch_loglikelihood(liger_checkpoint, [0, *encode(context)], encode(continuation))
         assert value == pytest.approx(expected[0], rel=1e-5)
@@ -93,7 +95,7 @@ def test_greedy_continuations_are_recognized(model: PackageLM, package: Path) ->
     assert value < 0
 
 
-def test_empty_contexts_and_whole_texts_follow_the_opening_token(
+def test_empty_contexts_and_whole_texts_follow_the_bos_token(
     model: PackageLM, liger_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "PIECE", 16)
@@ -105,7 +107,7 @@ def test_empty_contexts_and_whole_texts_follow_the_opening_token(
     assert model.tok_encode(END_OF_TEXT + "a") == model.tok_encode("a") == [0, *encode("a")]
 
 
-def test_generation_is_the_sessions_and_stops(model: PackageLM, package: Path) -> None:
+def test_generation_equals_the_sessions_and_stops(model: PackageLM, package: Path) -> None:
     whole = "".join(load(package).generate("def ", max_new_tokens=20))
     stop = whole[4:6]
     results = model.generate_until(
@@ -124,7 +126,7 @@ def test_generation_is_the_sessions_and_stops(model: PackageLM, package: Path) -
 
 
 def write_tasks(directory: Path, model: PackageLM, checkpoint: Path) -> dict[str, float]:
-    """Two tasks in the harness's format; returns the accuracy of each, computed from logits and from a session."""
+    """Write two tasks in the harness's format; return the accuracy of each, from logits and from a session."""
     best, written = [], []
     for question in QUESTIONS:
         context = [0, *encode(question)]
@@ -162,14 +164,14 @@ def test_the_harness_command_runs_its_tasks_on_a_package(
     assert results["tiny_generate"]["exact_match,none"] == pytest.approx(expected["tiny_generate"])
 
 
-def test_registering_adds_to_the_harnesss_own_models() -> None:
+def test_registering_keeps_the_harnesss_own_models() -> None:
     register()
     register()
     assert get_model("liger-export") is PackageLM
     assert get_model("dummy").__module__.startswith("lm_eval")
 
 
-def test_what_a_package_cannot_do_is_refused(
+def test_a_batch_size_above_one_is_refused(
     package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: PackageLM(package, batch_size=8))

@@ -25,7 +25,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_training_improves_the_heldout_loss_and_saves_what_was_measured(
+def test_training_improves_the_heldout_loss_and_saves_the_measured_adapter(
     liger_checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "adapter"
@@ -86,7 +86,7 @@ def test_a_run_whose_record_is_damaged_is_not_resumed(liger_checkpoint: Path, te
         finetune(liger_checkpoint, text, tmp_path / "out", SETTINGS, resume=True)
 
 
-def test_an_input_is_never_replaced(liger_checkpoint: Path, text: Path) -> None:
+def test_an_input_is_never_overwritten(liger_checkpoint: Path, text: Path) -> None:
     for output in (liger_checkpoint, text.parent):
         with pytest.raises(OutputError, match="is, or contains, an input"):
             finetune(liger_checkpoint, text, output, SETTINGS, overwrite=True)

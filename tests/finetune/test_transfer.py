@@ -40,7 +40,7 @@ def tokens(length: int = 48) -> torch.Tensor:
 def test_loss_is_the_distance_from_the_bases_softmax_attention(
     backbone: str, window: int | None, tmp_path: Path
 ) -> None:
-    """Against the naive references, on one layer whose queries, keys and values are computed here."""
+    """Compare with the naive references, on one layer whose queries, keys and values are computed here."""
     overrides = {"sliding_window": window} if window else {}
     checkpoint = write_liger(
         tmp_path / "liger", Shape(window=5), backbone=backbone, settings=LOLCATS, num_hidden_layers=1, **overrides
@@ -61,7 +61,7 @@ def test_loss_is_the_distance_from_the_bases_softmax_attention(
 
 
 def test_later_layers_see_the_pretrained_models_activations(lolcats: Path) -> None:
-    """However bad the maps of the first layer are, the second layer's error is the same."""
+    """The second layer's error does not depend on the first layer's feature maps."""
     errors = []
     for scale in (1.0, 100.0):
         model = load_model(lolcats)
@@ -73,7 +73,7 @@ def test_later_layers_see_the_pretrained_models_activations(lolcats: Path) -> No
     assert errors[0][1] == pytest.approx(errors[1][1], rel=1e-6)
 
 
-def test_in_evaluation_mode_it_is_the_model_itself(lolcats: Path) -> None:
+def test_in_evaluation_mode_it_equals_the_model_itself(lolcats: Path) -> None:
     expected = load_model(lolcats)(tokens()).logits
     assert torch.equal(AttentionTransfer(load_model(lolcats)).eval()(tokens()).logits, expected)
 

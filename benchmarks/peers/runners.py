@@ -1,16 +1,9 @@
-"""The contenders: each a process that keeps one model loaded and reads, decodes and measures itself when asked.
+"""One runner for each measured library: a loaded model and one sequence. ``RUNNERS`` names the measured systems."""
 
-``Worker`` is the asking side. One process at a time computes, so that contenders can alternate within one run.
-"""
-
-import argparse
 import ctypes
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,43 +14,41 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 
 VOCAB_SIZE = 128256
-MARGIN = 128  # cache positions beyond the context
-WARM = 2  # tokens before those that are timed
-CHECK_TOKENS = 16
+MARGIN = 128  # cache positions after the context
 
 
 def tokens_for(start: int, stop: int) -> list[int]:
-    """Token ids of the positions ``start`` to ``stop`` of the one text that everybody reads."""
+    """Return the token ids at positions ``start`` to ``stop`` of the text that every system reads."""
     return np.random.default_rng(0).integers(0, VOCAB_SIZE, stop)[start:].tolist()
 
 
-class Contender(Protocol):
+class Runner(Protocol):
     """A model and one sequence.
 
     Attributes:
-        weight_bytes: weights that a decoded token reads.
+        weight_bytes: bytes of weights that decoding a token reads.
     """
 
     weight_bytes: int
 
     def read(self, tokens: list[int]) -> Logits:
-        """Append tokens in one prefill and return the last one's logits, float32 [vocab_size]."""
+        """Append tokens in one prefill and return the logits after the last one, float32 [vocab_size]."""
 
     def step(self, token: int) -> None:
-        """Append one token, its logits included."""
+        """Append one token and compute its logits."""
 
     def fill(self, length: int) -> str:
-        """Bring the sequence to ``length`` tokens, remember that as its mark, and say how."""
+        """Extend the sequence to ``length`` tokens, set the mark there, and describe how."""
 
     def rewind(self) -> None:
         """Return to the mark."""
 
     def clear(self) -> None:
-        """Forget the sequence."""
+        """Clear the sequence."""
 
 
 class Liger:
-    """A Liger package in its own runtime. Every context is really read."""
+    """A Liger package in this project's runtime. It reads every context."""
 
     def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
         from liger_export.runtime import load
@@ -86,7 +77,7 @@ class Liger:
 
 
 class Llama:
-    """llama.cpp. Beyond ``block`` tokens the cache holds the first ones again and again, moved to their positions."""
+    """llama.cpp. Above ``block`` tokens, the cache holds copies of the first block, moved to their positions."""
 
     block = 4096
 
@@ -106,7 +97,7 @@ class Llama:
         options = llama_cpp.llama_context_default_params()
         options.n_ctx = (length if length <= self.block else self._blocks(length)) + MARGIN
         options.n_threads = options.n_threads_batch = threads
-        options.n_seq_max = 2  # the second is where a copied block is moved
+        options.n_seq_max = 2  # the second sequence is used to move a copied block
         options.kv_unified = True
         options.flash_attn_type = 1
         if quantized_cache:
@@ -146,13 +137,13 @@ class Llama:
         self._length = self._mark = 0
 
     def _blocks(self, length: int) -> int:
-        """``length``, rounded up to whole blocks."""
+        """Round ``length`` up to whole blocks."""
         return -(-length // self.block) * self.block
 
     def _repeat_block(self, length: int) -> None:
-        """Append copies of the first block until there are ``length`` tokens or more.
+        """Append copies of the first block until there are at least ``length`` tokens.
 
-        Reading that many takes minutes and gives other numbers, but no other sizes.
+        Reading so many tokens would take minutes, and would change the cached values but not their size.
         """
         api, memory, count = self._api, self._memory, ctypes.c_size_t()
         unused = (api.llama_token * 1)()
@@ -184,7 +175,7 @@ class Llama:
 
 
 class GenAI:
-    """ONNX Runtime GenAI. Every context is really read, so it is asked for short ones only."""
+    """ONNX Runtime GenAI. It reads every context, so it is measured at short ones only."""
 
     def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
         import onnxruntime_genai
@@ -221,10 +212,10 @@ class GenAI:
 
 
 class GenAIGraph:
-    """GenAI's package on ONNX Runtime alone, bound as GenAI binds it: past and present share one buffer of full length.
+    """GenAI's package run by ONNX Runtime directly, with GenAI's bindings: past and present share one full buffer.
 
-    GenAI cannot restore a cache and reads slowly at great length; here the cache holds random values instead. What
-    GenAI does around the graph, such as choosing the token, is not counted.
+    GenAI cannot restore a cache and reads long contexts slowly, so here the cache holds random values. Work that GenAI
+    does outside the graph, such as choosing the token, is not measured.
     """
 
     def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
@@ -282,7 +273,7 @@ class GenAIGraph:
 
 
 class Transformers:
-    """transformers, bfloat16, as it comes. Every context is really read."""
+    """transformers in bfloat16 with its default settings. It reads every context."""
 
     def __init__(self, directory: Path, package: str, threads: int, length: int) -> None:
         import torch
@@ -317,11 +308,11 @@ class Transformers:
         self._mark = 0
 
 
-def _quantized_cache(directory: Path, package: str, threads: int, length: int) -> Contender:
+def _quantized_cache(directory: Path, package: str, threads: int, length: int) -> Runner:
     return Llama(directory, package, threads, length, quantized_cache=True)
 
 
-CONTENDERS: dict[str, tuple[Callable[[Path, str, int, int], Contender], str]] = {
+RUNNERS: dict[str, tuple[Callable[[Path, str, int, int], Runner], str]] = {
     "Liger int4": (Liger, "package-int4"),
     "llama.cpp Q4_0": (Llama, "q4_0.gguf"),
     "llama.cpp Q4_0, Q8_0 cache": (_quantized_cache, "q4_0.gguf"),
@@ -337,112 +328,4 @@ CONTENDERS: dict[str, tuple[Callable[[Path, str, int, int], Contender], str]] = 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def SILENT(level: int, text: bytes, data: None) -> None:  # noqa: N802
-    """Keep llama.cpp's log out of the results."""
-
-
-def memory() -> dict[str, int]:
-    """Resident bytes of this process: now, and at most so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return {"resident": int(fields["VmRSS"]) * 1024, "peak": int(fields["VmHWM"]) * 1024}
-
-
-def decode(contender: Contender, tokens: int) -> dict[str, Any]:
-    """Milliseconds of each of ``tokens`` tokens after the mark, which the sequence returns to."""
-    ids = tokens_for(0, WARM + tokens)
-    times = []
-    for token in ids:
-        start = time.perf_counter()
-        contender.step(token)
-        times.append((time.perf_counter() - start) * 1e3)
-    contender.rewind()
-    return {"milliseconds": times[WARM:]}
-
-
-def answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
-    match request["do"]:
-        case "fill":  # seconds to reach the length, from nothing if asked: then that is the time to the first token
-            if request["clear"]:
-                contender.clear()
-            start = time.perf_counter()
-            how = contender.fill(request["length"])
-            return {"how": how, "seconds": time.perf_counter() - start}
-        case "decode":
-            return decode(contender, request["tokens"])
-        case "check":
-            contender.clear()
-            return {"logits": contender.read(tokens_for(0, CHECK_TOKENS)).tolist()}
-        case "memory":
-            return {**memory(), "weight_bytes": contender.weight_bytes}
-        case other:
-            raise SystemExit(f"There is no request {other!r}.")
-
-
-class Worker:
-    """A contender's process, loaded and waiting.
-
-    Attributes:
-        name: a key of ``CONTENDERS``.
-        loaded: its memory after loading and one token.
-        length: tokens in its sequence.
-        how: how they came there.
-    """
-
-    def __init__(self, name: str, directory: Path, threads: int, length: int, read: int = Llama.block) -> None:
-        command = [sys.executable, __file__, name, directory, "--threads", threads, "--length", length, "--read", read]
-        self.name = name
-        self._process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.loaded = self._receive()
-        self.length, self.how = 0, ""
-
-    def fill(self, length: int, *, clear: bool) -> float:
-        """Seconds to bring the sequence to ``length`` tokens, from nothing or from where it is."""
-        filled = self.ask(do="fill", length=length, clear=clear)
-        self.length, self.how = length, filled["how"]
-        return float(filled["seconds"])
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._receive()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with exit code {self._process.wait()}.")
-        received: dict[str, Any] = json.loads(line)
-        return received
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=CONTENDERS)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--length", type=int, required=True, help="longest context, in tokens")
-    parser.add_argument("--read", type=int, default=Llama.block, help="tokens that llama.cpp reads before it repeats")
-    args = parser.parse_args()
-
-    Llama.block = args.read
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to stdout too
-    make, package = CONTENDERS[args.name]
-    contender = make(args.directory, package, args.threads, args.length)
-    contender.read([0])
-    contender.clear()
-    print(json.dumps(answer(contender, {"do": "memory"})), file=replies, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(contender, json.loads(line))), file=replies, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    """Discard llama.cpp's log."""

@@ -1,0 +1,68 @@
+"""Settings and results that both finetuning stages share."""
+
+import math
+from dataclasses import dataclass
+
+from liger_export.errors import InputError
+from liger_export.metrics import Quality
+
+__all__ = ["FinetuneResult", "FinetuneSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings:
+    """Training settings. The defaults follow arXiv 2503.01496, section 4.1.
+
+    Attributes:
+        rank: LoRA rank r; alpha is twice the rank.
+        target_modules: projections that get an adapter.
+        sequence_length: tokens per training block.
+        batch_size: blocks per forward pass and device.
+        gradient_accumulation: forward passes per optimizer step.
+        learning_rate: peak learning rate; the schedule is a cosine with 3% warm-up.
+        weight_decay: weight decay of AdamW.
+        epochs: passes over the data; ignored if ``max_steps`` is given.
+        max_steps: number of optimizer steps.
+        heldout_fraction: share of the blocks, taken from the end, to measure on if no held-out data is given.
+        save_steps: optimizer steps between the checkpoints that a run can resume from.
+        gradient_checkpointing: recompute layers in the backward pass to save memory.
+        seed: seed of initialization and data order.
+    """
+
+    rank: int = 8
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    sequence_length: int = 1024
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    epochs: float = 2.0
+    max_steps: int | None = None
+    heldout_fraction: float = 0.05
+    save_steps: int = 200
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} is {getattr(self, name)}.", "It must be a finite number greater than zero.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}.", "It must be at least 0 and less than 2**32.")
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneResult:
+    """Held-out metrics before and after training, and the amount of training. The same on every process.
+
+    Attributes:
+        before: metrics before the first step.
+        after: metrics after the last step.
+        trained_parameters: number of trained parameters.
+        steps: optimizer steps taken.
+    """
+
+    before: Quality
+    after: Quality
+    trained_parameters: int
+    steps: int

@@ -1,0 +1,147 @@
+"""The frame of a finetuning stage: checks of paths, data, resume, training and the atomic write of the output."""
+
+import hashlib
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoTokenizer, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from liger_export.checkpoint import LigerCheckpoint
+from liger_export.data import token_blocks
+from liger_export.distributed import processes
+from liger_export.errors import DataError, OutputError
+from liger_export.files import new_directory, require_replaceable
+from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
+from liger_export.finetune.training import train
+from liger_export.modeling import register
+from liger_export.progress import Progress
+
+__all__ = ["FinetuneRun", "Stage", "run_stage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneRun:
+    """Inputs and output of a run.
+
+    Attributes:
+        checkpoint: a Liger checkpoint directory.
+        data: a text or JSONL file, or a directory of such files.
+        output: directory to create.
+        heldout: text to measure on; default: the last blocks of ``data``.
+        resume: continue an unfinished run.
+        overwrite: replace ``output`` if it exists.
+    """
+
+    checkpoint: Path
+    data: Path
+    output: Path
+    heldout: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Paths that the run reads."""
+        return (self.checkpoint, self.data) if self.heldout is None else (self.checkpoint, self.data, self.heldout)
+
+    @property
+    def work(self) -> Path:
+        """``OUTPUT.work``, where the checkpoints to resume from are written."""
+        return self.output.with_name(self.output.name + ".work")
+
+
+class Stage(ABC):
+    """A stage of finetuning: the module that it trains, and the output that it writes.
+
+    Attributes:
+        name: name of the stage; a run resumes only with the same stage.
+        opened: the checkpoint.
+    """
+
+    name: str
+
+    def __init__(self, opened: LigerCheckpoint) -> None:
+        self.opened = opened
+
+    @abstractmethod
+    def build(self, settings: FinetuneSettings) -> nn.Module:
+        """Load the model in float32 and prepare it for training. For its forward, see ``train``."""
+
+    @abstractmethod
+    def save(self, weights: dict[str, Tensor], directory: Path) -> None:
+        """Write the output. ``weights`` holds the trained module's tensors by name."""
+
+    @abstractmethod
+    def trained_parameters(self) -> int:
+        """Return the number of trained parameters."""
+
+
+def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progress: Progress) -> FinetuneResult:
+    """Train and write the output. Under ``accelerate launch`` all processes train, and the first one writes.
+
+    Raises:
+        OutputError: ``run.output`` exists or contains an input, or ``run.resume`` does not match the state of
+            ``run.work``.
+        InputError: the run to resume began with other settings, another model or another text.
+        DataError: the data is missing, unreadable or too short.
+    """
+    _check_work(run)
+    register()
+    set_seed(settings.seed)
+    blocks = _load_blocks(run, settings)
+    model = stage.build(settings)
+    begun = _describe(stage.name, stage.opened.values, blocks, settings)
+    trained = train(model, blocks, settings, run.work, begun=begun, resume=run.resume, progress=progress)
+    if trained.is_main:
+        with new_directory(run.output, run.overwrite, run.inputs) as partial:
+            stage.save(trained.weights, partial)
+    _remove_work(run.work)
+    return FinetuneResult(trained.before, trained.after, stage.trained_parameters(), trained.steps)
+
+
+def _check_work(run: FinetuneRun) -> None:
+    require_replaceable(run.output, run.overwrite, run.inputs)
+    resumable = run.work.is_dir() and get_last_checkpoint(str(run.work)) is not None
+    if resumable and not run.resume:
+        raise OutputError(f"{run.work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")
+    if run.resume and not resumable:
+        raise OutputError(f"There is no unfinished run at {run.work}.", "Omit --resume.")
+
+
+def _remove_work(work: Path) -> None:
+    """Remove the checkpoints to resume from, once every process has finished."""
+    state = processes()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(work)
+
+
+def _load_blocks(run: FinetuneRun, settings: FinetuneSettings) -> tuple[Tensor, Tensor]:
+    """Return the blocks to train on and the blocks to measure on, each int64 [N, sequence_length]."""
+    tokenizer = AutoTokenizer.from_pretrained(run.checkpoint)
+    blocks = token_blocks(tokenizer, run.data, settings.sequence_length)
+    if run.heldout is not None:
+        return blocks, token_blocks(tokenizer, run.heldout, settings.sequence_length)
+    count = max(1, round(len(blocks) * settings.heldout_fraction))
+    if count == len(blocks):
+        raise DataError(f"{run.data} has no blocks left to train on.", "Add text, or pass --heldout.")
+    return blocks[:-count], blocks[-count:]
+
+
+def _describe(
+    stage: str, model: Mapping[str, Any], blocks: tuple[Tensor, Tensor], settings: FinetuneSettings
+) -> dict[str, Any]:
+    """Return everything that a resumed run must share with its beginning, as JSON restores it."""
+    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in blocks)).hexdigest()
+    kept = {name: value for name, value in asdict(settings).items() if name != "save_steps"}
+    described: dict[str, Any] = json.loads(
+        json.dumps({"stage": stage, "model": dict(model), "text": digest, "settings": kept})
+    )
+    return described
