@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from liger_export.config.fields import Fields
 from liger_export.config.mixers import MIXERS
@@ -19,6 +19,8 @@ class Backbone:
         output_bias: the same for the attention's output projection.
         mlp_bias: true if the feed-forward projections have biases; None if ``mlp_bias`` in ``config.json`` decides.
         qk_norm: true if each head's query and key are RMS-normalized before rotation.
+        sliding_window: ``always`` if every layer may have a sliding window, ``optional`` if ``use_sliding_window``
+            decides, None if no layer has one.
         head_dim: head size if ``config.json`` has none; None for hidden_size / num_attention_heads.
     """
 
@@ -26,14 +28,15 @@ class Backbone:
     output_bias: bool | None = None
     mlp_bias: bool | None = False
     qk_norm: bool = False
+    sliding_window: Literal["always", "optional"] | None = None
     head_dim: int | None = None
 
 
 BACKBONES = {
     "llama": Backbone(mlp_bias=None),
-    "mistral": Backbone(qkv_bias=False, output_bias=False),
-    "qwen2": Backbone(qkv_bias=True, output_bias=False),
-    "qwen3": Backbone(qk_norm=True, head_dim=128),
+    "mistral": Backbone(qkv_bias=False, output_bias=False, sliding_window="always"),
+    "qwen2": Backbone(qkv_bias=True, output_bias=False, sliding_window="optional"),
+    "qwen3": Backbone(qk_norm=True, sliding_window="optional", head_dim=128),
 }
 
 
@@ -69,11 +72,11 @@ MODEL_TYPES = _model_types()
 
 def base_window(backbone: str, values: Mapping[str, Any], layer: int) -> int | None:
     """Number of keys a layer of the pretrained model attends to, from its ``config.json``; None if unlimited."""
-    fields = Fields(values)
+    kind, fields = BACKBONES[backbone].sliding_window, Fields(values)
     is_null = "sliding_window" in values and values["sliding_window"] is None
-    if backbone not in ("mistral", "qwen2", "qwen3") or is_null:
+    if kind is None or is_null:
         return None
-    if backbone != "mistral":
+    if kind == "optional":
         if not fields.boolean("use_sliding_window", False):
             return None
         kinds = values.get("layer_types") or []

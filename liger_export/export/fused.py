@@ -15,7 +15,7 @@ from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES
 __all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 
 MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in KERNEL_MIXERS}
-MOST_LIKELY = "most_likely"
+ARGMAX = "most_likely"
 TEMPERATURE = "temperature"
 # Operators that the library implements, and that need no function body.
 NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely")
@@ -30,7 +30,7 @@ def require_fusable(config: LigerConfig) -> None:
     """
     if config.mixer not in KERNEL_MIXERS:
         raise UnsupportedModelError(
-            f"The fused lowering has no mixer {config.mixer}; it has {', '.join(KERNEL_MIXERS)}.",
+            f"The fused lowering does not support the mixer {config.mixer}; it supports {', '.join(KERNEL_MIXERS)}.",
             "Convert with --lowering stock.",
         )
     if config.head_dim % VECTOR:
@@ -82,9 +82,9 @@ def _fuse_attention(graph: ir.Graph, node: ir.Node) -> None:
 
 def _add_argmax(graph: ir.Graph) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
-    node = ir.node("MostLikely", [logits], domain=DOMAIN, name=MOST_LIKELY)
+    node = ir.node("MostLikely", [logits], domain=DOMAIN, name=ARGMAX)
     chosen = node.outputs[0]
-    chosen.name, chosen.type, chosen.shape = MOST_LIKELY, ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "kept"])
+    chosen.name, chosen.type, chosen.shape = ARGMAX, ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "kept"])
     graph.append(node)
     graph.outputs.append(chosen)
 

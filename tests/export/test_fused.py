@@ -148,7 +148,10 @@ def test_layers_that_keep_softmax_do_not_change(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "cause"),
-    [(LinearizeSettings(mixer="gsa"), "no mixer gsa"), (LinearizeSettings(mixer="lolcats"), "no mixer lolcats")],
+    [
+        (LinearizeSettings(mixer="gsa"), "not support the mixer gsa"),
+        (LinearizeSettings(mixer="lolcats"), "not support the mixer lolcats"),
+    ],
 )
 def test_unsupported_mixers_are_rejected_before_any_work(
     settings: LinearizeSettings, cause: str, tmp_path: Path
