@@ -31,7 +31,7 @@ from liger_export.package import FUSED_CUDA, MODEL_FILES
 from liger_export.parity.compare import mean_kl, relative_l2, state_distance, top1_agreement
 from liger_export.parity.opening import open_stock
 from liger_export.runtime import Session, load
-from liger_export.runtime import session as runtime
+from liger_export.runtime.dynamic import DynamicExecutor
 
 LENGTH = 300
 CUTS = [1, 2, 65, 129, 200]
@@ -70,7 +70,7 @@ def check(package: Path, reference: Path) -> dict[str, object]:
     steps = np.stack([gpu.step(int(token)) for token in tokens])
     gpu.reset()
     gpu.prefill(tokens.tolist())
-    chosen = [gpu._choose(greedy(gpu)), int(gpu._logits.read().argmax())]
+    chosen = [gpu.executor.argmax(), int(gpu.executor.last_logits().argmax())]
     result: dict[str, object] = {"package": package.name, "reference": reference.name}
     result |= {"cubins": kernel_hashes(package), "greedy": chosen}
     readings = {"one call": whole, "cut": parts, "steps": steps, f"among {BATCH}": logits_in_batch(gpu, tokens)}
@@ -99,24 +99,28 @@ def logits_in_batch(session: Session, tokens: np.ndarray) -> np.ndarray:
     return np.stack(found)
 
 
-def greedy(session: Session) -> runtime.Sampler:
-    return runtime.Sampler(runtime.Sampling(), session._seen)
-
-
 def replay_distance(package: Path) -> dict[str, float]:
     """Compare steps replayed from captured graphs with steps launched one by one: the largest distance, the times."""
-    replayed, eager = load(package, device="cuda"), load(package, device="cuda")
-    eager._steps = [eager._bind(eager._text, turn, eager._logits, keep=1) for turn in (0, 1)]
+    session = load(package, device="cuda")
+    replayed, eager = session.executor, without_capture(load(package, device="cuda"))
     random, worst, seconds = np.random.default_rng(1), 0.0, {"replayed": 0.0, "eager": 0.0}
-    for token in random.integers(1, replayed.manifest.model_config.vocab_size, REPLAYS):
+    for token in random.integers(1, session.manifest.model_config.vocab_size, REPLAYS):
         logits = []
-        for name, session in (("replayed", replayed), ("eager", eager)):
+        for name, executor in (("replayed", replayed), ("eager", eager)):
             started = time.perf_counter()
-            session._read(np.array([token]))
+            executor.read(np.array([token]))
             seconds[name] += time.perf_counter() - started
-            logits.append(session._logits.read())
+            logits.append(executor.last_logits())
         worst = max(worst, relative_l2(logits[0], logits[1]))
     return {"worst": worst, **{f"{name} ms": value / REPLAYS * 1e3 for name, value in seconds.items()}}
+
+
+def without_capture(session: Session) -> DynamicExecutor:
+    """Return an executor of a session's model that launches kernels one by one."""
+    executor = session.executor
+    assert isinstance(executor, DynamicExecutor)
+    lowering, device = executor.lowering, executor.device
+    return DynamicExecutor(executor.model, session.manifest, lowering=lowering, device=device, capture=False)
 
 
 def speed(package: Path, bandwidth: float) -> dict[str, object]:
@@ -136,7 +140,7 @@ def speed(package: Path, bandwidth: float) -> dict[str, object]:
     saved = session.state()
     for position in (1024, 32768, 131072):
         session.load_state(replace(saved, position=position))
-        times = time_report(synchronized_seconds(lambda: session._read(np.array([5])), 200))
+        times = time_report(synchronized_seconds(lambda: session.executor.read(np.array([5])), 200))
         result[f"decode at {position}"] = {**times, "share of copy": read / (times["ms"] / 1e3) / bandwidth}
     return result
 

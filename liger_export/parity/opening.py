@@ -10,6 +10,7 @@ from liger_export.package import MODEL_FILES, STOCK, read_manifest
 from liger_export.parity.bfloat16 import emulate_bfloat16
 from liger_export.runtime import Session, load, read_tokenizer
 from liger_export.runtime.buffers import CPU
+from liger_export.runtime.dynamic import DynamicExecutor
 
 __all__ = ["open_emulated", "open_stock", "open_with_float_products"]
 
@@ -55,4 +56,6 @@ def _open_edited(package: Path, model: ir.Model) -> Session:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(package.resolve()))
     graph = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return Session(read_manifest(package), read_tokenizer(package), session, lowering=STOCK, device=CPU)
+    manifest = read_manifest(package)
+    executor = DynamicExecutor(session, manifest, lowering=STOCK, device=CPU)
+    return Session(manifest, read_tokenizer(package), executor)

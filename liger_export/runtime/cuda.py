@@ -1,4 +1,4 @@
-"""The few calls of the CUDA driver that running an engine takes: memory shared with the host, a stream, graphs."""
+"""The CUDA driver calls needed to run an engine: managed memory, a stream, captured graphs."""
 
 import ctypes
 from collections.abc import Callable
@@ -20,7 +20,7 @@ CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 def has_gpu() -> bool:
-    """Whether the driver finds a GPU."""
+    """Return True if the driver finds a GPU."""
     try:
         Cuda.open()
     except EnvironmentMismatchError:
@@ -33,9 +33,9 @@ class Cuda:
     """The first GPU's primary context, and one stream.
 
     Attributes:
-        driver: the loaded library.
-        capability: of the GPU, such as ``sm89``.
-        stream: handle of the stream.
+        driver: The loaded driver library.
+        capability: Compute capability of the GPU, such as ``sm89``.
+        stream: Handle of the stream.
     """
 
     driver: Any
@@ -45,7 +45,7 @@ class Cuda:
 
     @classmethod
     def open(cls) -> "Cuda":
-        """Take the first GPU. Raises EnvironmentMismatchError if there is none."""
+        """Open the first GPU. Raises EnvironmentMismatchError if there is none."""
         try:
             driver = ctypes.CDLL(LIBRARY)
         except OSError as error:
@@ -64,7 +64,7 @@ class Cuda:
         return cuda
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-        """Zeroed memory that host and device address alike; it lives as long as this object."""
+        """Allocate zeroed managed memory, which host and GPU both access. It is never freed."""
         nbytes = prod(shape) * np.dtype(dtype).itemsize
         address = ctypes.c_uint64()
         done = self.driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(nbytes), ATTACH_GLOBAL)
@@ -76,7 +76,7 @@ class Cuda:
         return array
 
     def copy(self, source: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
-        """Copy between two arrays of ``zeros`` on the stream, as part of a capture if there is one."""
+        """Copy between two arrays from ``zeros`` on the stream, or into the graph that is being captured."""
         addresses = (ctypes.c_uint64(each.ctypes.data) for each in (target, source))
         stream = ctypes.c_void_p(self.stream)
         self._require(
@@ -84,9 +84,10 @@ class Cuda:
         )
 
     def replayed(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """What does ``enqueue``'s work on the stream: as it stands at first, then captured, from then on replayed.
+        """Return a function that does the work of ``enqueue`` on the stream and replays it as a CUDA graph.
 
-        Whatever a library sets up at its first call is done by then, and no call is made that does not count.
+        The first call runs ``enqueue`` directly, because libraries may set themselves up then. The second call captures
+        it. Every call does the work exactly once.
         """
         graph = ctypes.c_void_p()
         calls = 0
@@ -112,16 +113,16 @@ class Cuda:
         self._require(self.driver.cuGraphDestroy(graph), "capture a graph")
 
     def synchronize(self) -> None:
-        """Wait until everything on the stream is done."""
+        """Wait until all work on the stream is done."""
         self._require(self.driver.cuStreamSynchronize(ctypes.c_void_p(self.stream)), "run the engine")
 
     def _require(self, result: int, what: str) -> None:
         if result:
-            raise EnvironmentMismatchError(f"The GPU could not {what} (CUDA error {result}).", "Free its memory.")
+            raise EnvironmentMismatchError(f"The GPU could not {what} (CUDA error {result}).", "Free GPU memory.")
 
 
 def _no_gpu(why: str) -> EnvironmentMismatchError:
     return EnvironmentMismatchError(
-        f"An engine runs on an NVIDIA GPU, and {why}.",
-        "Copy the directory to a machine with one that its manifest names, or run the package on ONNX Runtime.",
+        f"Running an engine needs an NVIDIA GPU, but {why}.",
+        "Copy the directory to a machine with a GPU that its manifest lists, or run the package in ONNX Runtime.",
     )

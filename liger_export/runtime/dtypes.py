@@ -1,6 +1,6 @@
-"""Dtypes as numpy and ONNX Runtime know them. numpy has no bfloat16: its bits stand for it, as uint16.
+"""Conversion between dtypes of numpy and ONNX Runtime. numpy has no bfloat16, so uint16 arrays hold its bits.
 
-No state is of unsigned 16-bit integers, so an array of uint16, in a buffer, a saved state or a file, is of bfloat16.
+No state tensor has unsigned 16-bit integers: a uint16 array in a buffer, a saved state or a file is always bfloat16.
 """
 
 from typing import Any
@@ -18,27 +18,27 @@ NOT_A_NUMBER = BFLOAT16.type(0x7FC0)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """What holds a tensor whose dtype has this name in the state table."""
+    """Return the numpy dtype for a dtype name from the state table."""
     return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
 def element_type(dtype: np.dtype[Any]) -> int:
-    """ONNX's number (``TensorProto.DataType``) of what arrays of a dtype hold."""
+    """Return the ONNX element type (``TensorProto.DataType``) for a numpy dtype."""
     return ELEMENT_TYPES[dtype]
 
 
 def widened(array: Array) -> npt.NDArray[np.float32]:
-    """The values of a floating-point tensor, float32; exact."""
+    """Convert a floating-point tensor to float32. The conversion is exact."""
     if array.dtype == BFLOAT16:
         return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
     return array.astype(np.float32, copy=False)
 
 
 def narrowed(values: npt.NDArray[np.float32], name: str) -> Array:
-    """Float32 values in a dtype that the state table names, rounded to the nearest, halves to even."""
+    """Convert float32 values to a dtype name from the state table, rounding to nearest, ties to even."""
     if name != "bfloat16":
         return values.astype(name, copy=False)
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    above_half = np.uint32(0x7FFF) + (bits >> 16 & 1)  # what carries into the upper half if the lower rounds up
+    above_half = np.uint32(0x7FFF) + (bits >> 16 & 1)  # carries into the upper half if the value rounds up
     rounded = ((bits + above_half) >> 16).astype(BFLOAT16)
     return np.where(np.isnan(values), NOT_A_NUMBER, rounded)

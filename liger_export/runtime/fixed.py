@@ -1,4 +1,4 @@
-"""Run an engine directory: graphs of one token and of a fixed number of them, on ONNX Runtime or on an engine."""
+"""Run an engine directory: one graph takes one token, the other a fixed number of tokens."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,47 +6,47 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from liger_export.errors import PackageError
 from liger_export.ort import ort, session_options
 from liger_export.package import PORTABLE, Manifest
 from liger_export.package.engines import ONNX, EngineRecord
-from liger_export.runtime.buffers import CPU, CUDA, Buffer, HostBuffer, SavedState
+from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, HostBuffer
 from liger_export.runtime.dtypes import numpy_dtype
-from liger_export.runtime.session import Session
+from liger_export.runtime.executor import Logits, Tokens
+from liger_export.runtime.state_buffers import StateBuffers
+from liger_export.runtime.top_logits import TopLogits
 from liger_export.state import StateTensor
 
-__all__ = ["FixedGraphs", "FixedSession", "OnnxGraphs", "engine_device", "open_engine"]
-
-Array = npt.NDArray[Any]
+__all__ = ["FixedExecutor", "FixedGraphs", "OnnxGraphs", "engine_device", "open_engine"]
 
 
 class FixedGraphs(Protocol):
-    """The graphs of an engine directory, by the tokens that a call of each takes."""
+    """The graphs of an engine directory, by the number of tokens per call."""
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """Memory, zeroed, that both numpy and the graphs read and write."""
+        """Allocate zeroed memory that both numpy and the graphs can access."""
 
     def bind(
         self, length: int, tensors: Mapping[str, Array], copies: Sequence[tuple[Array, Array]] = ()
     ) -> Callable[[], None]:
-        """What runs the graph of ``length`` tokens on these tensors, by name, and returns when it is done.
+        """Bind the graph of ``length`` tokens to tensors by name.
 
-        Before it returns, each first array of ``copies`` is copied to the second.
+        Returns:
+            A function that runs the graph, copies the first array of each pair in ``copies`` to the second, and returns
+            when both are done.
         """
 
 
 @dataclass(slots=True)
 class _Call:
-    """The inputs and outputs of one graph, at one place for the life of a session.
+    """The inputs and outputs of one graph, at fixed addresses.
 
     Attributes:
         tokens: int64 [1, T].
-        positions: int64 [1, T], -1 at padding.
+        positions: int64 [1, T]; -1 marks padding.
         logits: float32 [1, T, vocab_size].
-        runs: what runs it from the first set of state buffers to the second, and the other way.
+        runs: One function per set of state buffers: it reads that set and writes the other.
     """
 
     tokens: Array
@@ -55,95 +55,151 @@ class _Call:
     runs: list[Callable[[], None]] = field(default_factory=list)
 
 
-class FixedSession(Session):
-    """A session on graphs that take one token, or a fixed number of which the last may be padding.
+class FixedExecutor:
+    """See ``Executor``. A call takes one token, or a fixed number of which the last may be padding.
 
-    State lies in two sets of buffers that calls read from and write to in turn; both sets share those that the graph of
-    one token updates in place, which longer calls write beside and copy back. Every call is bound once.
+    Every call is bound once. Tensors that the graph of one token updates in place have a single buffer; the longer
+    graph writes them to a separate buffer, which is then copied back.
     """
 
-    _model: FixedGraphs
+    lowering = PORTABLE
 
-    def _set_up(self) -> None:
-        record = _record(self.manifest)
-        self._in_place = self.manifest.graphs[self.lowering].in_place
-        first = [self._new_state(entry) for entry in self._table]
-        second = [
-            buffer if entry.past_name in self._in_place else self._new_state(entry)
-            for entry, buffer in zip(self._table, first, strict=True)
-        ]
-        self._buffers = [first, second]
-        self._calls = {length: self._prepare(length) for length in record.files}
+    def __init__(self, graphs: FixedGraphs, manifest: Manifest) -> None:
+        """Allocate the buffers and bind all calls.
+
+        Args:
+            graphs: The graphs, which executors can share.
+            manifest: The engine directory's manifest.
+        """
+        record = _record(manifest)
+        self.device = engine_device(record)
+        self._graphs = graphs
+        self._manifest = manifest
+        self._vocab_size = manifest.model_config.vocab_size
+        self._in_place = manifest.graphs[self.lowering].in_place
+        self._state = StateBuffers(manifest.state, self._new_state, self._in_place)
         self._chunk = record.chunk
-        self._logits = HostBuffer(self._calls[1].logits)
+        self._calls = {length: self._prepare(length) for length in record.files}
+        self._last_logits: Logits = self._calls[1].logits[0, 0]
+
+    @property
+    def position(self) -> int:
+        """See ``Executor``."""
+        return self._state.position
+
+    def last_logits(self) -> Logits:
+        """See ``Prediction``."""
+        return self._last_logits
+
+    def argmax(self) -> int | None:
+        """See ``Prediction``. These graphs do not compute it."""
+        return None
+
+    def top_logits(self, temperature: float) -> TopLogits | None:
+        """See ``Prediction``. These graphs do not compute them."""
+        return None
+
+    def request_top_logits(self, temperature: float) -> None:
+        """See ``Executor``. These graphs do not compute them."""
+
+    def read(self, tokens: Tokens) -> None:
+        """See ``Executor``."""
+        for piece in self._pieces(tokens):
+            self._run(piece)
+
+    def read_with_all_logits(self, tokens: Tokens) -> Logits:
+        """See ``Executor``."""
+        logits = np.empty((len(tokens), self._vocab_size), dtype=np.float32)
+        done = 0
+        for piece in self._pieces(tokens):
+            logits[done : done + len(piece)] = self._run(piece)
+            done += len(piece)
+        return logits
+
+    def read_state(self) -> dict[str, Array]:
+        """See ``Executor``."""
+        return self._state.read()
+
+    def write_state(self, position: int, tensors: dict[str, Array]) -> None:
+        """See ``Executor``."""
+        self._state.write(position, tensors)
+
+    def clear_state(self) -> None:
+        """See ``Executor``."""
+        self._state.clear()
+
+    def fresh(self) -> "FixedExecutor":
+        """See ``Executor``."""
+        return FixedExecutor(self._graphs, self._manifest)
+
+    def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
+        """See ``Executor``. The rows of a batch run one after the other."""
+        other = self.fresh()
+        logits, nexts = [], []
+        for row, tokens in enumerate(token_ids):
+            other.write_state(position, {name: tensor[row : row + 1] for name, tensor in past.items()})
+            logits.append(other.read_with_all_logits(tokens))
+            nexts.append(other.read_state())
+        return np.stack(logits), {name: np.concatenate([each[name] for each in nexts]) for name in past}
+
+    def buffer_addresses(self) -> list[int]:
+        """See ``Executor``."""
+        return self._state.addresses()
 
     def _new_state(self, entry: StateTensor) -> Buffer:
-        return HostBuffer(self._model.zeros((1, *entry.shape), numpy_dtype(entry.dtype).name))
+        return HostBuffer(self._graphs.zeros((1, *entry.shape), numpy_dtype(entry.dtype).name))
 
     def _prepare(self, length: int) -> _Call:
+        """Allocate and bind the graph of ``length`` tokens."""
         call = _Call(
-            self._model.zeros((1, length), "int64"),
-            self._model.zeros((1, length), "int64"),
-            self._model.zeros((1, length, self._vocab_size), "float32"),
+            self._graphs.zeros((1, length), "int64"),
+            self._graphs.zeros((1, length), "int64"),
+            self._graphs.zeros((1, length, self._vocab_size), "float32"),
         )
-        # A graph of several tokens reads states for as long as it writes their successors.
-        apart = [entry for entry in self._table if length > 1 and entry.past_name in self._in_place]
-        beside = {entry.past_name: self._new_state(entry).read() for entry in apart}
-        for past, present in ((0, 1), (1, 0)):
+        # The longer graph still reads a state tensor while it writes the next one.
+        separate = {
+            entry.past_name: self._new_state(entry).read()
+            for entry in self._manifest.state
+            if length > 1 and entry.past_name in self._in_place
+        }
+        for past, present in (self._state.sets, reversed(self._state.sets)):
             copies = []
             tensors = {"input_ids": call.tokens, "position_ids": call.positions, "logits": call.logits}
-            for entry, old, new in zip(self._table, self._buffers[past], self._buffers[present], strict=True):
-                written = beside.get(entry.past_name)
+            for entry, old, new in zip(self._manifest.state, past, present, strict=True):
+                written = separate.get(entry.past_name)
                 if written is not None:
                     copies.append((written, new.read()))
                 tensors |= {entry.past_name: old.read(), entry.present_name: new.read() if written is None else written}
-            call.runs.append(self._model.bind(length, tensors, copies))
+            call.runs.append(self._graphs.bind(length, tensors, copies))
         return call
 
-    def _read(self, tokens: npt.NDArray[np.int64], *, every_position: bool = False) -> npt.NDArray[np.float32]:
-        logits = np.empty((1, len(tokens) if every_position else 0, self._vocab_size), dtype=np.float32)
-        done = 0
-        for piece in self._pieces(tokens):
-            call = self._calls[1 if len(piece) == 1 else self._chunk]
-            call.tokens[0, : len(piece)], call.tokens[0, len(piece) :] = piece, 0
-            call.positions[0, : len(piece)] = np.arange(self.position, self.position + len(piece))
-            call.positions[0, len(piece) :] = -1
-            call.runs[self._turn]()
-            self._turn = 1 - self._turn
-            self.position += len(piece)
-            if every_position:
-                logits[0, done : done + len(piece)] = call.logits[0, : len(piece)]
-            self._logits.write(call.logits[:, len(piece) - 1 : len(piece)])
-            done += len(piece)
-        self._seen[tokens] = True
+    def _run(self, piece: Tokens) -> Logits:
+        """Read tokens in one call and return the logits after each, [T, vocab_size], which the next call overwrites."""
+        count = len(piece)
+        call = self._calls[1 if count == 1 else self._chunk]
+        call.tokens[0, :count], call.tokens[0, count:] = piece, 0
+        call.positions[0, :count] = np.arange(self._state.position, self._state.position + count)
+        call.positions[0, count:] = -1
+        call.runs[self._state.turn]()
+        self._state.advance(count)
+        self._last_logits = call.logits[0, count - 1]
+        logits: Logits = call.logits[0, :count]
         return logits
 
-    def _pieces(self, tokens: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    def _pieces(self, tokens: Tokens) -> Iterator[Tokens]:
         size = self._chunk or 1
         yield from (tokens[start : start + size] for start in range(0, len(tokens), size))
 
-    def run(
-        self, token_ids: npt.NDArray[np.int64], position: int, past: dict[str, Array]
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Array]]:
-        """As ``Session.run``; the rows of a batch run one after the other."""
-        other = type(self)(self.manifest, self.tokenizer, self._model, lowering=self.lowering, device=self.device)
-        logits, nexts = [], []
-        for row, tokens in enumerate(token_ids):
-            other.load_state(SavedState(position, {name: tensor[row : row + 1] for name, tensor in past.items()}))
-            logits.append(other.all_logits(tokens.tolist()))
-            nexts.append(other.state().tensors)
-        return np.stack(logits), {name: np.concatenate([each[name] for each in nexts]) for name in past}
-
 
 class OnnxGraphs:
-    """Portable graphs on ONNX Runtime's CPU provider."""
+    """Portable graphs in ONNX Runtime's CPU provider. See ``FixedGraphs``."""
 
-    def __init__(self, sessions: Mapping[int, Any]) -> None:
+    def __init__(self, sessions: Mapping[int, ort.InferenceSession]) -> None:
         self._sessions = sessions
 
     @classmethod
     def open(cls, directory: Path, record: EngineRecord, threads: int | None) -> "OnnxGraphs":
-        """Open each graph. Raises PackageError if one cannot be."""
+        """Open every graph. Raises PackageError if ONNX Runtime cannot open one."""
         options = session_options(threads)
         try:
             return cls(
@@ -153,16 +209,16 @@ class OnnxGraphs:
                 }
             )
         except Exception as error:  # ONNX Runtime raises its own types
-            raise PackageError(f"{directory} cannot be opened ({error}).", "Build it again.") from error
+            raise PackageError(f"{directory} cannot be opened ({error}).", "Build the engines again.") from error
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """As ``FixedGraphs``."""
+        """See ``FixedGraphs``."""
         return np.zeros(shape, dtype)
 
     def bind(
         self, length: int, tensors: Mapping[str, Array], copies: Sequence[tuple[Array, Array]] = ()
     ) -> Callable[[], None]:
-        """As ``FixedGraphs``."""
+        """See ``FixedGraphs``."""
         session = self._sessions[length]
         binding = session.io_binding()
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in tensors.items()}
@@ -179,14 +235,13 @@ class OnnxGraphs:
         return run
 
 
-def open_engine(
-    directory: Path, manifest: Manifest, tokenizer: Tokenizer, *, threads: int | None, verify: bool
-) -> FixedSession:
-    """As ``load``, of an engine directory.
+def open_engine(directory: Path, manifest: Manifest, *, threads: int | None, verify: bool) -> FixedExecutor:
+    """Open the graphs of an engine directory. For the arguments see ``load``.
 
     Raises:
-        PackageError: it is incomplete or changed.
-        EnvironmentMismatchError: its library is not installed, or of another version, or no device here runs it.
+        PackageError: The directory is incomplete or changed.
+        EnvironmentMismatchError: The engine's library is missing or has another version, or no GPU here can run the
+            engine.
     """
     record = _record(manifest)
     manifest.check_files(directory, hashes=verify)
@@ -197,15 +252,15 @@ def open_engine(
         from liger_export.runtime.tensorrt import TensorRTGraphs  # its library may not be installed
 
         graphs = TensorRTGraphs.open(directory, record)
-    return FixedSession(manifest, tokenizer, graphs, lowering=PORTABLE, device=engine_device(record))
+    return FixedExecutor(graphs, manifest)
 
 
 def engine_device(record: EngineRecord) -> str:
-    """Where an engine runs."""
+    """Return the device that an engine runs on."""
     return CPU if record.backend == ONNX else CUDA
 
 
 def _record(manifest: Manifest) -> EngineRecord:
     if manifest.engine is None:
-        raise TypeError("this manifest is of a package, not of an engine directory")
+        raise TypeError("this manifest belongs to a package, not to an engine directory")
     return manifest.engine

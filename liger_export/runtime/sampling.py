@@ -1,4 +1,4 @@
-"""Choosing the next token, from the likeliest ones where they decide and from all logits otherwise."""
+"""Choosing the next token, from the top logits if they are enough and from all logits otherwise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,33 +7,34 @@ import numpy as np
 import numpy.typing as npt
 
 from liger_export.errors import InputError
-from liger_export.runtime.candidates import Candidates, penalize
+from liger_export.runtime.executor import Logits, Prediction
+from liger_export.runtime.top_logits import TopLogits, penalize
 
 __all__ = ["Sampler", "Sampling"]
 
-Logits = npt.NDArray[np.float32]
 Bounds = tuple[float, float]
 
-NOTHING: Bounds = (0.0, 0.0)
-SORTED = (256, 4096)  # of all logits, before sorting all
-TEMPERATURES = (1e-30, 1e30)  # that divide float32 logits
+NO_WEIGHT: Bounds = (0.0, 0.0)
+SORTED_COUNTS = (256, 4096)  # numbers of logits to try to sort before sorting all
+TEMPERATURE_RANGE = (1e-30, 1e30)  # temperatures that can divide float32 logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to choose tokens; the default is greedy. Filters apply in the order listed.
+    """How to choose tokens. The default is greedy. Filters apply in the order listed.
 
     Attributes:
-        repetition_penalty: divides positive and multiplies negative logits of tokens already in the text
+        repetition_penalty: Divides positive and multiplies negative logits of tokens that are already in the text
             (arXiv 1909.05858, section 4.1); 1 for none.
-        temperature: divisor of the logits; 0 takes the most likely token.
-        top_k: keep the k most likely tokens; 0 for all.
-        top_p: keep the fewest tokens whose probabilities add up to p (arXiv 1904.09751); 1 for all.
-        min_p: keep tokens at least this likely relative to the most likely one (arXiv 2407.01082); 0 for all.
-        seed: of the random choice; None for a fresh one.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_k: Keep the k most likely tokens; 0 for all.
+        top_p: Keep the fewest tokens whose probabilities sum to at least p (arXiv 1904.09751); 1 for all.
+        min_p: Keep tokens that have at least this probability relative to the most likely one (arXiv 2407.01082);
+            0 for all.
+        seed: Seed of the random choices; None for a random one.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: A value is out of range.
     """
 
     repetition_penalty: float = 1.0
@@ -52,66 +53,76 @@ class Sampling:
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "seed": (self.seed is None or self.seed >= 0, "0 or more"),
         }
-        for name, (valid, wanted) in ranges.items():
+        for name, (valid, allowed) in ranges.items():
             if not valid:
-                raise InputError(f"{name} is {getattr(self, name)}.", f"It must be {wanted}.")
+                raise InputError(f"{name} is {getattr(self, name)}.", f"It must be {allowed}.")
 
 
 class Sampler:
-    """Applies a ``Sampling``.
+    """Chooses tokens according to a ``Sampling``.
 
-    The rules run on the likeliest tokens and on bounds of what all others weigh (``Candidates``), and give up where
-    these do not decide. Whole logits are candidates too, of which there are no others; so a token chosen from few
-    candidates is always the one that the same draw chooses from all logits. A draw takes tokens largest logit first.
-
-    Args:
-        sampling: how to choose.
-        seen: bool [vocab_size], which tokens the text holds; read at each choice, its owner keeps it current.
+    The filters run on the top logits and on bounds of all other tokens' weight (``TopLogits``). If these do not
+    determine the token, all logits are read. All logits are themselves ``TopLogits`` without other tokens, so the same
+    random draw gives the same token either way. A draw counts weights from the largest logit down.
     """
 
     def __init__(self, sampling: Sampling, seen: npt.NDArray[np.bool_]) -> None:
+        """Seed the random generator.
+
+        Args:
+            sampling: How to choose.
+            seen: bool [vocab_size], True for tokens in the text. It is read at each choice; its owner updates it.
+        """
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
         self._seen = seen
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next token is the one with the largest logit."""
+        """True if the next token is always the one with the largest logit."""
         return self._sampling.temperature == 0 and self._sampling.repetition_penalty == 1
 
     @property
-    def candidates_temperature(self) -> float:
-        """The temperature at which candidates may decide; 0 where they cannot, or need not."""
-        temperature = self._sampling.temperature or 1.0  # a penalty alone needs their order only
-        # A penalty below 1 raises seen tokens, which may be none of the candidates.
+    def top_logits_temperature(self) -> float:
+        """Temperature at which top logits may determine the token; 0 if they cannot or are not needed."""
+        temperature = self._sampling.temperature or 1.0  # with a penalty alone, only their order matters
+        # A penalty below 1 raises seen tokens, which may not be among the top logits.
         is_able = not self.is_greedy and self._sampling.repetition_penalty >= 1
-        return temperature if is_able and TEMPERATURES[0] <= temperature <= TEMPERATURES[1] else 0.0
+        return temperature if is_able and TEMPERATURE_RANGE[0] <= temperature <= TEMPERATURE_RANGE[1] else 0.0
+
+    def choose_next(self, prediction: Prediction) -> int:
+        """Choose the next token. On a GPU, all logits are copied to the host only if they are needed."""
+        if self.is_greedy and (token := prediction.argmax()) is not None:
+            return token
+        top = prediction.top_logits(self.top_logits_temperature)
+        if top is None:
+            return self.choose(prediction.last_logits())
+        return self.choose_from_top(top, prediction.last_logits)
 
     def choose(self, logits: Logits) -> int:
-        """Pick the next token from logits [vocab_size].
+        """Choose the next token from logits ``[vocab_size]``.
 
         Raises:
-            InputError: tokens are to be drawn, and the largest logit is infinite or no number.
+            InputError: The temperature is not 0, and the largest logit is infinite or NaN.
         """
         return self._choose_from_all(logits, self._draw())
 
-    def choose_among(self, candidates: Candidates, read_logits: Callable[[], Logits]) -> int:
-        """Pick the next token from candidates at ``candidates_temperature``; from all logits where they do not decide.
+    def choose_from_top(self, top: TopLogits, read_logits: Callable[[], Logits]) -> int:
+        """Choose the next token from the top logits, or from all logits if the former do not determine it.
 
         Args:
-            candidates: penalty not included.
-            read_logits: returns logits [vocab_size].
+            top: The top logits at ``top_logits_temperature``, without penalty.
+            read_logits: Returns all logits, [vocab_size].
         """
         draw, sampling = self._draw(), self._sampling
         if sampling.repetition_penalty != 1:
-            temperature = self.candidates_temperature
-            candidates = candidates.penalized(self._seen, sampling.repetition_penalty, temperature)
-        token = self._decide(candidates, draw)
+            top = top.penalized(self._seen, sampling.repetition_penalty, self.top_logits_temperature)
+        token = self._decide(top, draw)
         return self._choose_from_all(read_logits(), draw) if token is None else token
 
     def probabilities(self, logits: Logits) -> npt.NDArray[np.float64]:
-        """The distribution that a token is drawn from, [vocab_size], penalty not included."""
-        every = Candidates.of(logits, len(logits), self._sampling.temperature)
+        """Return the distribution that tokens are drawn from, ``[vocab_size]``, without penalty."""
+        every = TopLogits.from_logits(logits, len(logits), self._sampling.temperature)
         weights, _ = self._filtered(every) or (every.weights, ())
         probabilities = np.zeros(len(logits))
         probabilities[every.ids[: len(weights)]] = weights / weights.sum()
@@ -121,7 +132,7 @@ class Sampler:
         return float(self._random.random()) if self._sampling.temperature else 0.0
 
     def _choose_from_all(self, logits: Logits, draw: float) -> int:
-        """As many of the largest logits as it takes: sorting all of them takes longest."""
+        """Choose from all logits. Sorting is the slowest part, so sort only as many as needed."""
         sampling = self._sampling
         if sampling.repetition_penalty != 1:
             logits = penalize(logits, self._seen, sampling.repetition_penalty)
@@ -129,50 +140,53 @@ class Sampler:
             return int(logits.argmax())
         if not np.isfinite(logits.max()):
             raise InputError("The logits are not finite.", "Check the package: liger-export validate.")
-        counts = (*(size for size in SORTED if size < len(logits)), len(logits))
-        tokens = (self._decide(Candidates.of(logits, count, sampling.temperature), draw) for count in counts)
+        counts = (*(count for count in SORTED_COUNTS if count < len(logits)), len(logits))
+        tokens = (self._decide(TopLogits.from_logits(logits, count, sampling.temperature), draw) for count in counts)
         return next(token for token in tokens if token is not None)
 
-    def _decide(self, candidates: Candidates, draw: float) -> int | None:
-        """The token that a draw from [0, 1) falls on; None if that takes more than is known."""
-        if not len(candidates.ids):
+    def _decide(self, top: TopLogits, draw: float) -> int | None:
+        """Return the token that a draw from [0, 1) selects, or None if the top logits do not determine it."""
+        if not len(top.ids):
             return None
         if self._sampling.temperature == 0:
-            return int(candidates.ids[0])
-        filtered = self._filtered(candidates)
+            return int(top.ids[0])
+        filtered = self._filtered(top)
         if filtered is None:
             return None
-        weights, rest = filtered
+        weights, other_weight = filtered
         sums = np.cumsum(weights)
-        first, last = (int(np.searchsorted(sums, draw * (sums[-1] + others), side="right")) for others in rest)
-        return int(candidates.ids[first]) if first == last < len(sums) else None
+        first, last = (int(np.searchsorted(sums, draw * (sums[-1] + other), side="right")) for other in other_weight)
+        return int(top.ids[first]) if first == last < len(sums) else None
 
-    def _filtered(self, candidates: Candidates) -> tuple[npt.NDArray[np.float64], Bounds] | None:
-        """The weights of the candidates that all filters keep, which are the first, and of the others that they keep.
+    def _filtered(self, top: TopLogits) -> tuple[npt.NDArray[np.float64], Bounds] | None:
+        """Apply all filters.
 
-        None if the bounds do not say which candidates are kept.
+        Returns:
+            The weights of the top logits that are kept, which are the first ones, and bounds on the weight of the other
+            tokens that are kept. None if the bounds do not determine which top logits are kept.
         """
-        sampling, weights, rest = self._sampling, candidates.weights, candidates.rest
+        sampling, weights, other_weight = self._sampling, top.weights, top.other_weight
         if sampling.top_k:
-            last = candidates.logits[min(sampling.top_k, len(weights)) - 1]
-            if sampling.top_k <= len(weights) and last > candidates.beyond:
-                weights, rest = weights[: int((candidates.logits >= last).sum())], NOTHING
+            last = top.logits[min(sampling.top_k, len(weights)) - 1]
+            if sampling.top_k <= len(weights) and last > top.max_other:
+                weights, other_weight = weights[: int((top.logits >= last).sum())], NO_WEIGHT
             else:
-                rest = (0.0, rest[1])
+                other_weight = (0.0, other_weight[1])
         fewest = most = len(weights)
-        is_closed = rest == NOTHING
+        keeps_no_other = other_weight == NO_WEIGHT
         if sampling.top_p < 1:
             sums = np.cumsum(weights)
-            wanted = [sampling.top_p * (sums[-1] + others) for others in rest]
-            # Kept are those before which less than the wanted sum has gathered.
-            fewest, most = (1 + int(np.searchsorted(sums[:-1], sum_, side="left")) for sum_ in wanted)
-            is_closed = is_closed or bool(sums[-1] >= wanted[1])
+            targets = [sampling.top_p * (sums[-1] + other) for other in other_weight]
+            # A token is kept if the sum before it is still below the target.
+            fewest, most = (1 + int(np.searchsorted(sums[:-1], target, side="left")) for target in targets)
+            keeps_no_other = keeps_no_other or bool(sums[-1] >= targets[1])
         if sampling.min_p:
             likely = int((weights >= sampling.min_p).sum())
             fewest, most = min(fewest, likely), min(most, likely)
-            edge = float(np.exp((np.float64(candidates.beyond) - candidates.logits[0]) / sampling.temperature))
-            is_closed = is_closed or edge < sampling.min_p
+            max_other = float(np.exp((np.float64(top.max_other) - top.logits[0]) / sampling.temperature))
+            keeps_no_other = keeps_no_other or max_other < sampling.min_p
         if fewest != most:
             return None
         is_filtered = sampling.top_p < 1 or sampling.min_p > 0
-        return weights[:fewest], NOTHING if is_closed else (0.0 if is_filtered else rest[0], rest[1])
+        bounds = NO_WEIGHT if keeps_no_other else (0.0 if is_filtered else other_weight[0], other_weight[1])
+        return weights[:fewest], bounds

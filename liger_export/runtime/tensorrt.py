@@ -1,19 +1,16 @@
-"""Run engines built by TensorRT or by TensorRT for RTX: bound once, on one stream, calls replayed as CUDA graphs."""
+"""Run engines built by TensorRT or TensorRT for RTX: bound once, on one stream, replayed as CUDA graphs."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from liger_export.errors import EnvironmentMismatchError, PackageError
 from liger_export.package.engines import TENSORRT, TENSORRT_RTX, EngineRecord
+from liger_export.runtime.buffers import Array
 from liger_export.runtime.cuda import Cuda
 
 __all__ = ["TensorRTGraphs"]
-
-Array = npt.NDArray[Any]
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 INSTALL = {
@@ -23,9 +20,9 @@ INSTALL = {
 
 
 class TensorRTGraphs:
-    """The engines of one directory, in memory that host and GPU share. See ``fixed.FixedGraphs``.
+    """The engines of one directory, with tensors in managed memory. See ``fixed.FixedGraphs``.
 
-    State is never read by the host between calls, so its pages stay on the GPU; logits come over as they are read.
+    The host does not read the state between calls, so its pages stay on the GPU. Logits migrate when they are read.
     """
 
     def __init__(self, library: Any, cuda: Cuda, engines: Mapping[int, Any]) -> None:
@@ -38,8 +35,8 @@ class TensorRTGraphs:
         """Load the engines onto the first GPU.
 
         Raises:
-            EnvironmentMismatchError: the library is missing or of another version, or the GPU is none of the targets.
-            PackageError: the library does not take an engine.
+            EnvironmentMismatchError: The library is missing or has another version, or the GPU is not a target.
+            PackageError: The library cannot load an engine.
         """
         library = _library(record)
         cuda = Cuda.open()
@@ -53,17 +50,17 @@ class TensorRTGraphs:
         for length, name in record.files.items():
             engines[length] = runtime.deserialize_cuda_engine((directory / name).read_bytes())
             if engines[length] is None:
-                raise PackageError(f"{record.backend} does not load {directory / name}.", "Build the engines again.")
+                raise PackageError(f"{record.backend} cannot load {directory / name}.", "Build the engines again.")
         return cls(library, cuda, engines)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """As ``FixedGraphs``."""
+        """See ``FixedGraphs``."""
         return self._cuda.zeros(shape, dtype)
 
     def bind(
         self, length: int, tensors: Mapping[str, Array], copies: Sequence[tuple[Array, Array]] = ()
     ) -> Callable[[], None]:
-        """As ``FixedGraphs``; a context of its own keeps the addresses, and the CUDA graph captured with them."""
+        """See ``FixedGraphs``. Each binding has its own context, for its addresses and its captured CUDA graph."""
         context, captures_itself = self._context(self._engines[length])
         engine = self._engines[length]
         for index in range(engine.num_io_tensors):
@@ -72,7 +69,7 @@ class TensorRTGraphs:
 
         def enqueue() -> None:
             if not context.execute_async_v3(self._cuda.stream):
-                raise EnvironmentMismatchError("TensorRT did not run the engine.", "Free memory of the GPU.")
+                raise EnvironmentMismatchError("TensorRT could not run the engine.", "Free GPU memory.")
             for source, target in copies:
                 self._cuda.copy(source, target)
 
@@ -85,7 +82,7 @@ class TensorRTGraphs:
         return run
 
     def _context(self, engine: Any) -> tuple[Any, bool]:
-        """What executes an engine, and whether the library captures CUDA graphs by itself."""
+        """Return an execution context, and whether the library captures CUDA graphs itself."""
         if not hasattr(self._library, "CudaGraphStrategy"):
             return engine.create_execution_context(), False
         options = engine.create_runtime_config()
@@ -101,7 +98,7 @@ def _library(record: EngineRecord) -> Any:
         raise EnvironmentMismatchError(f"{name} cannot be loaded ({error}).", f"Run: {install}") from error
     if library.__version__ != record.backend_version:
         raise EnvironmentMismatchError(
-            f"The engines were built by {name} {record.backend_version}; {library.__version__} is installed.",
-            f"Run: {install}, or build them again.",
+            f"The engines were built with {name} {record.backend_version}, but {library.__version__} is installed.",
+            f"Run: {install}, or build the engines again.",
         )
     return library

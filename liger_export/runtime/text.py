@@ -1,4 +1,4 @@
-"""Token ids to text, piece by piece, and stopping at a stop string."""
+"""Streaming text from token ids, and stop strings."""
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -7,10 +7,10 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """Decodes tokens as they come, holding back what may yet become a stop string.
+    """Decodes tokens one by one and holds back text that may turn out to be a stop string.
 
     Attributes:
-        stopped: a stop string has appeared; the text ends before it.
+        stopped: True once a stop string has appeared. The text ends before it.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], stop: tuple[str, ...] = ()) -> None:
@@ -21,7 +21,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """Take one token; returns the text that is now certain, which may be empty."""
+        """Add a token and return the text that is now certain, which may be empty."""
         self._held += self._stream.step(self._tokenizer, token_id) or ""
         found = [at for string in self._stop if (at := self._held.find(string)) >= 0]
         if found:
@@ -34,12 +34,12 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """The text still held back, once no more tokens come."""
+        """Return the text still held back. Call it after the last token."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a start of ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)

@@ -14,6 +14,7 @@ from liger_export.package import MODEL_FILES, read_manifest
 from liger_export.parity.compare import mean_kl
 from liger_export.precision import Precision
 from liger_export.runtime import Sampling, load
+from liger_export.runtime.dynamic import DynamicExecutor
 from liger_export.runtime.sampling import Sampler
 from liger_export.validate import ValidationSettings, validate
 from tests.plugins.sessions import needs_library
@@ -105,11 +106,11 @@ def test_candidates_choose_what_all_logits_choose(
     package = fused_package(tmp_path)
     tokens = load(package).sample_tokens(60, sampling)
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "candidates_temperature", 0.0)  # as if the top logits never sufficed
+        patch.setattr(Sampler, "top_logits_temperature", 0.0)  # as if the top logits never sufficed
         assert load(package).sample_tokens(60, sampling) == tokens
     if sampling.top_k or not sampling.temperature:
         unread = load(package)
-        monkeypatch.setattr(unread, "_read_logits", lambda: pytest.fail("logits were read"))
+        monkeypatch.setattr(unread.executor, "last_logits", lambda: pytest.fail("logits were read"))
         assert unread.sample_tokens(60, sampling) == tokens
 
 
@@ -119,7 +120,8 @@ def test_a_graph_without_candidates_is_sampled_from_its_logits(tmp_path: Path, m
     tokens = load(fused_package(tmp_path / "new")).sample_tokens(20, SAMPLINGS[0])
     monkeypatch.setattr("liger_export.export.fused._add_top_logits", lambda *_: None)
     old = load(fused_package(tmp_path / "old"))
-    assert "candidates" not in [output.name for output in old._model.get_outputs()]
+    assert isinstance(old.executor, DynamicExecutor)
+    assert "candidates" not in [output.name for output in old.executor.model.get_outputs()]
     assert old.sample_tokens(20, SAMPLINGS[0]) == tokens
 
 

@@ -1,4 +1,4 @@
-"""Parts of buffers, bound by their addresses."""
+"""Rows of buffers, which are bound by address."""
 
 import ctypes
 

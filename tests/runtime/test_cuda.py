@@ -1,4 +1,4 @@
-"""The driver's graphs and copies, without any engine. Needs a GPU."""
+"""CUDA graphs and copies by the driver, without an engine. Needs a GPU."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from liger_export.runtime.cuda import Cuda, has_gpu
 pytestmark = pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
 
 
-def test_copies_are_captured_and_replayed_on_memory_that_the_host_reads() -> None:
+def test_copies_in_managed_memory_are_captured_and_replayed() -> None:
     cuda = Cuda.open()
     first, second, third = (cuda.zeros((3, 5), "float32") for _ in range(3))
 

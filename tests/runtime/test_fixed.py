@@ -1,4 +1,4 @@
-"""Engine directories on ONNX Runtime: the same laws, the same session interface, a state that moves over."""
+"""Engine directories in ONNX Runtime: the same laws and interface as a package, and interchangeable states."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from liger_export.errors import EnvironmentMismatchError, InputError, PackageErr
 from liger_export.linearize import LinearizeSettings
 from liger_export.runtime import Session, load
 from liger_export.runtime.cuda import Cuda
-from liger_export.runtime.fixed import FixedSession
+from liger_export.runtime.fixed import FixedExecutor
 from liger_export.validate import ValidationSettings, validate
 from tests.tiny import Shape, edit_json, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 75)]
 PORTABLE = EngineSettings(backend="onnx", activations="fp32", chunk=32, check_tokens=0)
-# As in tests/test_matrix.py: sums that never decay keep their digits at the head size that models have.
+# As in tests/test_matrix.py: sums that never decay keep their precision only at the head size of real models.
 SHAPES = {mixer: Shape(window=8) for mixer in MIXERS} | {"lolcats": Shape(2, 1, head_dim=64, window=64)}
 SCALE = dict.fromkeys(MIXERS, 0.3) | {"lolcats": 0.05}
 
@@ -48,8 +48,8 @@ def test_portable_graphs_validate_within_the_float32_tolerances(mixer: str, tmp_
     assert [f"{check.name} {check.value:.2g} {check.detail}" for check in report.checks if not check.passed] == []
 
 
-def test_it_is_a_session_of_fixed_graphs(session: Session) -> None:
-    assert isinstance(session, FixedSession)
+def test_its_executor_runs_fixed_graphs(session: Session) -> None:
+    assert isinstance(session.executor, FixedExecutor)
 
 
 def test_it_has_one_device_and_one_lowering(engine: Path) -> None:
@@ -60,7 +60,7 @@ def test_it_has_one_device_and_one_lowering(engine: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 75])
-def test_prompts_of_any_length_give_the_packages_logits(count: int, session: Session, package: Path) -> None:
+def test_prompts_of_any_length_give_the_logits_of_the_package(count: int, session: Session, package: Path) -> None:
     expected = load(package).all_logits(TOKENS[:count])
     measured = session.all_logits(TOKENS[:count])
     assert measured.shape == expected.shape
@@ -70,7 +70,7 @@ def test_prompts_of_any_length_give_the_packages_logits(count: int, session: Ses
     np.testing.assert_array_equal(session.prefill(TOKENS[:count]), measured[-1])
 
 
-def test_text_is_the_packages(session: Session, package: Path) -> None:
+def test_it_generates_the_text_of_the_package(session: Session, package: Path) -> None:
     texts = ["".join(each.generate("def add(a, b", max_new_tokens=20)) for each in (session, load(package))]
     assert texts[0] == texts[1]
     assert session.length == load(package).tokenizer.encode("def add(a, b").ids.__len__() + 20
@@ -88,13 +88,12 @@ def test_a_state_continues_in_the_package_and_back(session: Session, package: Pa
     assert np.linalg.norm(continued - whole[40:]) <= 1e-5 * np.linalg.norm(whole[40:])
 
 
-def test_a_fork_goes_its_own_way(session: Session) -> None:
+def test_a_fork_is_independent(session: Session) -> None:
     session.prefill(TOKENS[:10])
     fork = session.fork()
     fork.prefill(TOKENS[10:30])
     expected = session.step(5)
-    parts = (session.manifest, session.tokenizer, session._model)
-    other = type(session)(*parts, lowering=session.lowering, device=session.device)
+    other = Session(session.manifest, session.tokenizer, session.executor.fresh())
     other.prefill(TOKENS[:10])
     np.testing.assert_array_equal(other.step(5), expected)
 
@@ -125,7 +124,7 @@ def test_a_damaged_engine_is_refused(package: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def rtx_engine(engine: Path, tmp_path: Path) -> Path:
-    """A directory whose manifest says that its graphs are TensorRT-RTX's."""
+    """An engine directory whose manifest names TensorRT for RTX as its backend."""
     import tensorrt_rtx
 
     directory = tmp_path / "engine"
@@ -148,13 +147,13 @@ def load_record(directory: Path) -> dict[str, object]:
     return record
 
 
-def test_a_gpu_that_was_not_built_for_is_named(rtx_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_a_target_is_named(rtx_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cuda, "open", lambda: Cuda(driver=None, capability="sm90"))
     with pytest.raises(EnvironmentMismatchError, match=r"sm86, sm89; this GPU is sm90.*--sm 90"):
         load(rtx_engine)
 
 
-def test_no_gpu_is_said_so(rtx_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(rtx_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("liger_export.runtime.cuda.LIBRARY", "libcuda-absent.so")
     with pytest.raises(EnvironmentMismatchError, match="no NVIDIA driver"):
         load(rtx_engine)

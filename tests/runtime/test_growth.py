@@ -1,4 +1,4 @@
-"""What a measurement of growth tells apart: memory that grows with the tokens, and a page touched late."""
+"""A measurement distinguishes memory that grows with the tokens from a page that is touched late."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ PAGE = 4096
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, package: Path, held: Callable[[int, int], int]) -> growth.Growth:
-    """Measure a package whose process holds as many bytes as ``held`` says after texts begun and tokens read."""
+    """Measure a package while ``held`` fakes the process's bytes, given the texts started and the tokens read."""
     session: Session = load(package, threads=1)
     texts, reset = 0, session.reset
 
@@ -22,7 +22,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, package: Path, held: Callable[[int,
 
     monkeypatch.setattr(session, "reset", begin)
     monkeypatch.setattr(growth, "load", lambda *_, **__: session)
-    monkeypatch.setattr(growth, "_anonymous_bytes", lambda: held(texts, session.position))
+    monkeypatch.setattr(growth, "anonymous_bytes", lambda: held(texts, session.position))
     return growth.measure_growth(package, 200)
 
 
@@ -30,10 +30,10 @@ def test_memory_that_grows_with_the_tokens_is_found_in_every_text(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = measure(monkeypatch, package, lambda texts, position: (200 * texts + position) * PAGE)
-    assert (found.bytes_grown, found.texts) == ((200 - 64) * PAGE, growth.MOST_TEXTS)
+    assert (found.bytes_grown, found.texts) == ((200 - 64) * PAGE, growth.MAX_TEXTS)
     assert found.bytes_per_token == pytest.approx(PAGE)
 
 
-def test_a_page_touched_once_is_no_growth(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_touched_once_is_not_growth(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(monkeypatch, package, lambda texts, position: PAGE * (texts > 1 or position > 150))
     assert (found.bytes_grown, found.bytes_per_token, found.texts) == (0, 0, 2)

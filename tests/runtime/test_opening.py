@@ -1,4 +1,4 @@
-"""Which graph and device ``load`` takes, and what it says where it cannot."""
+"""The graph and device that ``load`` chooses, and its errors."""
 
 import json
 from pathlib import Path
@@ -27,22 +27,22 @@ def test_a_stock_package_runs_on_the_cpu(package: Path) -> None:
         load(package, lowering="fused")
 
 
-def test_without_the_library_a_fused_package_runs_by_its_stock_graph(
+def test_without_the_operator_library_a_fused_package_runs_its_stock_graph(
     fused: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "library_path", lambda: None)
     assert load(fused).lowering == "stock"
-    with pytest.raises(EnvironmentMismatchError, match="for want of a C\\+\\+ compiler"):
+    with pytest.raises(EnvironmentMismatchError, match="because no C\\+\\+ compiler was found"):
         load(fused, lowering="fused")
 
 
-def test_what_is_not_there_is_named(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_what_is_missing(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"no device 'tpu'.*cpu, cuda"):
         load(fused, device="tpu")
     with pytest.raises(InputError, match=r"no lowering 'other'.*stock, fused"):
         load(fused, lowering="other")
     monkeypatch.setattr(opening.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(EnvironmentMismatchError, match=r"no CUDA.*onnxruntime-gpu"):
+    with pytest.raises(EnvironmentMismatchError, match=r"does not support CUDA.*onnxruntime-gpu"):
         load(fused, device="cuda")
     monkeypatch.setattr(opening.ort, "get_available_providers", lambda: list(opening.PROVIDERS.values()))
     with pytest.raises(PackageError, match=r"kernels for the GPU.*--targets"):
@@ -59,7 +59,7 @@ def test_a_bfloat16_package_is_converted_and_says_that_it_needs_a_gpu(
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
     checkpoint = write_liger(tmp_path / "liger", num_hidden_layers=1, **sizes)
     convert(checkpoint, tmp_path / "package", lowering="fused", precision=precision)
-    needs_gpu = r"bfloat16.*NVIDIA GPU.*--targets.*fp16 in place of bf16"
+    needs_gpu = r"bfloat16.*NVIDIA GPU.*--targets.*fp16 instead of bf16"
     for options in ({}, {"device": "cpu"}, {"lowering": "stock"}, {"device": "cpu", "lowering": "fused"}):
         with pytest.raises(EnvironmentMismatchError, match=needs_gpu):
             load(tmp_path / "package", **options)
@@ -75,16 +75,16 @@ def test_a_bfloat16_package_is_converted_and_says_that_it_needs_a_gpu(
             load(tmp_path / "package", **options)
     manifest = read_manifest(tmp_path / "package")
     monkeypatch.setattr(opening, "has_gpu", lambda: True)
-    assert opening._choose(manifest, None, None) == opening.Choice("cuda", "cuda")
+    assert opening.choose_graph(manifest, None, None) == opening.Choice("cuda", "cuda")
 
 
-def test_sessions_on_one_model_capture_graphs_of_their_own(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A captured graph holds addresses: a fork that replayed another session's would write into its buffers."""
-    numbers: list[int] = []
+def test_executors_of_one_model_capture_separate_graphs(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captured graph holds addresses: a fork that replayed its original's graph would write into its buffers."""
+    graph_ids: list[int] = []
 
-    def run_options(device: str, capture: int) -> None:
-        numbers.append(capture)
+    def run_options(device: str, graph_id: int) -> None:
+        graph_ids.append(graph_id)
 
-    monkeypatch.setattr("liger_export.runtime.session._run_options", run_options)
+    monkeypatch.setattr("liger_export.runtime.dynamic.run_options", run_options)
     load(fused).fork()
-    assert len(numbers) == len(set(numbers)) == 4
+    assert len(graph_ids) == len(set(graph_ids)) == 4

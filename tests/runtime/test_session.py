@@ -22,7 +22,7 @@ SHAPES = [Shape(), Shape(6, 2, 24, 5), Shape(3, 3, 16, 17), Shape(8, 1, 8, 1)]
 
 @functools.cache
 def converted(shape: Shape) -> tuple[Path, Path]:
-    """A checkpoint of a shape and its package, made once a test run."""
+    """A checkpoint of a shape and its package, created once per test run."""
     directory = Path(tempfile.mkdtemp())
     checkpoint = write_liger(directory / "liger", shape)
     convert(checkpoint, directory / "package")
@@ -65,12 +65,12 @@ def test_steps_equal_prefill_at_the_windows_edge_and_beyond(session: Session) ->
 def test_prefill_in_chunks_returns_the_last_logits(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = in_calls(session, TOKENS, [])[-1]
     session.reset()
-    monkeypatch.setattr("liger_export.runtime.session.PREFILL_CHUNK", {"cpu": 33})
+    monkeypatch.setattr("liger_export.runtime.dynamic.PREFILL_CHUNK", {"cpu": 33})
     assert relative_l2(torch.from_numpy(session.prefill(TOKENS)), expected) < 1e-5
     assert session.position == len(TOKENS)
 
 
-def test_only_one_position_of_logits_is_computed_when_one_is_asked_for(package: Path) -> None:
+def test_only_the_requested_logits_are_computed(package: Path) -> None:
     model = ort.InferenceSession(package / "model.onnx", providers=["CPUExecutionProvider"])
     session = load(package)
     feeds = {"input_ids": np.array([TOKENS]), "position_ids": np.arange(len(TOKENS))[None], **session.state().tensors}
@@ -101,7 +101,7 @@ def test_state_never_moves_grows_or_gains_buffers(session: Session) -> None:
         ("lolcats", {"recurrent_state"}),
     ],
 )
-def test_updating_in_place_changes_no_bit(mixer: str, in_place: set[str], tmp_path: Path) -> None:
+def test_updating_in_place_is_bit_exact(mixer: str, in_place: set[str], tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", settings=LinearizeSettings(mixer=mixer))
     convert(checkpoint, tmp_path / "package")
     session = load(tmp_path / "package")
@@ -144,7 +144,7 @@ def test_state_of_another_model_is_refused(session: Session, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"past_key_values\.0\.recurrent_state"):
         session.load_state(SavedState(3, {}))
     (tmp_path / "no.npz").write_text("no")
-    with pytest.raises(InputError, match="no saved state"):
+    with pytest.raises(InputError, match="is not a saved state"):
         SavedState.read(tmp_path / "no.npz")
 
 
@@ -191,7 +191,7 @@ def reference_step(session: Session, ids: list[int], expected: np.ndarray) -> np
 
 
 @pytest.mark.parametrize("stopped_by", ["a stop string", "the caller"])
-def test_a_state_saved_after_an_early_stop_misses_no_token(session: Session, stopped_by: str) -> None:
+def test_a_state_saved_after_an_early_stop_includes_every_token(session: Session, stopped_by: str) -> None:
     sampling = Sampling(temperature=1.0, seed=3)
     text = "".join(session.generate("def f", max_new_tokens=9, sampling=sampling))
     session.reset()
@@ -208,11 +208,11 @@ def load_like(session: Session) -> Session:
     return other
 
 
-def test_repetition_penalty_knows_the_whole_text(session: Session) -> None:
+def test_repetition_penalty_applies_to_the_whole_text(session: Session) -> None:
     strong = Sampling(repetition_penalty=1e6)
     first = "".join(session.generate("abc", max_new_tokens=6, sampling=strong))
     second = "".join(session.generate("", max_new_tokens=6, sampling=strong))
-    unreadable = {"\ufffd"}  # bytes that a random model chose and that are no UTF-8
+    unreadable = {"\ufffd"}  # the random model also chooses bytes that are not UTF-8
     assert set(second) - unreadable
     assert not (set(second) - unreadable) & set("abc" + first)
 
@@ -229,14 +229,21 @@ def test_stop_string_and_token_limit_end_the_text(session: Session) -> None:
 
 def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) -> None:
     session.prefill(TOKENS[:5])
-    for call in (lambda: session.step(260), lambda: session.step(-1), lambda: session.prefill([1, 999])):
+    state = session.state()
+    calls = [
+        lambda: session.step(260),
+        lambda: session.step(-1),
+        lambda: session.prefill([1, 999]),
+        lambda: session.run(np.array([[1, 999]]), state.position, state.tensors),
+    ]
+    for call in calls:
         with pytest.raises(InputError, match="vocabulary of 260"):
             call()
     for empty in (session.prefill, session.all_logits):
         with pytest.raises(InputError, match="no tokens"):
             empty([])
     for odd in ([1.5], [[1, 2]], ["a"]):
-        with pytest.raises(InputError, match="no sequence of token ids"):
+        with pytest.raises(InputError, match="is not a sequence of token ids"):
             session.prefill(odd)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not valid Unicode"):
         next(session.generate("a\udcff"))

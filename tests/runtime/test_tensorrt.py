@@ -1,4 +1,4 @@
-"""How a session drives engines: addresses, turns, padding. The engines here count tokens instead of computing."""
+"""How a session drives engines: addresses, turns, padding. These fake engines count tokens."""
 
 import sys
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from liger_export.engine.graph_io import expected_io
 from liger_export.errors import EnvironmentMismatchError
 from liger_export.package import read_manifest
 from liger_export.package.engines import TENSORRT, TENSORRT_RTX, EngineRecord
-from liger_export.runtime import read_tokenizer
+from liger_export.runtime import Session, read_tokenizer
 from liger_export.runtime.cuda import Cuda
-from liger_export.runtime.fixed import FixedSession
+from liger_export.runtime.fixed import FixedExecutor
 from liger_export.runtime.tensorrt import MODULES, TensorRTGraphs
 from tests.fakes.cuda_driver import RecordingDriver
 from tests.fakes.engines import CountingCuda, CountingEngine
@@ -30,25 +30,25 @@ RECORD = EngineRecord(
     precisions={},
 )
 RTX = SimpleNamespace(CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"))
-TRT = SimpleNamespace()  # it captures no graphs by itself
+TRT = SimpleNamespace()  # does not capture graphs itself
 
 
 def session_of(
     package: Path, works: bool = True, library: SimpleNamespace = RTX, in_place: Sequence[str] = ()
-) -> tuple[FixedSession, CountingCuda, dict[int, CountingEngine]]:
+) -> tuple[Session, CountingCuda, dict[int, CountingEngine]]:
     packaged = read_manifest(package)
     graphs = {"portable": replace(packaged.graphs["stock"], in_place=list(in_place))}
     manifest = replace(packaged, engine=RECORD, graphs=graphs)
     engines = {length: CountingEngine(expected_io(manifest, length), works) for length in RECORD.files}
     cuda = CountingCuda()
     model = TensorRTGraphs(library, cuda, engines)  # type: ignore[arg-type]
-    return FixedSession(manifest, read_tokenizer(package), model, lowering="portable", device="cuda"), cuda, engines
+    return Session(manifest, read_tokenizer(package), FixedExecutor(model, manifest)), cuda, engines
 
 
-def test_prompts_are_whole_calls_padding_and_steps(package: Path) -> None:
+def test_a_prompt_is_read_in_full_calls_and_a_padded_one(package: Path) -> None:
     session, cuda, engines = session_of(package)
     logits = session.prefill([1] * 69 + [42])
-    assert (logits.argmax(), session.position, cuda.waits) == (42, 70, 3)  # 32, 32 and 6 beside padding
+    assert (logits.argmax(), session.position, cuda.waits) == (42, 70, 3)  # 32, 32 and 6 with padding
     assert {float(value) for array in session.state().tensors.values() for value in array.flat} == {70.0}
     assert session.step(17).argmax() == 17
     assert (session.position, cuda.waits) == (71, 4)
@@ -60,7 +60,7 @@ def test_prompts_are_whole_calls_padding_and_steps(package: Path) -> None:
     assert (strategies, cuda.replays) == ({"whole"}, 0)
 
 
-def test_states_in_place_have_one_buffer_and_long_calls_write_beside_it(package: Path) -> None:
+def test_in_place_states_have_one_buffer_and_long_calls_copy_to_it(package: Path) -> None:
     names = [f"past_key_values.{layer}.recurrent_state" for layer in (0, 1)]
     session, cuda, engines = session_of(package, library=TRT, in_place=names)
     assert cuda.replays == 4  # two turns of two graphs
@@ -78,7 +78,7 @@ def test_states_in_place_have_one_buffer_and_long_calls_write_beside_it(package:
     assert {float(value) for array in session.state().tensors.values() for value in array.flat} == {79.0}
 
 
-def test_a_call_is_made_then_captured_then_replayed() -> None:
+def test_a_call_is_run_then_captured_then_replayed() -> None:
     driver = RecordingDriver()
     cuda = Cuda(driver=driver, capability="sm86")
     launch = cuda.replayed(lambda: driver.calls.append("work"))
@@ -90,19 +90,19 @@ def test_a_call_is_made_then_captured_then_replayed() -> None:
 
 
 @pytest.mark.parametrize("backend", [TENSORRT, TENSORRT_RTX])
-def test_a_library_that_is_missing_or_another_is_named(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_or_other_library_is_named(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = replace(RECORD, backend=backend, backend_version="10.13.3.9")
     monkeypatch.setitem(sys.modules, MODULES[backend], None)
     with pytest.raises(EnvironmentMismatchError, match=rf"{backend} cannot be loaded.*pip install.*==10\.13\.3\.9"):
         TensorRTGraphs.open(tmp_path, record)
     monkeypatch.setitem(sys.modules, MODULES[backend], SimpleNamespace(__version__="10.9.0.34"))
-    with pytest.raises(EnvironmentMismatchError, match=rf"built by {backend} 10\.13\.3\.9; 10\.9\.0\.34 is installed"):
+    with pytest.raises(
+        EnvironmentMismatchError, match=rf"built with {backend} 10\.13\.3\.9, but 10\.9\.0\.34 is installed"
+    ):
         TensorRTGraphs.open(tmp_path, record)
 
 
-def test_an_engine_that_does_not_run_is_said_so(package: Path) -> None:
+def test_an_engine_that_fails_is_reported(package: Path) -> None:
     session, *_ = session_of(package, works=False)
-    with pytest.raises(EnvironmentMismatchError, match="did not run"):
+    with pytest.raises(EnvironmentMismatchError, match="could not run"):
         session.prefill([1])

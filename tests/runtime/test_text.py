@@ -25,7 +25,7 @@ def test_pieces_join_to_the_text(text: str) -> None:
     assert not stopped
 
 
-def test_a_character_of_several_tokens_comes_whole() -> None:
+def test_a_character_of_several_tokens_is_not_split() -> None:
     pieces, _ = stream("aé€")
     assert [piece for piece in pieces if piece] == ["a", "é", "€"]
 
@@ -37,11 +37,11 @@ def test_text_ends_before_the_stop_string(text: str, stop: str) -> None:
     assert stopped == (stop in text)
 
 
-def test_earliest_of_several_stop_strings_wins() -> None:
+def test_the_earliest_stop_string_ends_the_text() -> None:
     assert stream("one two three", "three", "two") == (list("one ") + [""] * 3, True)
 
 
 @pytest.mark.parametrize("stop", ["", "\n\n"])
-def test_nothing_is_held_back_without_need(stop: str) -> None:
+def test_nothing_is_held_back_needlessly(stop: str) -> None:
     pieces, _ = stream("abc", stop)
     assert pieces == ["a", "b", "c", ""]

@@ -1,4 +1,4 @@
-"""Tokens chosen from the largest logits are those that the same draws choose from all."""
+"""Tokens chosen from the top logits equal those that the same draws choose from all logits."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liger_export.errors import InputError
-from liger_export.runtime.candidates import Candidates
 from liger_export.runtime.sampling import Sampler, Sampling
+from liger_export.runtime.top_logits import TopLogits
 from tests.top_logits import Logits, naive_top_logits, tied_logits
 
-VOCAB, HELD = 60, 8  # as 128k and 256 are to each other, but small enough to meet every case
+VOCAB, TOP = 60, 8  # stand for 128k and 256, but small enough for every case to occur
 
 samplings = st.builds(
     Sampling,
@@ -35,34 +35,34 @@ def unread() -> Logits:
     raise AssertionError("the logits were read")
 
 
-def rows_of(logits: Logits, sampler: Sampler, error: float) -> Candidates | None:
-    """What an operator whose sum is off by ``error`` gives a sampler, if that asks for anything."""
-    temperature = sampler.candidates_temperature
+def top_logits_of(logits: Logits, sampler: Sampler, error: float) -> TopLogits | None:
+    """Top logits as the operator gives them with a relative error in its sum; None if the sampler requests none."""
+    temperature = sampler.top_logits_temperature
     if temperature == 0:
         return None
-    row = naive_top_logits(logits, HELD, temperature)
+    row = naive_top_logits(logits, TOP, temperature)
     row[0] *= 1 + error
-    return Candidates.read(row, VOCAB, temperature)
+    return TopLogits.from_output(row, VOCAB, temperature)
 
 
 @settings(max_examples=600, deadline=None)
 @given(every_logits, samplings, st.sets(st.integers(0, VOCAB - 1)), st.sampled_from([-9e-6, 0.0, 9e-6]))
-def test_candidates_choose_what_all_logits_choose(
+def test_top_logits_choose_the_token_that_all_logits_choose(
     logits: Logits, sampling: Sampling, text: set[int], error: float
 ) -> None:
     seen = np.zeros(VOCAB, dtype=np.bool_)
     seen[list(text)] = True
     whole, few = Sampler(sampling, seen), Sampler(sampling, seen)
     for _ in range(8):
-        candidates = rows_of(logits, few, error)
+        top = top_logits_of(logits, few, error)
         expected = whole.choose(logits)
-        assert (few.choose(logits) if candidates is None else few.choose_among(candidates, lambda: logits)) == expected
+        assert (few.choose(logits) if top is None else few.choose_from_top(top, lambda: logits)) == expected
 
 
 @settings(max_examples=200, deadline=None)
 @given(every_logits, samplings)
 def test_a_draw_follows_the_distribution(logits: Logits, sampling: Sampling) -> None:
-    """Token by token, largest logit first: the draw that ends where the token's probability does."""
+    """Weights count from the largest logit down, and each draw falls within the chosen token's probability."""
     sampler = Sampler(sampling, np.zeros(VOCAB, dtype=np.bool_))
     if sampling.temperature == 0:
         return
@@ -89,18 +89,18 @@ def test_a_draw_follows_the_distribution(logits: Logits, sampling: Sampling) -> 
         {"temperature": 1.0, "top_k": 3, "repetition_penalty": 1.2},
     ],
 )
-def test_what_lies_within_the_candidates_reads_no_logits(settings_: dict[str, float]) -> None:
+def test_a_choice_within_the_top_logits_reads_no_others(settings_: dict[str, float]) -> None:
     logits = -np.sqrt(np.arange(VOCAB, dtype=np.float32)) * 3 + 4
     seen = np.zeros(VOCAB, dtype=np.bool_)
     seen[[0, 30]] = True
     sampler = Sampler(Sampling(**settings_, seed=0), seen)  # type: ignore[arg-type]
     for _ in range(50):
-        candidates = rows_of(logits, sampler, 0.0)
-        assert candidates is not None
-        assert sampler.choose_among(candidates, unread) < HELD
+        top = top_logits_of(logits, sampler, 0.0)
+        assert top is not None
+        assert sampler.choose_from_top(top, unread) < TOP
 
 
-def test_a_draw_beyond_the_candidates_reads_the_logits_once() -> None:
+def test_a_draw_beyond_the_top_logits_reads_all_logits_once() -> None:
     logits, read = np.zeros(VOCAB, dtype=np.float32), []
     sampler = Sampler(Sampling(temperature=1.0, seed=0), np.zeros(VOCAB, dtype=np.bool_))
 
@@ -108,14 +108,14 @@ def test_a_draw_beyond_the_candidates_reads_the_logits_once() -> None:
         read.append(1)
         return logits
 
-    candidates = rows_of(logits, sampler, 0.0)
-    assert candidates is not None
-    tokens = [sampler.choose_among(candidates, read_logits) for _ in range(600)]
-    assert len(read) == sum(token >= HELD for token in tokens)
-    assert abs(len(read) / 600 - (1 - HELD / VOCAB)) < 0.06
+    top = top_logits_of(logits, sampler, 0.0)
+    assert top is not None
+    tokens = [sampler.choose_from_top(top, read_logits) for _ in range(600)]
+    assert len(read) == sum(token >= TOP for token in tokens)
+    assert abs(len(read) / 600 - (1 - TOP / VOCAB)) < 0.06
 
 
-def test_large_vocabularies_are_sorted_as_far_as_it_takes() -> None:
+def test_large_vocabularies_are_sorted_only_as_far_as_needed() -> None:
     logits = np.random.default_rng(0).normal(0, 1, 20000).astype(np.float32)
     sampler = Sampler(Sampling(temperature=1.5, seed=0), np.zeros(20000, dtype=np.bool_))
     probabilities, order = sampler.probabilities(logits), np.argsort(-logits, kind="stable")
@@ -125,7 +125,7 @@ def test_large_vocabularies_are_sorted_as_far_as_it_takes() -> None:
         assert sampler.choose(logits) == order[place]
 
 
-def test_logits_that_are_no_numbers_are_refused() -> None:
+def test_nan_logits_are_refused() -> None:
     logits = np.zeros(VOCAB, dtype=np.float32)
     logits[3] = np.nan
     sampler = Sampler(Sampling(temperature=1.0, seed=0), np.zeros(VOCAB, dtype=np.bool_))
