@@ -1,8 +1,8 @@
-"""A ``Progress`` that keeps what it is told."""
+"""A ``Progress`` for tests that records every report."""
 
 
 class Recorder:
-    """Records units done, the total and the stage's name at each new stage and each advance."""
+    """Record of the units done, the total and the current stage, at each new stage and each advance."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[int, int, str]] = []

@@ -59,7 +59,7 @@ def test_biases_and_tying_survive(tmp_path: Path, tied: bool, bias: bool) -> Non
 
 
 def fill_biases(checkpoint: Path) -> None:
-    """Biases start at zero, where they would hide: give them values."""
+    """Give biases random values: they are initialized to zero, which would hide a missing one."""
     model = load_model(checkpoint)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -74,7 +74,7 @@ def test_half_precision_checkpoints_convert(tmp_path: Path) -> None:
     assert relative_l2(package_logits(tmp_path / "package"), torch_logits(checkpoint)) < 1e-5
 
 
-def test_manifest_says_what_is_inside(package: Path, liger_checkpoint: Path) -> None:
+def test_manifest_describes_the_package(package: Path, liger_checkpoint: Path) -> None:
     values = json.loads((package / "manifest.json").read_text())
     assert values["format_version"] == FORMAT_VERSION
     assert (values["precision"]["weights"], list(values["graphs"]), values["adapters"]) == ("fp32", ["stock"], [])
@@ -86,7 +86,7 @@ def test_manifest_says_what_is_inside(package: Path, liger_checkpoint: Path) -> 
     assert read_manifest(package).config == json.loads((liger_checkpoint / "config.json").read_text())
 
 
-def test_text_ends_where_the_generation_config_says(checkpoint_copy: Path, tmp_path: Path) -> None:
+def test_end_tokens_come_from_the_generation_config(checkpoint_copy: Path, tmp_path: Path) -> None:
     edit_json(checkpoint_copy / "generation_config.json", eos_token_id=[0, 105])
     manifest = convert(checkpoint_copy, tmp_path / "package")
     assert manifest.model_config.eos_token_ids == (0, 105)
@@ -133,7 +133,7 @@ def test_killed_convert_leaves_no_package_and_the_next_one_works(
     os.kill(process.pid, how)
     try:
         process.wait(timeout=0.7)
-    except subprocess.TimeoutExpired:  # Python drops what is raised inside a destructor: interrupt again, as people do
+    except subprocess.TimeoutExpired:  # Python ignores exceptions raised in a destructor: interrupt again, as users do
         os.kill(process.pid, how)
     assert process.wait() != 0
     assert not output.exists()

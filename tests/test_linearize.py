@@ -12,7 +12,7 @@ from liger_export.linearize import LinearizeSettings, linearize
 from tests.tiny import config_of, edit_json, write_base
 
 
-def test_weights_and_tokenizer_are_the_bases_own_bytes(tmp_path: Path) -> None:
+def test_weights_and_tokenizer_are_copied_byte_for_byte(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     config = linearize(str(base), tmp_path / "liger", LinearizeSettings(window_size=16))
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -36,7 +36,7 @@ def test_sharded_checkpoints_keep_their_shards(tmp_path: Path) -> None:
     assert names == set(load_file(base / "model.safetensors"))
 
 
-def test_lolcats_feature_maps_are_written_beside_the_bases_weights_as_the_identity(tmp_path: Path) -> None:
+def test_lolcats_feature_maps_are_added_as_the_identity(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     linearize(str(base), tmp_path / "liger", LinearizeSettings(mixer="lolcats"))
     shards = sorted(path.name for path in (tmp_path / "liger").glob("*.safetensors"))
@@ -50,7 +50,7 @@ def test_lolcats_feature_maps_are_written_beside_the_bases_weights_as_the_identi
     open_liger(tmp_path / "liger")
 
 
-def test_options_of_the_mixer_are_written_and_others_take_the_papers_values(tmp_path: Path) -> None:
+def test_mixer_options_are_written_and_default_to_the_papers_values(tmp_path: Path) -> None:
     base = str(write_base(tmp_path / "base"))
     settings = LinearizeSettings(mixer="gsa", num_slots=4, gate_normalizer=8.0, recurrent_weight=0.25, window_size=16)
     config = linearize(base, tmp_path / "gsa", settings)
@@ -62,9 +62,9 @@ def test_options_of_the_mixer_are_written_and_others_take_the_papers_values(tmp_
 @pytest.mark.parametrize(
     ("base", "settings", "layers", "window"),
     [
-        ({}, LinearizeSettings(keep_softmax_every=3), (2, 5, 8), 256),  # no more than the model's context
+        ({}, LinearizeSettings(keep_softmax_every=3), (2, 5, 8), 256),  # bounded by the model's context
         ({}, LinearizeSettings(keep_softmax_every=8, softmax_window=48), (7,), 48),
-        ({"sliding_window": 100}, LinearizeSettings(keep_softmax_every=8), (7,), 100),  # nor than the base's window
+        ({"sliding_window": 100}, LinearizeSettings(keep_softmax_every=8), (7,), 100),  # bounded by the base's window
     ],
 )
 def test_every_nth_layer_keeps_softmax_in_a_bounded_window(
@@ -89,7 +89,7 @@ def test_every_nth_layer_keeps_softmax_in_a_bounded_window(
         (LinearizeSettings(window_size=0), "window_size is 0"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(settings: LinearizeSettings, words: str, tmp_path: Path) -> None:
+def test_contradictory_settings_are_refused(settings: LinearizeSettings, words: str, tmp_path: Path) -> None:
     with pytest.raises(LigerExportError, match=words):
         linearize(str(write_base(tmp_path / "base")), tmp_path / "liger", settings)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -97,12 +97,12 @@ def test_settings_that_do_not_go_together_are_refused(settings: LinearizeSetting
 
 @pytest.mark.parametrize("name", ["gate_normalizer", "recurrent_weight"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_numbers_that_make_no_sense_are_refused_as_the_setting_they_are(name: str, value: float) -> None:
+def test_invalid_numbers_are_refused_by_the_name_of_their_setting(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"^{name} is {value}. It must be a number greater than zero"):
         LinearizeSettings(**{name: value})
 
 
-def test_a_window_wider_than_the_bases_own_is_refused(tmp_path: Path) -> None:
+def test_a_window_wider_than_that_of_the_base_is_refused(tmp_path: Path) -> None:
     base = str(write_base(tmp_path / "base", backbone="mistral", sliding_window=32))
     with pytest.raises(InputError, match=r"sliding window of 32 keys in layer 0.*at most 32"):
         linearize(base, tmp_path / "liger", LinearizeSettings(window_size=64))
@@ -139,7 +139,7 @@ def test_unsupported_bases_leave_no_output(tmp_path: Path, changes: dict[str, ob
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a directory"):
         linearize(str(tmp_path / "nowhere"), tmp_path / "liger")
     (tmp_path / "empty").mkdir()

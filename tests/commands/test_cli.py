@@ -1,4 +1,4 @@
-"""The commands as a user runs them: exit codes, messages, outputs."""
+"""The command line as users run it: exit codes, messages and outputs."""
 
 import io
 import json
@@ -21,7 +21,7 @@ SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "benc
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     returncode: int
     stdout: str
@@ -29,7 +29,7 @@ class Result:
 
 
 def liger_export(*arguments: object, columns: int = 160) -> Result:
-    """A command in this process, which has imported what a new one would need seconds for."""
+    """Run a command in this process, which saves the seconds that imports take in a new one."""
     handlers = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM)}
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
@@ -46,14 +46,14 @@ def liger_export(*arguments: object, columns: int = 160) -> Result:
 
 
 def in_a_process(*arguments: object) -> Result:
-    """A command as a terminal starts it."""
+    """Run a command in its own process, as a shell does."""
     command = [sys.executable, "-m", "liger_export", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return Result(done.returncode, done.stdout, done.stderr)
 
 
 def assert_refused(result: Result, *words: str) -> None:
-    """Exit code 2, the cause and the fix on standard error, no traceback."""
+    """Assert exit code 2, and cause and fix on standard error without a traceback."""
     assert result.returncode == 2, result.stderr
     assert "error:" in result.stderr
     assert "fix:" in result.stderr
@@ -143,7 +143,7 @@ def test_a_bfloat16_package_is_made_noted_and_refused_without_a_gpu(checkpoint_c
     assert "bfloat16" in liger_export("inspect", package).stdout
 
 
-def test_text_may_be_cut_by_its_reader(package: Path) -> None:
+def test_a_reader_may_close_the_output_early(package: Path) -> None:
     command = f"{sys.executable} -m liger_export run {package} def -n 2000 --temperature 1 --seed 0 | head -c 1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert result.stdout == "d"
@@ -158,7 +158,7 @@ def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) ->
     assert "state per session" in result.stdout
 
 
-def test_inspect_shows_what_was_measured_of_memory(package_copy: Path) -> None:
+def test_inspect_shows_measured_memory_growth(package_copy: Path) -> None:
     assert "not measured yet" in " ".join(liger_export("inspect", package_copy).stdout.split())
     measured = {"from_token": 64, "to_token": 5000, "bytes_grown": 0, "bytes_per_token": 0.0, "onnxruntime": "1.32.0"}
     edit_json(package_copy / "manifest.json", memory=measured)
@@ -201,7 +201,7 @@ def test_bench_refuses_before_it_measures(package: Path, arguments: tuple[str, .
     assert_refused(liger_export("bench", package, *arguments), *words)
 
 
-def test_build_engine_says_what_it_built_and_run_what_is_missing(package: Path, tmp_path: Path) -> None:
+def test_build_engine_describes_the_engine_and_run_names_what_is_missing(package: Path, tmp_path: Path) -> None:
     refused = liger_export("build-engine", package, "--sm", "90", "-o", tmp_path / "engine")
     assert_refused(refused, "sm90", "It builds for: 80, 86, 89, 120, 121")
     command = ("build-engine", package, "--sm", "86, 89", "--sm", "120", "--chunk", 32, "--check-tokens", 24)

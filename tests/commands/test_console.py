@@ -3,7 +3,7 @@ import pytest
 from liger_export.commands.console import interrupt, print_error, raise_swallowed_interrupt
 
 
-def test_an_interrupt_that_something_swallowed_is_raised_once_more() -> None:
+def test_a_swallowed_interrupt_is_raised_again() -> None:
     raise_swallowed_interrupt()
     with pytest.raises(KeyboardInterrupt):
         interrupt()
