@@ -110,18 +110,12 @@ def chunkwise(
     cos, sin, position_ids = (tensor.contiguous() for tensor in positions)
     counts = (position_ids >= 0).sum(1, dtype=torch.int32)
     memory, *window = state
-    heads, head_dim, padded = (batch, shape.num_key_value_heads), shape.head_dim, length + -length % CHUNK
-
-    features, gates = (query.new_empty(*heads, padded, head_dim, dtype=torch.float32) for _ in range(2))
-    decayed_keys, rotated_keys = (query.new_empty(*heads, padded, head_dim) for _ in range(2))
-    block_gates = features.new_empty(*heads, padded // BLOCK, head_dim)
-    entering = features.new_empty(*heads, padded // CHUNK, head_dim, head_dim)
+    lengths = (length, length + -length % CHUNK)
+    prepared, rotated_keys, entering = _chunkwise_buffers(shape, query, lengths[1])
+    _, _, decayed_keys, block_gates = prepared
     output = query.new_empty(batch, length, width)
     next_memory, *next_window = (torch.empty_like(tensor) for tensor in state)
-
     query_strides, key_strides, value_strides = (part.stride()[:2] for part in projections)
-    lengths = (length, padded)
-    prepared = (features, gates, decayed_keys, block_gates)
     arguments = {
         prepare_kernel: (
             *(key, cos, sin, counts, *prepared, rotated_keys),
@@ -129,7 +123,7 @@ def chunkwise(
         ),
         pass_kernel: (
             *(value, decayed_keys, block_gates, counts, memory, entering, next_memory),
-            *(*value_strides, padded),
+            *(*value_strides, lengths[1]),
         ),
         window_kernel: (
             *(query, value, rotated_keys, cos, sin, position_ids, counts, *window, output),
@@ -147,6 +141,16 @@ def chunkwise(
     for (kernel, tensors), plan in zip(arguments.items(), chunkwise_plans(shape).values(), strict=True):
         kernel[plan.programs(batch, length)](*tensors, **plan.constants, **plan.options)
     return output, next_memory, *next_window
+
+
+def _chunkwise_buffers(shape: AttentionShape, query: Tensor, padded: int) -> tuple[Tensors, Tensor, Tensor]:
+    """Allocate the other results of ``prepare_kernel``, the rotated keys, and the state at the start of each chunk."""
+    heads, head_dim = (len(query), shape.num_key_value_heads), shape.head_dim
+    features, gates = (query.new_empty(*heads, padded, head_dim, dtype=torch.float32) for _ in range(2))
+    decayed_keys, rotated_keys = (query.new_empty(*heads, padded, head_dim) for _ in range(2))
+    block_gates = features.new_empty(*heads, padded // BLOCK, head_dim)
+    entering = features.new_empty(*heads, padded // CHUNK, head_dim, head_dim)
+    return (features, gates, decayed_keys, block_gates), rotated_keys, entering
 
 
 def oldest_first(window: Tensor, seen: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tests.kernels.cases import (
 )
 from tests.ops.cases import Case, assert_equal
 
+
 HALVES = [dtype for dtype in DTYPES if dtype != torch.float32]
 in_place_or_not = pytest.mark.parametrize("in_place", [False, True], ids=["oldest-first", "ring"])
 
@@ -40,6 +41,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     assert names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(
@@ -59,6 +61,7 @@ def test_steps_equal_the_naive_reference_past_the_windows_edge(case: Case, dtype
     assert_equal(run(case, inputs, dtype, range(1, length), in_place=in_place), expected, BOUNDS[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_steps_follow_a_prompt_read_by_the_chunkwise_kernels(head_dim: int) -> None:

@@ -20,6 +20,7 @@ from tests.ops.cases import Case, assert_equal
 from tests.tiny import relative_l2
 
 
+@pytest.mark.slow
 @every_mixer
 @every_dtype
 def test_a_sequence_equals_the_naive_reference(mixer: str, dtype: torch.dtype) -> None:
@@ -28,6 +29,7 @@ def test_a_sequence_equals_the_naive_reference(mixer: str, dtype: torch.dtype) -
     assert_equal(run(case, inputs, dtype), expected, BOUNDS[dtype])
 
 
+@pytest.mark.slow
 @every_mixer
 @pytest.mark.parametrize("cuts", [(5, 6, 7), (16, 48), (1, 66)], ids=str)
 def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: tuple[int, ...]) -> None:
@@ -37,6 +39,7 @@ def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: 
     assert_equal(run(case, inputs, torch.float32, cuts), expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -52,6 +55,7 @@ def test_shapes(case: Case) -> None:
     assert_equal(run(case, inputs, torch.float32), expected, 1e-5)
 
 
+@pytest.mark.slow
 @every_mixer
 def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
     case = Case(mixer, head_dim=32, window_size=4)
@@ -59,6 +63,7 @@ def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
     assert_equal(run(case, inputs, torch.float32), expected, 1e-5)
 
 
+@pytest.mark.slow
 @every_mixer
 def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
     case = Case(mixer, head_dim=32, window_size=24)

@@ -27,7 +27,7 @@ def test_gated_silu_equals_its_definition(dtype: torch.dtype, width: int) -> Non
     assert float((gated.double() - expected).norm() / expected.norm()) < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
-@pytest.mark.parametrize("width", [1, 100, 2048, 5000, 300_000])
+@pytest.mark.parametrize("width", [1, 100, 2048, 5000, pytest.param(300_000, marks=pytest.mark.slow)])
 def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
     logits = torch.randint(-50, 50, (4, width), device=DEVICE).float()
     logits[0] = float("-inf")

@@ -57,6 +57,7 @@ def test_equal_logits_are_sorted_by_token(distinct: int) -> None:
     assert_top_logits(top_logits_of(logits, 1.0), logits, 1.0)
 
 
+@pytest.mark.slow
 def test_infinite_logits_and_more_lists_than_a_program_merges() -> None:
     logits = np.random.default_rng(0).normal(0, 3, (1, 1, 8192 * 32 + 5000)).astype(np.float32)
     logits[..., 7:] = -np.inf
