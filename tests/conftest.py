@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny Liger checkpoint, an adapter for it, and its package, each made once."""
+"""Shared fixtures: a tiny Liger checkpoint, an adapter for it and its package."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by peft too: kernels then run on numpy
+    os.environ["TRITON_INTERPRET"] = "1"  # set before peft imports Triton: kernels then run on numpy
 
 from peft import LoraConfig, get_peft_model
 
@@ -26,7 +26,7 @@ from liger_export.convert import convert
 from liger_export.export import trace
 from tests.tiny import load_model, write_liger
 
-torch.set_num_threads(1)  # the models are so small that threads cost more than they give
+torch.set_num_threads(1)  # threads slow down models of this size
 
 
 COMPILED = "compiled"
@@ -34,12 +34,12 @@ COMPILED = "compiled"
 
 @pytest.fixture
 def ran_code(record_property: Callable[[str, object], None]) -> Callable[[str, bytes], None]:
-    """Call it with a name and the compiled code that a test runs: its SHA-256 goes into the test's report."""
+    """Function that takes a name and the compiled code that a test runs, and adds its SHA-256 to the test report."""
     return lambda name, code: record_property(COMPILED, f"{hashlib.sha256(code).hexdigest()} {name}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List the compiled code that tests ran, and whether all of them passed."""
+    """List the compiled code that tests ran, and whether all tests with it passed."""
     outcomes: dict[str, set[str]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
@@ -47,14 +47,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 if name == COMPILED and report.when == "call":
                     outcomes.setdefault(str(code), set()).add(outcome)
     if outcomes:
-        terminalreporter.section("compiled code that was run, by SHA-256")
+        terminalreporter.section("compiled code that tests ran, by SHA-256")
     for code, results in sorted(outcomes.items(), key=lambda pair: pair[0].split(" ", 1)[1]):
         terminalreporter.write_line(f"{'failed' if 'failed' in results else 'passed'} {code}")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def traced_once() -> Iterator[None]:
-    """PyTorch's exporter takes seconds: a model that several tests convert is traced for the first of them."""
+    """Trace each model only once, because PyTorch's exporter takes seconds."""
     traced: dict[str, ir.Model] = {}
 
     def copied(config: LigerConfig, values: dict[str, Any], activations: str = "float32") -> ir.Model:
@@ -74,7 +74,7 @@ def liger_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As much as ``validate`` reads at least, for the tiny models' tokenizer of bytes."""
+    """A text of the minimum length for ``validate``; the tiny models have one token per byte."""
     path = tmp_path_factory.mktemp("text") / "random.txt"
     path.write_text("".join(Random(0).choices(string.printable, k=4200)))
     return path
@@ -82,7 +82,7 @@ def random_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter(liger_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA adapter with random factors that change the model clearly."""
+    """A LoRA adapter with large random factors."""
     directory = tmp_path_factory.mktemp("tiny") / "adapter"
     torch.manual_seed(1)
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)
@@ -100,11 +100,11 @@ def package(liger_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def package_copy(package: Path, tmp_path: Path) -> Path:
-    """A package that a test may damage."""
+    """A copy of the package that a test may modify."""
     return Path(shutil.copytree(package, tmp_path / "package"))
 
 
 @pytest.fixture
 def checkpoint_copy(liger_checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
+    """A copy of the checkpoint that a test may modify."""
     return Path(shutil.copytree(liger_checkpoint, tmp_path / "liger"))

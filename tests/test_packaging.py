@@ -1,11 +1,10 @@
-"""What a wheel installs."""
+"""The contents of the wheel and of the sdist."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.compiled import HAS_TRITON_3_9, NEEDS_TRITON_3_9, prebuilt
+from tests.once import made_once
 from tests.tiny import Shape, write_liger
 
 ROOT = Path(__file__).parents[1]
 OURS = ("cli.py", "kernels", "liger_export", "plugins", "pyproject.toml", "LICENSE", "README.md", ".gitignore")
 CONVERT = """
 import sys
-sys.modules["triton"] = None  # as if it were not installed
+sys.modules["triton"] = None  # importing it fails, as if it were not installed
 from pathlib import Path
 import liger_export
 from liger_export.convert import convert
@@ -30,43 +30,49 @@ convert(Path(sys.argv[2]), Path(sys.argv[3]), lowering="fused", targets=("sm_90"
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sdist, and a wheel built from it, as pip would, with compiled kernels of one shape where Triton is there."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "prebuilt")
-    for name in OURS:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, source / name)
-    if HAS_TRITON_3_9:
-        prebuilt(source / "kernels" / "prebuilt", "sm_90")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    return out
+    """A directory with an sdist and a wheel built from it, with compiled kernels of one shape if Triton has them."""
+
+    def build(out: Path) -> None:
+        source = tmp_path_factory.mktemp("source")
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "prebuilt")
+        for name in OURS:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+            else:
+                shutil.copy(ROOT / name, source / name)
+        if HAS_TRITON_3_9:
+            prebuilt(source / "kernels" / "prebuilt", "sm_90")
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return made_once("distributions", build, tmp_path_factory)
 
 
-def test_wheel_holds_one_package_and_nothing_beside_it(distributions: Path) -> None:
+@pytest.mark.slow
+def test_the_wheel_contains_one_package_and_no_tests(distributions: Path) -> None:
     names = zipfile.ZipFile(next(distributions.glob("*.whl"))).namelist()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"liger_export"}
-    wanted = {f"liger_export/{name}" for name in ("cli.py", "kernels/__init__.py", "plugins/__init__.py", "py.typed")}
-    assert wanted <= set(names)
+    required = {f"liger_export/{name}" for name in ("cli.py", "kernels/__init__.py", "plugins/__init__.py", "py.typed")}
+    assert required <= set(names)
     has_library = "liger_export/plugins/ort/libliger_ort.so" in names
     assert has_library == (shutil.which("c++") is not None)
     assert not any("test" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON_3_9, reason=NEEDS_TRITON_3_9)
-def test_an_installed_wheel_converts_with_the_kernels_it_carries(distributions: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_converts_with_its_compiled_kernels(distributions: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(next(distributions.glob("*.whl"))).extractall(tmp_path / "site")
     folder = tmp_path / "site" / "liger_export" / "kernels" / "prebuilt"
     manifest = json.loads((folder / "manifest.json").read_text())
     hashes = {kernel["sha256"]["cubin"] for kernel in manifest["kernels"].values()}
     assert {path.stem for path in folder.glob("*.cubin")} == hashes
     checkpoint = write_liger(tmp_path / "liger", Shape(2, 1, head_dim=32, window=16))
-    # Without the site module: an editable install's import hook would find the repository before PYTHONPATH.
+    # -S disables the site module: the import hook of an editable install would find the repository first.
     command = [sys.executable, "-S", "-c", CONVERT, *map(str, (tmp_path / "site", checkpoint, tmp_path / "package"))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), sysconfig.get_path("purelib")])}
+    libraries = [path for path in sys.path if path and Path(path).resolve() != ROOT]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *libraries])}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     graph = (tmp_path / "package" / "model.cuda.onnx").read_bytes()
@@ -76,7 +82,8 @@ def test_an_installed_wheel_converts_with_the_kernels_it_carries(distributions: 
     assert all((folder / f"{step}.cubin").read_bytes() in graph for step in steps)
 
 
-def test_sdist_holds_the_source_as_it_lies_in_the_repository(distributions: Path) -> None:
+@pytest.mark.slow
+def test_the_sdist_has_the_layout_of_the_repository(distributions: Path) -> None:
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert "plugins/ort/library.cpp" in names
@@ -84,8 +91,8 @@ def test_sdist_holds_the_source_as_it_lies_in_the_repository(distributions: Path
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
-def test_without_a_compiler_the_library_is_left_out(tmp_path: Path) -> None:
-    """CMake finds nothing but itself and a make."""
+def test_the_build_omits_the_library_without_a_compiler(tmp_path: Path) -> None:
+    """Run CMake with a PATH that contains only cmake, make and uname."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("cmake", "make", "uname"):

@@ -1,4 +1,4 @@
-"""Tiny random models for tests: bases of a few thousand parameters and everything made from them."""
+"""Tiny random models for tests: base checkpoints of a few thousand parameters, and Liger checkpoints of them."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ BACKBONES: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What the property tests vary: head counts, head size and window, odd sizes included."""
+    """The sizes that property tests vary."""
 
     heads: int = 4
     key_value_heads: int = 2
@@ -47,7 +47,7 @@ class Shape:
     def base_values(self) -> dict[str, Any]:
         return {
             "vocab_size": VOCABULARY,
-            "hidden_size": 6 * self.heads,  # the backbones' own configs refuse one that heads do not divide
+            "hidden_size": 6 * self.heads,  # transformers requires a multiple of the number of heads
             "intermediate_size": 40,
             "num_hidden_layers": 2,
             "num_attention_heads": self.heads,
@@ -61,7 +61,7 @@ class Shape:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One token a byte, and an end-of-text token that opens every text."""
+    """Tokenizer with one token per byte, and an end-of-text token at the start of every text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({END_OF_TEXT: 0, **{c: i + 1 for i, c in enumerate(alphabet)}}, []))
     tokenizer.add_special_tokens([END_OF_TEXT])
@@ -76,10 +76,10 @@ def byte_tokenizer() -> Tokenizer:
 def write_base(
     directory: Path, shape: Shape | None = None, *, backbone: str = "llama", seed: int = 0, **overrides: Any
 ) -> Path:
-    """A random checkpoint of a backbone, with a tokenizer; biases and norms are random too."""
+    """Write a random checkpoint of a backbone with a tokenizer. Biases and norms are random too."""
     torch.manual_seed(seed)
     values = {**(shape or Shape()).base_values, **overrides}
-    if backbone == "qwen2":  # it has no head size of its own
+    if backbone == "qwen2":  # its config has no head_dim
         values["hidden_size"] = values["num_attention_heads"] * values.pop("head_dim")
     config_class, model_class = BACKBONES[backbone]
     model = model_class(config_class(**values))
@@ -101,7 +101,7 @@ def write_liger(
     seed: int = 0,
     **overrides: Any,
 ) -> Path:
-    """A random Liger checkpoint, made from a random base by ``linearize``; the window is the shape's."""
+    """Write a random Liger checkpoint with ``linearize``; the window size is that of ``shape``."""
     shape = shape or Shape()
     base = directory.with_name(directory.name + "-base")
     write_base(base, shape, backbone=backbone, seed=seed, **overrides)
@@ -124,7 +124,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def relative_l2(measured: torch.Tensor, reference: torch.Tensor) -> float:
-    """|measured - reference| / |reference| in the 2-norm; 0 if both are zero."""
+    """Relative L2 error |measured - reference| / |reference|; the absolute error if the reference is zero."""
     measured, reference = measured.detach().double(), reference.detach().double()
     error, norm = float((measured - reference).norm()), float(reference.norm())
     return error / norm if norm else error
