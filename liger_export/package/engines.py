@@ -33,7 +33,7 @@ LOG_FILE = "build.log"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecord:
-    """How an engine directory was built.
+    """The build record of an engine directory.
 
     Attributes:
         backend: a key of ``BACKENDS``.
