@@ -8,7 +8,7 @@ import typer
 from liger_export.commands.console import exporter, progress_bar, show
 from liger_export.commands.options import Overwrite, PackageArgument, split_names
 from liger_export.commands.tables import engine_rows, summary_table
-from liger_export.package.engines import BACKENDS, CHECK_TOKENS, CHUNK, TENSORRT_RTX
+from liger_export.package.engines import BACKENDS, CHECK_TOKENS, PREFILL_TOKENS, TENSORRT_RTX
 from liger_export.precision import FLOATS
 
 __all__ = ["build_engine"]
@@ -30,7 +30,7 @@ def build_engine(
     activations: Annotated[str, typer.Option(help=f"Activations: {', '.join(FLOATS)}; state is float32.")] = "fp16",
     chunk: Annotated[
         int, typer.Option(min=0, help="Tokens per prefill call, a multiple of 16; 0 builds no prefill graph.")
-    ] = CHUNK,
+    ] = PREFILL_TOKENS,
     check_tokens: Annotated[
         int,
         typer.Option(

@@ -17,10 +17,10 @@ from liger_export.package import MANIFEST_FILE, PORTABLE, STOCK, Manifest, read_
 from liger_export.package.engines import (
     BACKENDS,
     CHECK_TOKENS,
-    CHUNK,
-    LAYERS,
+    LAYERS_SUFFIX,
     LOG_FILE,
     ONNX,
+    PREFILL_TOKENS,
     TENSORRT_RTX,
     EngineRecord,
     graph_names,
@@ -48,7 +48,7 @@ class EngineSettings:
     backend: str = TENSORRT_RTX
     targets: tuple[str, ...] = ()
     activations: str = "fp16"
-    chunk: int = CHUNK
+    chunk: int = PREFILL_TOKENS
     check_tokens: int = CHECK_TOKENS
 
     def check(self) -> None:
@@ -201,7 +201,7 @@ class _Build:
             built = backend.library.build_graph(
                 graph_file, engine_file, record.targets, expected_io(typed, length), log
             )
-            (folder / (name + LAYERS)).write_text(json.dumps(built.layers, indent=1) + "\n", encoding="utf-8")
+            (folder / (name + LAYERS_SUFFIX)).write_text(json.dumps(built.layers, indent=1) + "\n", encoding="utf-8")
             graphs[name] = {"seconds": round(built.seconds, 3), "bytes": built.nbytes}
         (folder / LOG_FILE).write_text("".join(f"{line}\n" for line in log), encoding="utf-8")
         return graphs

@@ -10,10 +10,10 @@ from typing import Any
 __all__ = [
     "BACKENDS",
     "CHECK_TOKENS",
-    "CHUNK",
-    "LAYERS",
+    "LAYERS_SUFFIX",
     "LOG_FILE",
     "ONNX",
+    "PREFILL_TOKENS",
     "TENSORRT",
     "TENSORRT_RTX",
     "EngineRecord",
@@ -24,10 +24,10 @@ ONNX = "onnx"
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
 BACKENDS = {ONNX: ".onnx", TENSORRT_RTX: ".engine", TENSORRT: ".engine"}  # with the suffix of their files
-CHUNK = 128  # tokens per prefill call
+PREFILL_TOKENS = 128  # tokens per prefill call
 CHECK_TOKENS = 192  # tokens on which the graphs are compared with their package
 STEP, PREFILL = "step", "prefill"
-LAYERS = ".layers.json"
+LAYERS_SUFFIX = ".layers.json"
 LOG_FILE = "build.log"
 
 
