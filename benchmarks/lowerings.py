@@ -2,7 +2,8 @@
 
     python benchmarks/lowerings.py PACKAGE
 
-PACKAGE needs a fused graph (``convert --lowering fused``). Prints the median and, in parentheses, the 10th to 90th percentile.
+PACKAGE needs a fused graph (``convert --lowering fused``). Prints the median and, in parentheses, the 10th to 90th
+percentile.
 """
 
 import argparse

@@ -20,7 +20,6 @@ from tests.kernels.cases import (
 )
 from tests.ops.cases import Case, assert_equal
 
-
 HALVES = [dtype for dtype in DTYPES if dtype != torch.float32]
 in_place_or_not = pytest.mark.parametrize("in_place", [False, True], ids=["oldest-first", "ring"])
 
