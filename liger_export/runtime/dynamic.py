@@ -61,6 +61,7 @@ class DynamicExecutor:
         self.lowering = lowering
         self.device = device
         self._manifest = manifest
+        self._capture = capture
         self._vocab_size = manifest.model_config.vocab_size
         self._logits = new_buffer(device, (1, 1, self._vocab_size), "float32")
         # Only fused graphs compute the argmax and the top logits.
@@ -110,12 +111,11 @@ class DynamicExecutor:
         chunk = PREFILL_CHUNK[self.device]
         for start in range(0, len(tokens), chunk):
             piece = tokens[start : start + chunk]
-            turn = self._state.turn
             if len(piece) == 1:
-                call = self._steps[turn]
+                call = self._steps[self._state.turn]
             else:
                 text = new_buffer(self.device, (2, len(piece)), "int64")
-                call = self._bind(text, turn, self._logits, keep=1)
+                call = self._bind(text, self._state.turn, self._logits, keep=1)
             self._run(call, piece)
 
     def read_with_all_logits(self, tokens: Tokens) -> Logits:
@@ -140,7 +140,8 @@ class DynamicExecutor:
 
     def fresh(self) -> "DynamicExecutor":
         """See ``Executor``."""
-        return DynamicExecutor(self.model, self._manifest, lowering=self.lowering, device=self.device)
+        lowering, device, capture = self.lowering, self.device, self._capture
+        return DynamicExecutor(self.model, self._manifest, lowering=lowering, device=device, capture=capture)
 
     def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
         """See ``Executor``.

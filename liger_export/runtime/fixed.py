@@ -162,7 +162,8 @@ class FixedExecutor:
             for entry in self._manifest.state
             if length > 1 and entry.past_name in self._in_place
         }
-        for past, present in (self._state.sets, reversed(self._state.sets)):
+        first, second = self._state.sets
+        for past, present in ((first, second), (second, first)):
             copies = []
             tensors = {"input_ids": call.tokens, "position_ids": call.positions, "logits": call.logits}
             for entry, old, new in zip(self._manifest.state, past, present, strict=True):
