@@ -38,6 +38,7 @@ def session(bf16_package: Path) -> Session:
     return open_emulated(bf16_package)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_each_mixers_error_is_small_and_not_below_one_rounding(mixer: str, tmp_path: Path) -> None:
     settings = LinearizeSettings(mixer=mixer, keep_softmax_every=2, softmax_window=20)

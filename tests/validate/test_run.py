@@ -96,11 +96,16 @@ def test_short_text_and_small_settings_are_refused(package: Path, liger_checkpoi
         validate(package, liger_checkpoint, ValidationSettings(memory_tokens=127))
 
 
+FAST = [("gla", Precision(weights="fp16")), ("gla", Precision(weights="int4"))]
 FEWER_BITS = [(mixer, Precision(weights=weights)) for mixer in MIXERS for weights in ("fp16", "bf16", "int8", "int4")]
 FEWER_BITS += [("gla", Precision(weights="int4", activation_precision=half)) for half in ("fp16", "bf16")]
 
 
-@pytest.mark.parametrize(("mixer", "precision"), FEWER_BITS, ids=str)
+@pytest.mark.parametrize(
+    ("mixer", "precision"),
+    [pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow]) for case in FEWER_BITS],
+    ids=str,
+)
 def test_packages_with_fewer_bits_have_their_own_bounds(mixer: str, precision: Precision, tmp_path: Path) -> None:
     settings = LinearizeSettings(mixer=mixer)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
