@@ -17,7 +17,7 @@ __all__ = ["Generation", "GenerationSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSettings:
-    """How to continue a text.
+    """Settings of one continuation of a text.
 
     Attributes:
         max_new_tokens: Largest number of tokens to choose.

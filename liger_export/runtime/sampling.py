@@ -21,7 +21,7 @@ TEMPERATURE_RANGE = (1e-30, 1e30)  # temperatures that can divide float32 logits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to choose tokens. The default is greedy. Filters apply in the order listed.
+    """Settings for choosing tokens. The default is greedy. Filters apply in the order listed.
 
     Attributes:
         repetition_penalty: Divides positive and multiplies negative logits of tokens that are already in the text

@@ -1,4 +1,4 @@
-"""How a session drives engines: addresses, turns, padding. These fake engines count tokens."""
+"""Sessions that drive engines: addresses, turns, padding. The fake engines here count tokens."""
 
 import sys
 from collections.abc import Sequence
