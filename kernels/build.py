@@ -55,22 +55,6 @@ class Build:
     kernels: dict[str, dict[str, Any]]
     cubins: dict[str, bytes]
 
-    def require(self, shape: AttentionShape, target: str) -> None:
-        """Check that these kernels fit a layer and a GPU.
-
-        Raises:
-            KernelError: the kernels were built for another shape or target.
-        """
-        for what, asked, built in (
-            *((name, value, getattr(self.shape, name)) for name, value in asdict(shape).items()),
-            ("target", target, self.target),
-        ):
-            if asked != built:
-                raise KernelError(
-                    f"The kernels in {self.directory} were built for {what} {built}, not {asked}.",
-                    "Build them for this layer and GPU: liger_export.kernels.build.build_kernels.",
-                )
-
 
 def build_kernels(
     shape: AttentionShape,

@@ -63,7 +63,7 @@ def test_a_second_folder_has_the_same_bytes(folder: Path, tmp_path: Path) -> Non
 def test_without_triton_they_are_found_and_others_refused(folder: Path) -> None:
     found = find_build(PREBUILT_SHAPE, "sm_90", folder=folder)
     assert found is not None
-    found.require(PREBUILT_SHAPE, "sm_90")
+    assert (found.shape, found.target) == (PREBUILT_SHAPE, "sm_90")
     bundle = hashlib.sha256(pack([found])).hexdigest()
     assert python(WITHOUT_TRITON, str(folder), asdict(PREBUILT_SHAPE), "sm_90") == bundle
     wide = python(WITHOUT_TRITON, str(folder), asdict(replace(PREBUILT_SHAPE, head_dim=64)), "sm_90")
