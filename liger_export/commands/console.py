@@ -146,7 +146,8 @@ def progress_bar(
     if counts:
         amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
         columns = [description, BarColumn(), amount, TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=err, transient=True, disable=not visible) as display:
+    hidden = not (visible and err.is_terminal)  # a log would get an empty line
+    with Progress(*columns, console=err, transient=True, disable=hidden) as display:
         yield ProgressBar(display, stage)
 
 

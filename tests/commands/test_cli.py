@@ -137,7 +137,7 @@ def test_a_bfloat16_package_is_made_noted_and_refused_without_a_gpu(checkpoint_c
     assert made.returncode == 0
     assert ", bf16, stock lowering" in made.stdout
     assert "note: bfloat16 runs only on a GPU" in made.stderr
-    assert_refused(liger_export("run", package, "def"), "bfloat16", "--targets", "fp16 in place of bf16")
+    assert_refused(liger_export("run", package, "def"), "bfloat16", "--targets", "fp16 instead of bf16")
     measured = liger_export("validate", package, "--reference", checkpoint_copy, "--max-tokens", 4096)
     assert "note: no GPU was used" in measured.stderr
     assert "bfloat16" in liger_export("inspect", package).stdout
@@ -192,7 +192,7 @@ def test_bench_prints_what_it_writes(package: Path, tmp_path: Path) -> None:
         (("--against", "base"), ["'base'", "hf:DIR"]),
         (("--against", "hf:/nowhere"), ["/nowhere is not a directory", "hf:DIR"]),
         (("--plot", "/nowhere/out.png"), ["/nowhere", "Create it"]),
-        (("--plot", "out.txt"), ["no kind of picture", ".png"]),
+        (("--plot", "out.txt"), ["not have the suffix of an image format", ".png"]),
         (("--json", "/nowhere/out.json"), ["/nowhere", "Create it"]),
         (("--dtype", "int8"), ["int8", "bfloat16"]),
     ],
@@ -203,7 +203,7 @@ def test_bench_refuses_before_it_measures(package: Path, arguments: tuple[str, .
 
 def test_build_engine_describes_the_engine_and_run_names_what_is_missing(package: Path, tmp_path: Path) -> None:
     refused = liger_export("build-engine", package, "--sm", "90", "-o", tmp_path / "engine")
-    assert_refused(refused, "sm90", "It builds for: 80, 86, 89, 120, 121")
+    assert_refused(refused, "sm90", "Choose from: 80, 86, 89, 120, 121")
     command = ("build-engine", package, "--sm", "86, 89", "--sm", "120", "--chunk", 32, "--check-tokens", 24)
     result = liger_export(*command, "-o", tmp_path / "engine")
     assert result.returncode == 0, result.stderr
