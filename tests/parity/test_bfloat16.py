@@ -107,7 +107,7 @@ def test_a_damaged_package_and_a_graph_for_a_gpu_are_refused(
 ) -> None:
     with pytest.raises(PackageError, match="no fused graph"):
         validate(bf16_package, liger_checkpoint, ValidationSettings(lowering="fused"))
-    with pytest.raises(EnvironmentMismatchError, match="no CUDA"):
+    with pytest.raises(EnvironmentMismatchError, match="does not support CUDA"):
         validate(bf16_package, liger_checkpoint, ValidationSettings(device="cuda"))
     damaged = Path(shutil.copytree(bf16_package, tmp_path / "package"))
     (damaged / "tokenizer.json").write_text("{}")
