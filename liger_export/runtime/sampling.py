@@ -85,7 +85,7 @@ class Sampler:
     @property
     def top_logits_temperature(self) -> float:
         """Temperature at which top logits may determine the token; 0 if they cannot or are not needed."""
-        temperature = self._sampling.temperature or 1.0  # with a penalty alone, only their order matters
+        temperature = self._sampling.temperature or 1.0  # with only a penalty, just their order matters
         # A penalty below 1 raises seen tokens, which may not be among the top logits.
         is_able = not self.is_greedy and self._sampling.repetition_penalty >= 1
         return temperature if is_able and TEMPERATURE_RANGE[0] <= temperature <= TEMPERATURE_RANGE[1] else 0.0

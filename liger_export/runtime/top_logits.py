@@ -1,4 +1,4 @@
-"""The largest logits of a vocabulary and bounds on the others. Usually they are enough to choose a token."""
+"""The largest logits of a vocabulary and bounds on the others, which usually suffice to choose a token."""
 
 from dataclasses import dataclass
 

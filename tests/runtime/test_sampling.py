@@ -27,7 +27,7 @@ def test_greedy_takes_the_most_likely(logits: Logits) -> None:
 
 
 @given(logits_strategy, st.floats(0.1, 3))
-def test_temperature_alone_is_a_softmax(logits: Logits, temperature: float) -> None:
+def test_temperature_without_filters_is_a_softmax(logits: Logits, temperature: float) -> None:
     weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     np.testing.assert_allclose(probabilities(logits, temperature=temperature), weights / weights.sum(), atol=1e-12)
 
