@@ -26,7 +26,6 @@ class MergedCheckpoint:
         """Rows ``start`` to ``stop`` of a tensor, float32."""
         rows = self.checkpoint.read_rows(name, start, stop).float()
         for adapter in self.adapters:
-            delta = adapter.delta(name, start, stop)
-            if delta is not None:
-                rows += delta
+            if name in adapter.updates:
+                rows += adapter.updates[name].rows(start, stop)
         return rows

@@ -38,9 +38,10 @@ def test_updates_of_several_adapters_are_added(liger_checkpoint: Path, adapter: 
 
 
 def test_rank_stabilized_scale(adapter_copy: Path) -> None:
-    plain = Adapter.open(adapter_copy).scale
+    plain = Adapter.open(adapter_copy).updates
     edit_json(adapter_copy / "adapter_config.json", use_rslora=True)
-    assert Adapter.open(adapter_copy).scale == pytest.approx(plain * 2**0.5)
+    for name, update in Adapter.open(adapter_copy).updates.items():
+        assert update.scale == pytest.approx(plain[name].scale * 2**0.5)
 
 
 def test_an_adapter_for_other_weights_is_rejected(adapter: Path, tmp_path: Path) -> None:
