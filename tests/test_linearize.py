@@ -160,3 +160,11 @@ def test_existing_output_is_kept(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is, or contains, an input"):
         linearize(str(base), base, overwrite=True)
     assert config_of(tmp_path / "liger").window_size == 64
+
+
+def test_a_base_whose_tied_head_differs_is_refused(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")  # an untied model ...
+    edit_json(base / "config.json", tie_word_embeddings=True)  # ... with the config of a tied one
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs.*Set tie_word_embeddings to false"):
+        linearize(str(base), tmp_path / "liger")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]

@@ -84,13 +84,21 @@ class Adapter:
         return cls(directory, updates, base)
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Check that every adapted weight exists in the checkpoint, has the right shape and is the one trained on.
+        """Check that every adapted weight is used by the model, has the right shape and is the one trained on.
 
         Raises:
-            AdapterError: the adapter was trained on another model.
+            AdapterError: the adapter was trained on another model, or adapts a tied embedding or head.
         """
         fix = "Pass an adapter that was trained on this checkpoint."
         for name, update in self.updates.items():
+            if name in checkpoint.tied:
+                raise AdapterError(
+                    f"{self.directory} adapts {name}, but the model's embedding and head are one tensor: PEFT changes "
+                    "one of them in training and both when it merges.",
+                    "Store both tensors and set tie_word_embeddings to false in config.json, or train without them.",
+                )
+            if name in checkpoint.unused:
+                raise AdapterError(f"{self.directory} adapts {name}, which the model does not use.", fix)
             if name not in checkpoint.tensors:
                 raise AdapterError(f"{self.directory} adapts {name}, which the checkpoint does not have.", fix)
             shape = checkpoint.tensors[name].shape

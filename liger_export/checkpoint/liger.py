@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liger_export.checkpoint.names import expected_tensors
 from liger_export.checkpoint.paper import translate_config, translate_tensors
 from liger_export.checkpoint.reader import Checkpoint
 from liger_export.config import MODEL_TYPES, LigerConfig, read_config_json
+from liger_export.precision import EMBEDDING, LM_HEAD
 
 __all__ = ["LigerCheckpoint", "open_liger"]
 
@@ -47,4 +49,6 @@ def open_liger(directory: Path) -> LigerCheckpoint:
         values = translate_config(values, weights.tensors)
     config = LigerConfig.from_dict(values)
     weights.check(config)
-    return LigerCheckpoint(values, config, weights)
+    unused = frozenset(weights.tensors) - set(expected_tensors(config))
+    tied = (EMBEDDING, LM_HEAD) if config.tie_word_embeddings else ()
+    return LigerCheckpoint(values, config, Checkpoint(directory, weights.tensors, tied, unused))

@@ -11,15 +11,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from liger_export.checkpoint.names import expected_tensors, is_ignored, learned_tensors
-from liger_export.config import LigerConfig
+from liger_export.config import LigerConfig, read_config_json
 from liger_export.errors import CheckpointError
+from liger_export.precision import EMBEDDING, LM_HEAD
 
 __all__ = ["Checkpoint", "TensorInfo", "open_safetensors"]
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
-HASH_BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +51,37 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint directory, read on request."""
+    """The tensors of a checkpoint directory, read on request.
+
+    Attributes:
+        directory: the checkpoint directory.
+        tensors: the stored tensors, by name.
+        tied: names of the tied embedding and head; empty if they are not tied, or if the config is unknown.
+        unused: names of other stored tensors that the model does not use; empty if the config is unknown.
+    """
 
     directory: Path
     tensors: dict[str, TensorInfo]
+    tied: tuple[str, ...] = ()
+    unused: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
         """Read the headers of all safetensors files, without tensor data.
 
         Raises:
-            CheckpointError: a file is missing, truncated or not a safetensors file.
+            CheckpointError: a file is missing, truncated or not a safetensors file, or the directory has two sets of
+                weights.
         """
         tensors: dict[str, TensorInfo] = {}
         for file in _weight_files(directory):
-            tensors |= open_safetensors(file)
+            for name, info in open_safetensors(file).items():
+                if name in tensors:
+                    raise CheckpointError(
+                        f"{directory} contains {name} twice, in {tensors[name].file.name} and {file.name}.",
+                        "Restore the original checkpoint, or save the model again to an empty directory.",
+                    )
+                tensors[name] = info
         return cls(directory, tensors)
 
     @property
@@ -80,7 +97,8 @@ class Checkpoint:
             excluded: names of the model's tensors that this checkpoint does not contain.
 
         Raises:
-            CheckpointError: a tensor is missing or unexpected, or has the wrong shape or dtype.
+            CheckpointError: a tensor is missing or unexpected, or has the wrong shape or dtype, or a tied head differs
+                from the embedding.
         """
         expected = {name: shape for name, shape in expected_tensors(config).items() if name not in excluded}
         fix = "The weights and config.json do not match: restore the original checkpoint."
@@ -102,6 +120,21 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{name} is stored as {info.dtype}.", "Use an unquantized checkpoint (F32, F16 or BF16)."
                 )
+        if config.tie_word_embeddings and LM_HEAD in self.tensors:
+            self._check_tied_head()
+
+    def _check_tied_head(self) -> None:
+        """Check that a stored copy of the tied head equals the embedding. Raises CheckpointError."""
+        is_same_shape = self.tensors[LM_HEAD].shape == self.tensors[EMBEDDING].shape
+        if is_same_shape and all(
+            _are_equal(self.read_rows(EMBEDDING, *rows), self.read_rows(LM_HEAD, *rows))
+            for rows in self.row_blocks(EMBEDDING, BLOCK_BYTES)
+        ):
+            return
+        raise CheckpointError(
+            f"config.json ties the head to the embedding, but {LM_HEAD} differs from {EMBEDDING} in {self.directory}.",
+            "Set tie_word_embeddings to false in config.json to use the stored head, or remove the stored head.",
+        )
 
     def read(self, name: str) -> Tensor:
         """Read a whole tensor, in its stored dtype."""
@@ -124,7 +157,7 @@ class Checkpoint:
         for name in sorted(names):
             info = self.tensors[name]
             digest.update(f"{name} {info.dtype} {list(info.shape)}\n".encode())
-            for start, stop in self.row_blocks(name, HASH_BLOCK_BYTES):
+            for start, stop in self.row_blocks(name, BLOCK_BYTES):
                 digest.update(self.read_rows(name, start, stop).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
@@ -150,20 +183,53 @@ def open_safetensors(file: Path) -> dict[str, TensorInfo]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
+    """The files that transformers loads: ``model.safetensors`` first, then the shards of the index."""
     index, single = directory / INDEX_FILE, directory / SINGLE_FILE
-    if index.is_file():
-        try:
-            return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} is not a safetensors index.", "Restore the original file.") from error
+    _check_named_weights(directory)
+    shards = _shards(index) if index.is_file() else []
+    if not single.is_file() and shards:
+        return shards
     if single.is_file():
-        return [single]
+        others = [shard.name for shard in shards if shard != single and shard.is_file()]
+        if others:
+            raise CheckpointError(
+                f"{directory} contains two sets of weights: {single.name}, which transformers loads, and the shards of "
+                f"{index.name} ({', '.join(others[:2])}{', ...' if len(others) > 2 else ''}).",
+                f"Remove {index.name} and its shards, or {single.name}, whichever is older.",
+            )
+        return [single]  # transformers ignores an index whose shards save_pretrained removed
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise CheckpointError(
             f"{directory} contains only pickled weights, which can run code when loaded.",
             "Save the model as safetensors first.",
         )
     raise CheckpointError(f"{directory} has no {SINGLE_FILE}.", "Pass a Hugging Face checkpoint directory.")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        return sorted({index.parent / name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index.", "Restore the original file.") from error
+
+
+def _check_named_weights(directory: Path) -> None:
+    """Check that config.json does not name the weights, which transformers would follow. Raises CheckpointError."""
+    if not (directory / "config.json").is_file():
+        return
+    named = read_config_json(directory).get("transformers_weights")
+    if named is not None:
+        raise CheckpointError(
+            f"config.json in {directory} names {named} as the weights (transformers_weights).",
+            "Load the model with transformers and save it again with save_pretrained.",
+        )
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    """Return true for equal values. NaN equals NaN here: ``convert`` reports it."""
+    if first.dtype == second.dtype and torch.equal(first, second):
+        return True
+    return torch.allclose(first.double(), second.double(), rtol=0, atol=0, equal_nan=True)
 
 
 def _listed(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from liger_export.checkpoint.reader import INDEX_FILE, Checkpoint
+from liger_export.checkpoint.reader import INDEX_FILE, SINGLE_FILE, Checkpoint
 from liger_export.files import copy_files
 
 __all__ = ["write_weights"]
@@ -28,7 +28,8 @@ def write_weights(checkpoint: Checkpoint, learned: Mapping[str, Tensor], directo
     if not learned:
         for file in checkpoint.files:
             shutil.copyfile(file, directory / file.name)
-        copy_files((INDEX_FILE,), checkpoint.directory, directory)
+        if SINGLE_FILE not in {file.name for file in checkpoint.files}:  # beside it, an index is out of date
+            copy_files((INDEX_FILE,), checkpoint.directory, directory)
         return
     kept = {
         file: [name for name, info in checkpoint.tensors.items() if info.file == file and name not in learned]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from liger_export.checkpoint import Adapter, open_liger
@@ -24,7 +25,7 @@ from tests.checkpoint.adapter_variants import (
     merging_error,
     write_adapter,
 )
-from tests.tiny import edit_json, load_model, relative_l2
+from tests.tiny import edit_json, load_model, relative_l2, write_liger
 
 DOCS = Path(__file__).parents[2] / "docs" / "adapters.md"
 TOKENS = torch.randint(1, 260, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -143,6 +144,40 @@ def test_values_without_one_meaning_are_refused(
     edit_json(tmp_path / "adapter_config.json", **changes)
     with pytest.raises(AdapterError, match=words):
         Adapter.open(tmp_path)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+@pytest.mark.parametrize("weight", ["lm_head", "embed_tokens"])
+def test_adapters_of_a_tied_embedding_or_head_are_refused(weight: str, is_stored: bool, tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", tie_word_embeddings=True)
+    options = {"target_modules": [], "target_parameters": [f"{weight}.weight"]}
+    write_adapter(Variant(weight, options), checkpoint, tmp_path / "adapter")
+    if is_stored:
+        tensors = load_file(checkpoint / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=rf"adapts .*{weight}\.weight, but .* one tensor"):
+        Adapter.open(tmp_path / "adapter").check(open_liger(checkpoint).weights)
+
+
+@pytest.mark.parametrize("weight", ["lm_head", "embed_tokens"])
+def test_untied_embeddings_and_heads_can_be_adapted(weight: str, liger_checkpoint: Path, tmp_path: Path) -> None:
+    options = {"target_modules": [], "target_parameters": [f"{weight}.weight"]}
+    write_adapter(Variant(weight, options), liger_checkpoint, tmp_path)
+    assert merging_error(liger_checkpoint, tmp_path, merged_by_peft(liger_checkpoint, tmp_path)) <= 1e-6
+
+
+def test_adapters_of_weights_that_the_model_does_not_use_are_refused(checkpoint_copy: Path, tmp_path: Path) -> None:
+    unused = "model.layers.0.self_attn.q_norm.weight"
+    file = checkpoint_copy / "model.safetensors"
+    save_file({**load_file(file), unused: torch.ones(8, 24)}, file, metadata={"format": "pt"})
+    write_adapter(MERGED[0], checkpoint_copy, tmp_path / "adapter")
+    factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = f"base_model.model.{unused.removesuffix('.weight')}.lora_"
+    factors |= {f"{name}A.weight": torch.ones(2, 24), f"{name}B.weight": torch.ones(8, 2)}
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=rf"adapts {unused}, which the model does not use"):
+        Adapter.open(tmp_path / "adapter").check(open_liger(checkpoint_copy).weights)
 
 
 def test_docs_list_every_variant() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from liger_export.checkpoint import Checkpoint, expected_tensors
+from liger_export.checkpoint import Checkpoint, expected_tensors, write_weights
 from liger_export.errors import CheckpointError
-from tests.tiny import config_of, load_model
+from tests.tiny import config_of, edit_json, load_model, write_liger
 
 
 def rewrite(checkpoint: Path, edit: dict[str, torch.Tensor | None]) -> None:
@@ -96,5 +96,89 @@ def test_pickled_weights_are_rejected(checkpoint_copy: Path) -> None:
 def test_a_missing_shard_is_named(checkpoint_copy: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "gone.safetensors"}}
     (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    (checkpoint_copy / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"gone\.safetensors is missing"):
         Checkpoint.open(checkpoint_copy)
+
+
+def write_shards(checkpoint: Path, scale: float = 1.0) -> None:
+    """Write an index and two shards beside ``model.safetensors``, with scaled norms."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"] = scale * tensors["model.norm.weight"]
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
+    for file, listed in shards.items():
+        save_file({name: tensors[name] for name in listed}, checkpoint / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, listed in shards.items() for name in listed}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_an_index_whose_shards_were_removed_is_ignored_as_by_transformers(
+    checkpoint_copy: Path, tmp_path: Path
+) -> None:
+    model = load_model(checkpoint_copy)
+    write_shards(checkpoint_copy)
+    (checkpoint_copy / "model.safetensors").unlink()
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    model.save_pretrained(checkpoint_copy)  # removes the shards, not the index
+    assert (checkpoint_copy / "model.safetensors.index.json").is_file()
+    expected = load_model(checkpoint_copy).model.norm.weight
+    assert torch.equal(expected, model.model.norm.weight)
+    assert torch.equal(Checkpoint.open(checkpoint_copy).read("model.norm.weight"), expected)
+    (tmp_path / "written").mkdir()
+    write_weights(Checkpoint.open(checkpoint_copy), {}, tmp_path / "written")
+    assert [path.name for path in (tmp_path / "written").iterdir()] == ["model.safetensors"]
+
+
+def test_two_sets_of_weights_are_refused_with_both_names(checkpoint_copy: Path) -> None:
+    write_shards(checkpoint_copy, scale=2)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors, which .*index\.json \(model-0000"):
+            Checkpoint.open(checkpoint_copy)
+        (checkpoint_copy / "model-00001-of-00002.safetensors").unlink(missing_ok=True)
+
+
+def test_an_index_of_the_single_file_is_accepted(checkpoint_copy: Path) -> None:
+    index = {"weight_map": dict.fromkeys(load_file(checkpoint_copy / "model.safetensors"), "model.safetensors")}
+    (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    check(checkpoint_copy)
+
+
+def test_a_tensor_in_two_shards_is_refused(checkpoint_copy: Path) -> None:
+    write_shards(checkpoint_copy)
+    (checkpoint_copy / "model.safetensors").unlink()
+    check(checkpoint_copy)
+    shard = checkpoint_copy / "model-00002-of-00002.safetensors"
+    save_file({**load_file(shard), "lm_head.weight": torch.zeros(260, 24)}, shard, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight twice, in model-00001.*and model-00002"):
+        Checkpoint.open(checkpoint_copy)
+
+
+def test_weights_named_in_the_config_are_refused(checkpoint_copy: Path) -> None:
+    shutil.copyfile(checkpoint_copy / "model.safetensors", checkpoint_copy / "other.safetensors")
+    edit_json(checkpoint_copy / "config.json", transformers_weights="other.safetensors")
+    with pytest.raises(CheckpointError, match=r"names other\.safetensors as the weights"):
+        Checkpoint.open(checkpoint_copy)
+
+
+def test_a_stored_copy_of_a_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", tie_word_embeddings=True)
+    embedding = load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(checkpoint, {"lm_head.weight": embedding.clone()})
+    check(checkpoint)
+    rewrite(checkpoint, {"lm_head.weight": embedding.double()})
+    check(checkpoint)
+
+    head = embedding.clone()
+    head[-1, -1] += 1e-3
+    rewrite(checkpoint, {"lm_head.weight": head})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs.*Set tie_word_embeddings to false"):
+        check(checkpoint)
+    edit_json(checkpoint / "config.json", tie_word_embeddings=False)
+    check(checkpoint)
+
+    edit_json(checkpoint / "config.json", tie_word_embeddings=True)
+    rewrite(checkpoint, {"lm_head.weight": head[:-1]})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
+        check(checkpoint)
