@@ -5,17 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from liger_export.convert import convert
-from liger_export.errors import AdapterError, CheckpointError, OutputError
+from liger_export.errors import AdapterError, CheckpointError, OutputError, QuantizationError
 from liger_export.package import read_manifest
 from liger_export.package.manifest import FORMAT_VERSION
+from liger_export.precision import Calibration, Precision
 from liger_export.runtime import load
 from tests.tiny import Shape, edit_json, load_model, relative_l2, write_liger
 
@@ -142,3 +145,89 @@ def test_killed_convert_leaves_no_package_and_the_next_one_works(
     convert(liger_checkpoint, output)
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
     load(output)
+
+
+WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}  # for blocks
+DOWN_PROJ = "model.layers.1.mlp.down_proj.weight"
+METHODS = [("fp32", "rtn"), ("fp16", "rtn"), ("int4", "rtn"), ("int8", "k-quant"), ("int4", "gptq")]
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_liger(tmp_path_factory.mktemp("wide") / "liger", **WIDE)
+
+
+def with_value(checkpoint: Path, directory: Path, name: str, value: float) -> Path:
+    """Copy a checkpoint and set the last value of a tensor."""
+    copy = Path(shutil.copytree(checkpoint, directory))
+    tensors = load_file(copy / "model.safetensors")
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.input_layernorm.weight", DOWN_PROJ])
+@pytest.mark.parametrize(("weights", "method"), METHODS)
+def test_weights_that_are_not_finite_are_refused_by_name(
+    weights: str, method: str, name: str, value: float, wide_checkpoint: Path, random_text: Path, tmp_path: Path
+) -> None:
+    checkpoint = with_value(wide_checkpoint, tmp_path / "liger", name, value)
+    calibration = Calibration(random_text) if method == "gptq" else None
+    precision = Precision(weights=weights, method=method)
+    with pytest.raises(CheckpointError, match=rf"{name} in .*model\.safetensors contains NaN or infinity"):
+        convert(checkpoint, tmp_path / "package", precision=precision, calibration=calibration)
+    assert [path.name for path in tmp_path.iterdir()] == ["liger"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e38])  # 1e38 overflows in B A
+def test_an_adapter_that_makes_weights_infinite_is_refused(
+    value: float, liger_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    factors = load_file(copy / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
+    factors[name].fill_(value)
+    factors[name.replace("lora_B", "lora_A")].fill_(100)
+    save_file(factors, copy / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"adapter changes model.layers.1.self_attn.v_proj.weight to NaN or inf"):
+        convert(liger_checkpoint, tmp_path / "package", adapters=(copy,), precision=Precision(weights="fp16"))
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "largest"),
+    [
+        (Precision(weights="fp16"), "100000"),
+        (Precision(weights="int4", activation_precision="fp16"), "1000"),
+        (Precision(weights="int8", symmetric=True, activation_precision="fp16"), "100000"),
+        (Precision(weights="int4", method="k-quant", activation_precision="fp16"), "[19]"),
+        (Precision(weights="int8", method="gptq", activation_precision="fp16"), "[19]"),
+    ],
+)
+def test_values_beyond_float16_are_refused_with_the_tensor_and_the_value(
+    precision: Precision, largest: str, wide_checkpoint: Path, random_text: Path, tmp_path: Path
+) -> None:
+    checkpoint = with_value(wide_checkpoint, tmp_path / "liger", DOWN_PROJ, 1e5)
+    calibration = Calibration(random_text) if precision.method == "gptq" else None
+    message = rf"{DOWN_PROJ} has values up to {largest}.*, which float16 cannot represent\. Use bf16 or fp32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(QuantizationError, match=message):
+            convert(checkpoint, tmp_path / "package", precision=precision, calibration=calibration)
+    assert [path.name for path in tmp_path.iterdir()] == ["liger"]
+
+
+def test_large_values_are_kept_in_float32(wide_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = with_value(wide_checkpoint, tmp_path / "liger", DOWN_PROJ, 1e5)
+    convert(checkpoint, tmp_path / "package")
+    assert relative_l2(package_logits(tmp_path / "package"), torch_logits(checkpoint)) < 1e-5
+
+
+def test_the_largest_values_of_float16_are_kept(wide_checkpoint: Path, tmp_path: Path) -> None:
+    name = "model.norm.weight"
+    last = with_value(wide_checkpoint, tmp_path / "last", name, 65519)  # rounds to 65504
+    convert(last, tmp_path / "package", precision=Precision(weights="fp16"))
+    beyond = with_value(wide_checkpoint, tmp_path / "beyond", name, -65520)  # rounds to infinity
+    with pytest.raises(QuantizationError, match="up to 65520, which float16"):
+        convert(beyond, tmp_path / "other", precision=Precision(weights="fp16"))

@@ -1,5 +1,6 @@
 """Stream a checkpoint's weights into one external-data file, a few rows at a time, in the layout the graph reads."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from liger_export.errors import QuantizationError
 from liger_export.precision import Scheme
 from liger_export.progress import NO_PROGRESS, Progress
-from liger_export.quantize.blocks import Blocks, block_offsets
+from liger_export.quantize.blocks import Blocks, block_offsets, largest_value
 
 __all__ = [
     "ALIGNMENT",
@@ -71,7 +73,7 @@ class DenseWeight:
         self, source: WeightSource, name: str, start: int, stop: int, row: int, offsets: list[int], file: int
     ) -> int:
         """Write rows of one tensor, starting at row ``row`` of the stack. Returns the bytes written."""
-        rows = source.rows(name, start, stop).astype(_numpy_dtype(self.value), copy=False)
+        rows = _cast(source.rows(name, start, stop), self.value, name)
         return _write_rows(file, rows, row, offsets[0])
 
 
@@ -102,6 +104,7 @@ class IntegerWeight:
     ) -> int:
         """Write rows as ``DenseWeight.write`` does."""
         blocks = source.blocks(name, start, stop, self.scheme)
+        _check_range(largest_value(blocks, self.scheme), self.scales, name)
         scales = blocks.scales.astype(_numpy_dtype(self.scales), copy=False)
         parts = (blocks.packed, scales, *([] if blocks.zero_points is None else [blocks.zero_points]))
         return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
@@ -135,6 +138,7 @@ class SignedWeight:
     ) -> int:
         """Write rows as ``DenseWeight.write`` does."""
         blocks = source.blocks(name, start, stop, self.scheme)
+        _check_range(largest_value(blocks, self.scheme), self.scales, name)
         sign_bits = np.uint8(0x88 if self.scheme.bits == 4 else 0x80)  # u - 8 is u with its highest bit flipped
         integers, floats = blocks.packed ^ sign_bits, [blocks.scales]
         if self.offsets is not None:
@@ -143,7 +147,7 @@ class SignedWeight:
             integers = np.where(flipped, ~integers, integers)
             size = abs(blocks.scales)
             floats = [size, block_offsets(blocks, self.scheme) + np.where(is_negative, size, 0)]
-        parts = [integers, *(each.astype(_numpy_dtype(self.scales)) for each in floats)]
+        parts = [integers, *(_cast(each, self.scales, name) for each in floats)]
         return sum(_write_rows(file, part, row, offset) for part, offset in zip(parts, offsets, strict=True))
 
 
@@ -214,6 +218,25 @@ def _results(pool: ThreadPoolExecutor, tasks: Iterator[Task], file: int) -> Iter
             return
         done, running = wait(running, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in done)
+
+
+def _cast(values: Rows, value: ir.Value, name: str) -> npt.NDArray[np.generic]:
+    """Cast to the dtype of an initializer. Raises QuantizationError if a value does not fit."""
+    _check_range(float(max(values.max(), -values.min())), value, name)
+    return values.astype(_numpy_dtype(value), copy=False)
+
+
+def _check_range(largest: float, value: ir.Value, name: str) -> None:
+    """Check that the dtype of an initializer has values as large as ``largest``. Raises QuantizationError."""
+    dtype = _numpy_dtype(value)
+    with np.errstate(over="ignore"):
+        fits = math.isfinite(float(np.array(largest, np.float32).astype(dtype)))
+    if not fits:
+        larger = "bf16 or fp32" if dtype == np.float16 else "fp32"
+        raise QuantizationError(
+            f"{name} has values up to {largest:g}, which {dtype} cannot represent.",
+            f"Use {larger} for the weights, or for the activations if the weights are integers.",
+        )
 
 
 def _write_rows(file: int, rows: npt.NDArray[np.generic], row: int, offset: int) -> int:

@@ -11,7 +11,7 @@ from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_
 
 from liger_export.precision import Scheme
 
-__all__ = ["Blocks", "block_offsets", "dequantize", "encode"]
+__all__ = ["Blocks", "block_offsets", "dequantize", "encode", "largest_value"]
 
 Rows = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -65,6 +65,16 @@ def block_offsets(blocks: Blocks, scheme: Scheme) -> Rows:
     return offsets
 
 
+def largest_value(blocks: Blocks, scheme: Scheme) -> float:
+    """Largest absolute value that the scales and zero points can represent; NaN or infinity if a scale is."""
+    lowest: npt.NDArray[np.float32] | float = float(scheme.fixed_zero_point)  # of the integers, below the zero point
+    if blocks.zero_points is not None:
+        lowest = unpack(blocks.zero_points, scheme.bits)[:, : blocks.scales.shape[1]].astype(np.float32)
+    steps = np.maximum(lowest, 2**scheme.bits - 1 - lowest)
+    with np.errstate(over="ignore"):
+        return float((abs(blocks.scales) * steps).max())
+
+
 def pack(integers: Bytes, bits: int) -> Bytes:
     """Pack integers [N, K], one per byte, into [N, K * bits / 8] bytes, rounded up."""
     if bits == 8:
@@ -95,14 +105,29 @@ def _round_to_nearest(rows: Rows, scheme: Scheme) -> Blocks:
 
 
 def _k_quant(rows: Rows, scheme: Scheme) -> Blocks:
-    """Quantize with ONNX Runtime's k-quant: of 20 scales, the one with the least error, weighted by magnitude."""
+    """Quantize with ONNX Runtime's k-quant: of 20 scales, the one with the least error, weighted by magnitude.
+
+    Its zero points are clipped, so blocks of values of one sign would become smaller, or zero. Those are rounded to
+    nearest.
+    """
     count, columns = rows.shape
-    with np.errstate(divide="ignore", invalid="ignore"):  # a constant block needs no search
-        integers, scales, zero_points = quant_tensor_k_quant_cpu(rows, scheme.bits, scheme.block_size)
+    shape = (count, scheme.blocks(columns), scheme.block_size)
+    with np.errstate(all="ignore"):  # a constant block needs no search
+        searched = quant_tensor_k_quant_cpu(rows, scheme.bits, scheme.block_size)
+    integers, scales, zero_points = (part.reshape(*shape[:2], -1) for part in searched)
+    scales = scales.astype(np.float32)
+    grouped = rows.reshape(shape)
+    one_sign = (grouped.min(2) > 0) | (grouped.max(2) < 0)
+    if one_sign.any():
+        nearest = _round_to_nearest(rows, scheme)
+        integers[one_sign] = unpack(nearest.packed, scheme.bits).reshape(shape)[one_sign]
+        scales[one_sign, 0] = nearest.scales[one_sign]
+        assert nearest.zero_points is not None, "k-quant has zero points"
+        zero_points[one_sign, 0] = unpack(nearest.zero_points, scheme.bits)[:, : shape[1]][one_sign]
     return Blocks(
         pack(integers.astype(np.uint8).reshape(count, columns), scheme.bits),
-        scales.astype(np.float32).reshape(count, -1),
-        pack(zero_points.reshape(count, -1), scheme.bits),
+        scales.reshape(shape[:2]),
+        pack(zero_points.reshape(shape[:2]), scheme.bits),
     )
 
 

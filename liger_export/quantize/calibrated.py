@@ -212,6 +212,11 @@ class _LayerQuantizer:
             moments = torch.zeros(width, width) if moments is None else moments
             moments.addmm_(activations.T, activations)
         assert moments is not None, "there are no sequences"
+        if not moments.isfinite().all():
+            raise QuantizationError(
+                f"The activations of the calibration text overflow float32 before or in layer {self.layer}.",
+                "Check the checkpoint in PyTorch, or choose another method.",
+            )
         return Inputs.of(moments)
 
     def _add(self, update: Activations) -> None:

@@ -99,7 +99,7 @@ def _choose_grid(block: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Ten
     """
     low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
     least = torch.full_like(low, torch.inf)
-    scale, zero = torch.ones_like(low), torch.zeros_like(low)
+    scale, zero = _grid(low, high, scheme)  # also where squared errors overflow
     for clip in CLIPS:
         tried, tried_zero = _grid(low * clip, high * clip, scheme)
         rounded = _round(block, tried[:, None], tried_zero[:, None], scheme)

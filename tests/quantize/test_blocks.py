@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liger_export.precision import Scheme
-from liger_export.quantize.blocks import ENCODERS, Blocks, dequantize, encode, pack, unpack
+from liger_export.quantize.blocks import ENCODERS, Blocks, dequantize, encode, largest_value, pack, unpack
 
 SCHEMES = [Scheme(bits, size, symmetric) for bits in (4, 8) for size in (32, 128) for symmetric in (False, True)]
 
@@ -70,3 +70,26 @@ def test_k_quant_is_more_accurate_than_rtn_for_weights_with_outliers() -> None:
         float(np.square(dequantize(encode(rows, scheme, name), scheme) - rows).sum()) for name in ("rtn", "k-quant")
     ]
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("method", ENCODERS)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e20])
+def test_blocks_of_one_sign_keep_their_values(bits: int, method: str, size: float) -> None:
+    rows = (np.abs(random_rows(6, 64)) + 1) * np.float32(size)
+    rows[0] = size
+    rows[1::2] *= -1
+    scheme = Scheme(bits, 32, False)
+    values = dequantize(encode(rows, scheme, method), scheme)
+    step = np.abs(rows).reshape(6, 2, 32).max(-1).repeat(32).reshape(6, 64) / (2**bits - 1)
+    assert np.all(np.abs(values - rows) <= 0.51 * step)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_largest_value_bounds_the_values(scheme: Scheme) -> None:
+    rows = random_rows(4, 256)
+    blocks = encode(rows, scheme, "rtn")
+    largest = float(np.abs(dequantize(blocks, scheme)).max())
+    assert largest <= largest_value(blocks, scheme) <= 1.5 * largest
+    blocks.scales[1, 0] = np.inf
+    assert not np.isfinite(largest_value(blocks, scheme))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from liger_export.checkpoint import MergedCheckpoint, open_liger
@@ -228,3 +229,24 @@ def test_the_convert_command_accepts_a_calibration_text(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "gptq" in result.output
     assert json.loads((output / "manifest.json").read_text())["calibration"]["tokens"] == 2048
+
+
+def test_large_weights_are_rounded_although_their_squares_overflow() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    inputs = Inputs.of(torch.eye(64))
+    for scheme in SCHEMES:
+        errors = []
+        for size in (1.0, 1e25):
+            scaled = weight * size
+            values = torch.from_numpy(dequantize(quantize_matrix(scaled, inputs, scheme), scheme))
+            errors.append(relative_l2(values, scaled))
+        assert errors[1] <= 2 * errors[0]
+
+
+def test_activations_that_overflow_are_refused(random_text: Path, tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", **SIZES)
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"].fill_(1e38)
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(QuantizationError, match=r"overflow float32 before or in layer 1"):
+        convert(checkpoint, tmp_path / "package", precision=INT4, calibration=Calibration(random_text))
