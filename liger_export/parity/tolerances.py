@@ -13,7 +13,7 @@ from liger_export.parity.compare import LogitParity, mean_kl, relative_l2
 from liger_export.parity.report import Check
 from liger_export.precision import FLOATS, Precision
 
-__all__ = ["Tolerances", "tolerances_of"]
+__all__ = ["Tolerances", "float32_rounding", "tolerances_of"]
 
 Array = npt.NDArray[np.float32]
 
@@ -21,6 +21,8 @@ FP32_RELATIVE_L2 = 1e-5
 HALF_KL = {"fp16": 1e-3, "bf16": 5e-3}
 HALF_TOP1 = {"fp16": 0.99, "bf16": 0.98}
 ROUNDING = {"fp16": 2**-11, **dict.fromkeys(("bf16", "int8", "int4"), 2**-8)}  # integers multiply 8-bit activations
+FLOAT32_UNIT = 2**-24  # largest relative error of one float32 rounding
+ROUNDINGS_PER_MATRIX = 1.5  # 11 operations in sequence per layer of 7 matrices; see "Drift" in docs/design.md
 PERPLEXITY_INCREASE = {"int8": 0.005, "int4": 0.04}
 HANDOVER_RATIO = 2.0
 
@@ -40,7 +42,7 @@ class Tolerances:
         metric: name of ``distance``.
         distance: distance of measured logits from reference logits.
         bound: largest distance allowed between two ways to compute the same logits.
-        rounding: relative L2 of one rounding step; drift below it does not count.
+        rounding: relative L2 that rounding alone explains; drift is measured in units of at least this.
     """
 
     stored: str
@@ -86,6 +88,19 @@ class Tolerances:
         return Check(f"{name}: {self.metric}, of the package's own", ratio, HANDOVER_RATIO, detail=detail)
 
 
+def float32_rounding(matrices: int) -> float:
+    """Return the relative L2 that rounding causes between two float32 computations of a model's logits.
+
+    Each rounds ``ROUNDINGS_PER_MATRIX`` times per matrix, in sequence. The errors are independent, so they add up in
+    squares.
+
+    Args:
+        matrices: number of the model's matrices.
+    """
+    roundings = 2 * ROUNDINGS_PER_MATRIX * matrices
+    return float(FLOAT32_UNIT * roundings**0.5)
+
+
 def tolerances_of(precision: Precision, matrices: list[str], activations: str = "float32") -> Tolerances:
     """Return the tolerances of a package.
 
@@ -98,6 +113,7 @@ def tolerances_of(precision: Precision, matrices: list[str], activations: str = 
     used = {computed, *(precision.of(name) for name in matrices)}
     coarsest: str = next(name for name in ("int4", "int8", "bf16", "fp16", "fp32") if name in used)
     if coarsest == "fp32":
-        return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding=2**-24)
+        rounding = float32_rounding(len(matrices))
+        return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding=rounding)
     half = "bf16" if "bf16" in used else "fp16"
     return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, HALF_KL[half], rounding=ROUNDING[coarsest])
