@@ -1,5 +1,6 @@
 """Run the graph of a package in ONNX Runtime. It takes any number of tokens per call."""
 
+import math
 from dataclasses import dataclass
 from itertools import count
 
@@ -103,6 +104,7 @@ class DynamicExecutor:
     def request_top_logits(self, temperature: float) -> None:
         """See ``Executor``."""
         if self._top_logits is not None and temperature != self._requested_temperature:
+            self._requested_temperature = math.nan  # an interrupt here leaves the buffer's value unknown
             self._temperature.write(np.array(temperature, dtype=np.float32))
             self._requested_temperature = temperature
 

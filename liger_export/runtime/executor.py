@@ -4,6 +4,7 @@ An executor owns buffers, bindings and captured CUDA graphs. It knows token ids 
 ``dynamic`` implements it for a package, ``fixed`` for an engine directory.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from liger_export.runtime.buffers import Array
 from liger_export.runtime.top_logits import TopLogits
 
-__all__ = ["Executor", "Logits", "Prediction", "Tokens"]
+__all__ = ["Executor", "Logits", "Prediction", "StoredPrediction", "Tokens"]
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -29,6 +30,25 @@ class Prediction(Protocol):
 
     def top_logits(self, temperature: float) -> TopLogits | None:
         """Return the largest logits, or None if the graph did not compute them at this temperature."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrediction:
+    """Logits that are no longer in an executor's buffers, ``[vocab_size]``. See ``Prediction``."""
+
+    logits: Logits
+
+    def last_logits(self) -> Logits:
+        """See ``Prediction``."""
+        return self.logits
+
+    def argmax(self) -> int | None:
+        """See ``Prediction``."""
+        return None
+
+    def top_logits(self, temperature: float) -> TopLogits | None:
+        """See ``Prediction``."""
+        return None
 
 
 class Executor(Prediction, Protocol):

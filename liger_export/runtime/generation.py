@@ -52,7 +52,7 @@ class Generation:
         self,
         settings: GenerationSettings,
         tokenizer: Tokenizer,
-        prompt_ids: list[int],
+        context: list[int],
         *,
         end_ids: Collection[int],
         seen: npt.NDArray[np.bool_],
@@ -62,12 +62,12 @@ class Generation:
         Args:
             settings: How to continue.
             tokenizer: Decodes the tokens.
-            prompt_ids: The prompt's tokens: the first new ones may complete a character of it.
+            context: The last tokens before the continuation, whose first tokens may complete a character of theirs.
             end_ids: End-of-text tokens.
             seen: See ``Sampler``.
         """
         self._sampler = Sampler(settings.sampling, seen)
-        self._text = TextStream(tokenizer, prompt_ids, settings.stop)
+        self._text = TextStream(tokenizer, context, settings.stop)
         self._end_ids = end_ids
         self._remaining = settings.max_new_tokens
         self.finished = not self._remaining

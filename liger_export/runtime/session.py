@@ -1,6 +1,7 @@
 """A session: one text that a model reads and continues, in memory that does not grow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -8,14 +9,17 @@ from tokenizers import Tokenizer
 from liger_export.errors import InputError
 from liger_export.package import Manifest
 from liger_export.runtime.buffers import Array
-from liger_export.runtime.executor import Executor, Logits, Tokens
+from liger_export.runtime.continuation import Continuation
+from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.generation import Generation, GenerationSettings
+from liger_export.runtime.guard import Guard
 from liger_export.runtime.sampling import Sampler, Sampling
-from liger_export.runtime.saved_state import SavedState
+from liger_export.runtime.saved_state import SavedState, model_identity
 
 __all__ = ["Session"]
 
 ENCODE = "Encode text with the package's own tokenizer."
+RECENT_TOKENS = 16  # more than the bytes of a character
 NO_TOKENS: Tokens = np.empty(0, dtype=np.int64)
 
 
@@ -23,6 +27,11 @@ class Session:
     """One text: an executor holds the model's state, the session the tokens it has not read yet.
 
     State lies in fixed buffers. Nothing is allocated per token, and memory does not depend on the length of the text.
+
+    A session has one user at a time. While a thread is inside a call, other threads are refused with an InputError. So
+    is every call that reads tokens while a generation is unfinished. A call that is interrupted, such as by Ctrl-C,
+    leaves the session as before or as after the call, or unusable: then every call raises InputError until ``reset`` or
+    ``load_state``.
 
     Attributes:
         manifest: The package's manifest.
@@ -34,9 +43,13 @@ class Session:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.executor = executor
+        self._guard = Guard()
         self._vocab_size = manifest.model_config.vocab_size
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
         self._pending: list[int] = []  # chosen by generate, not read by the model yet
+        self._recent: list[int] = []  # the last tokens read
+        self._prediction: Prediction | None = None  # of the token after the last one read
+        self._model = model_identity(manifest)
 
     @property
     def lowering(self) -> str:
@@ -50,7 +63,8 @@ class Session:
 
     @property
     def position(self) -> int:
-        """Number of tokens that the model has read."""
+        """Number of tokens that the model has read. Raises InputError after an interrupted call."""
+        self._guard.check_whole()
         return self.executor.position
 
     @property
@@ -67,13 +81,15 @@ class Session:
         """Read tokens and return the logits after the last one, float32 ``[vocab_size]``.
 
         Raises:
-            InputError: There are no tokens, or one is outside the vocabulary.
+            InputError: There are no tokens, one is outside the vocabulary, or the session is in use or was interrupted.
         """
-        tokens = self._take_pending(self._checked(token_ids))
-        if not len(tokens):
-            raise _no_tokens()
-        self._read(tokens)
-        return self.executor.last_logits().copy()
+        tokens = self._checked(token_ids)
+        with self._guard.change():
+            tokens = self._take_pending(tokens)
+            if not len(tokens):
+                raise _no_tokens()
+            self._read(tokens)
+            return self.executor.last_logits().copy()
 
     def step(self, token_id: int) -> Logits:
         """Read one token and return the logits after it, float32 ``[vocab_size]``. Raises as ``prefill``."""
@@ -83,9 +99,11 @@ class Session:
         """Read tokens and return the logits after each, float32 ``[T, vocab_size]``. Raises as ``prefill``."""
         if not len(token_ids):
             raise _no_tokens()
-        tokens = self._take_pending(self._checked(token_ids))
-        logits = self.executor.read_with_all_logits(tokens)
-        self._seen[tokens] = True
+        tokens = self._checked(token_ids)
+        with self._guard.change():
+            tokens = self._take_pending(tokens)
+            logits = self.executor.read_with_all_logits(tokens)
+            self._record(tokens, StoredPrediction(logits[-1].copy()))
         return logits[-len(token_ids) :]
 
     def generate(
@@ -95,7 +113,7 @@ class Session:
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+    ) -> Continuation:
         """Read a prompt and yield the text of its continuation, piece by piece.
 
         Continues the session's text: a second call starts where the first one ended. Ends at an end-of-text token, at a
@@ -114,57 +132,72 @@ class Session:
         settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
         if any("\ud800" <= character <= "\udfff" for character in prompt):  # undecodable command-line arguments
             raise InputError("The prompt is not valid Unicode text.", "Pass it as UTF-8.")
-        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=self.position == 0).ids
+        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=self.length == 0).ids
         end_ids = self.manifest.model_config.eos_token_ids
-        generation = Generation(settings, self.tokenizer, prompt_ids, end_ids=end_ids, seen=self._seen)
-        self.executor.request_top_logits(generation.top_logits_temperature)
-        self.prefill(prompt_ids)
-        while not generation.finished:
-            if self._pending:
-                self.executor.request_top_logits(generation.top_logits_temperature)
-                self._read(self._take_pending(NO_TOKENS))
-            token, pieces = generation.advance(self.executor)
-            self._pending = [] if token is None else [token]
-            yield from pieces
+        context = [*self._recent, *self._pending, *prompt_ids]
+        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._seen)
+        if not (prompt_ids or self._pending or self._prediction):
+            raise _no_tokens() if self.position == 0 else _no_logits()
+        unread = [self._checked(prompt_ids)]
+        return Continuation(self._guard, partial(self._advance, generation, unread))
 
     def sample_tokens(self, count: int, sampling: Sampling) -> list[int]:
         """Start a new text and choose ``count`` tokens. End-of-text tokens do not end it."""
-        self.reset()
-        sampler = Sampler(sampling, self._seen)
-        tokens = [self.manifest.model_config.bos_token_id or 0]
-        while len(tokens) < count:
-            self.executor.request_top_logits(sampler.top_logits_temperature)
-            self._read(self._checked(tokens[-1:]))
-            tokens.append(sampler.choose_next(self.executor))
+        with self._guard.replace():
+            self._clear()
+            sampler = Sampler(sampling, self._seen)
+            tokens = [self.manifest.model_config.bos_token_id or 0]
+            while len(tokens) < count:
+                self.executor.request_top_logits(sampler.top_logits_temperature)
+                self._read(self._checked(tokens[-1:]))
+                tokens.append(sampler.choose_next(self.executor))
         return tokens
 
     def reset(self) -> None:
-        """Start a new text."""
-        self.executor.clear_state()
-        self._pending = []
-        self._seen.fill(False)
+        """Start a new text. This ends an unfinished generation, and makes an interrupted session usable again."""
+        with self._guard.replace():
+            self._clear()
 
     def fork(self) -> "Session":
         """Return a second session on the same weights, which starts from a copy of this one's state."""
         other = Session(self.manifest, self.tokenizer, self.executor.fresh())
         other.load_state(self.state())
-        other._seen[:] = self._seen
         return other
 
     def state(self) -> SavedState:
-        """Return a copy of the state after all tokens that ``generate`` has chosen."""
-        if self._pending:
-            self.prefill([])
-        return SavedState(self.position, self.executor.read_state())
+        """Return a copy of everything that the rest of the text depends on, except for a generation's random seed."""
+        with self._guard.read():
+            logits = self._prediction.last_logits().copy() if self._prediction and not self._pending else None
+            return SavedState(
+                self.executor.position,
+                self.executor.read_state(),
+                model=self._model,
+                pending=tuple(self._pending),
+                recent=tuple(self._recent),
+                seen=np.flatnonzero(self._seen),
+                logits=logits,
+            )
 
     def load_state(self, state: SavedState) -> None:
-        """Continue from a saved state.
+        """Continue from a saved state. This ends an unfinished generation, as ``reset`` does.
 
         Raises:
-            InputError: The state belongs to another model.
+            InputError: The state belongs to another model, or is damaged.
         """
-        self.executor.write_state(state.position, state.tensors)
-        self._pending = []
+        if state.model not in (None, self._model):
+            raise InputError(
+                "The saved state belongs to another model.", "Load it with a package of the checkpoint that it is from."
+            )
+        pending, recent = (self._checked(tokens).tolist() for tokens in (state.pending, state.recent))
+        seen = self._checked(NO_TOKENS if state.seen is None else state.seen)
+        if state.logits is not None and state.logits.shape != (self._vocab_size,):
+            raise InputError(f"The saved state's logits are not [{self._vocab_size}].", "Load a state that save wrote.")
+        with self._guard.replace():
+            self.executor.write_state(state.position, state.tensors)
+            self._pending, self._recent = pending, recent
+            self._seen.fill(False)
+            self._seen[seen] = True
+            self._prediction = None if state.logits is None else StoredPrediction(state.logits)
 
     def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
         """Run the graph on any batch without touching this session's state.
@@ -192,7 +225,7 @@ class Session:
         """Return the addresses of the state buffers. They are constant for the session's lifetime."""
         return self.executor.buffer_addresses()
 
-    def _checked(self, token_ids: Sequence[int]) -> Tokens:
+    def _checked(self, token_ids: Sequence[int] | Tokens) -> Tokens:
         """Return token ids as int64 [T]. Raises InputError if they are malformed or outside the vocabulary."""
         tokens = np.asarray(token_ids)
         if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
@@ -214,8 +247,36 @@ class Session:
 
     def _read(self, tokens: Tokens) -> None:
         self.executor.read(tokens)
+        self._record(tokens, self.executor)
+
+    def _record(self, tokens: Tokens, prediction: Prediction) -> None:
+        """Record tokens that the model has read, and its prediction of the next one."""
         self._seen[tokens] = True
+        self._recent = [*self._recent, *tokens[-RECENT_TOKENS:].tolist()][-RECENT_TOKENS:]
+        self._prediction = prediction
+
+    def _advance(self, generation: Generation, unread: list[Tokens], user: Continuation) -> tuple[list[str], bool]:
+        """Read the pending token and, the first time, the prompt. Then choose the next token. See ``Continuation``."""
+        with self._guard.change(user):
+            tokens = self._take_pending(unread.pop() if unread else NO_TOKENS)
+            if len(tokens):
+                self.executor.request_top_logits(generation.top_logits_temperature)
+                self._read(tokens)
+            if generation.finished or self._prediction is None:
+                return [], True
+            token, pieces = generation.advance(self._prediction)
+            self._pending = [] if token is None else [token]
+        return pieces, generation.finished
+
+    def _clear(self) -> None:
+        self.executor.clear_state()
+        self._pending, self._recent, self._prediction = [], [], None
+        self._seen.fill(False)
 
 
 def _no_tokens() -> InputError:
     return InputError("There are no tokens to read.", "Pass at least one token.")
+
+
+def _no_logits() -> InputError:
+    return InputError("The loaded state was saved without the logits of its next token.", "Pass a prompt.")

@@ -1,9 +1,59 @@
 """Streaming text from token ids, and stop strings."""
 
+import re
+from collections.abc import Iterable, Sequence
+
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 __all__ = ["TextStream"]
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+REPLACEMENT = "\ufffd"
+
+
+class _Decoder:
+    """Decodes tokens one by one. The pieces join to the text of all tokens at once; special tokens have no text.
+
+    Text is held back while another token may change it: an incomplete UTF-8 character, and a run of byte-fallback
+    tokens, which decodes to U+FFFD as a whole if one of its bytes is invalid. ``tokenizers.DecodeStream`` does not hold
+    back such a run and raises an exception.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {token_id for token_id, token in added.items() if token.special}
+        self._context = self._without_special(context)  # decoders treat the first token of a text differently
+        self._context_text = self._decode(self._context)
+        self._fresh: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Add a token and return the text that is now certain."""
+        self._fresh += self._without_special([token_id])
+        if not self._fresh or BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(self._fresh[-1]) or ""):
+            return ""
+        text = self._text()
+        if not text or text.endswith(REPLACEMENT):
+            return ""
+        self._context, self._fresh = self._fresh, []
+        self._context_text = self._decode(self._context)
+        return text
+
+    def finish(self) -> str:
+        """Return the text of the tokens held back, in which incomplete characters are U+FFFD."""
+        return self._text() if self._fresh else ""
+
+    def _text(self) -> str:
+        """Return the text that the fresh tokens add to the context. They may complete a character of it."""
+        text = self._decode(self._context + self._fresh)
+        return text[_common_length(self._context_text, text) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def _without_special(self, token_ids: Iterable[int]) -> list[int]:
+        return [token_id for token_id in token_ids if token_id not in self._special]
 
 
 class TextStream:
@@ -13,16 +63,35 @@ class TextStream:
         stopped: True once a stop string has appeared. The text ends before it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], stop: tuple[str, ...] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=prompt_ids, skip_special_tokens=True)
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], stop: tuple[str, ...] = ()) -> None:
+        """Start a text.
+
+        Args:
+            tokenizer: Decodes the tokens.
+            context: Ids of the tokens before the text.
+            stop: Strings to stop at.
+        """
+        self._decoder = _Decoder(tokenizer, context)
         self._stop = tuple(string for string in stop if string)
         self._held = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Add a token and return the text that is now certain, which may be empty."""
-        self._held += self._stream.step(self._tokenizer, token_id) or ""
+        self._held += self._decoder.push(token_id)
+        return self._release()
+
+    def finish(self) -> str:
+        """Return the text still held back. Call it after the last token."""
+        if not self.stopped:
+            self._held += self._decoder.finish()
+        text = self._release()
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _release(self) -> str:
+        """Return the held text up to a stop string, or up to what may become one."""
         found = [at for string in self._stop if (at := self._held.find(string)) >= 0]
         if found:
             self.stopped = True
@@ -33,10 +102,13 @@ class TextStream:
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 
-    def finish(self) -> str:
-        """Return the text still held back. Call it after the last token."""
-        text, self._held = self._held, ""
-        return text
+
+def _common_length(text: str, other: str) -> int:
+    """Return the length of the longest common prefix."""
+    if other.startswith(text):
+        return len(text)
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), len(other))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,5 +1,6 @@
 import functools
 import tempfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from liger_export.convert import convert
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.linearize import LinearizeSettings
+from liger_export.precision import Precision
 from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
 from tests.tiny import Shape, load_model, relative_l2, write_liger
 
@@ -148,6 +150,75 @@ def test_state_of_another_model_is_refused(session: Session, tmp_path: Path) -> 
         SavedState.read(tmp_path / "no.npz")
 
 
+def test_a_state_of_another_model_with_equal_shapes_is_refused(session: Session, tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", seed=1)
+    convert(checkpoint, tmp_path / "package")
+    convert(checkpoint, tmp_path / "int8", Precision("int8"))
+    other, integers = load(tmp_path / "package"), load(tmp_path / "int8")
+    other.prefill(TOKENS[:9])
+    session.prefill(TOKENS[:3])
+    with pytest.raises(InputError, match="another model"):
+        session.load_state(other.state())
+    assert session.position == 3
+    integers.load_state(other.state())  # the same checkpoint in another precision
+    assert integers.position == 9
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3, repetition_penalty=1.5)])
+@pytest.mark.parametrize("prompt", ["", "()"])
+@pytest.mark.parametrize("first", ["generate", "unfinished", "prefill", "all_logits"])
+def test_every_route_continues_with_the_same_text(
+    session: Session, package: Path, tmp_path: Path, sampling: Sampling, prompt: str, first: str
+) -> None:
+    if first in ("generate", "unfinished"):
+        pieces = session.generate("def f", max_new_tokens=6, sampling=Sampling(temperature=1.0, seed=8))
+        next(pieces) if first == "unfinished" else list(pieces)
+        pieces.close()
+    else:
+        getattr(session, first)(TOKENS[:20])
+    session.state().save(tmp_path / "state.npz")
+    fork, fresh, used = session.fork(), load(package), load(package)
+    list(used.generate("xyz", max_new_tokens=9))
+    for each in (fresh, used):
+        each.load_state(SavedState.read(tmp_path / "state.npz"))
+    assert {each.length for each in (fork, fresh, used)} == {session.length}
+    texts = {
+        "".join(each.generate(prompt, max_new_tokens=12, sampling=sampling)) for each in (session, fork, fresh, used)
+    }
+    assert len(texts) == 1
+    assert texts != {""}
+
+
+def test_a_text_written_in_parts_equals_one_written_at_once(session: Session) -> None:
+    whole = "".join(session.generate("def f", max_new_tokens=8))
+    session.reset()
+    session.prefill(session.tokenizer.encode("def f").ids)
+    assert "".join("".join(session.generate("", max_new_tokens=count)) for count in (3, 5)) == whole
+
+
+def test_states_saved_before_they_had_more_than_tensors_still_load(session: Session, tmp_path: Path) -> None:
+    session.prefill(TOKENS[:9])
+    state = session.state()
+    np.savez(tmp_path / "old.npz", position=np.array(state.position), **state.tensors)
+    expected = session.step(5)
+    session.load_state(SavedState.read(tmp_path / "old.npz"))
+    with pytest.raises(InputError, match="without the logits of its next token"):
+        session.generate("")
+    assert np.array_equal(session.step(5), expected)
+
+
+def test_a_damaged_saved_state_is_refused(session: Session) -> None:
+    session.prefill(TOKENS[:9])
+    state = session.state()
+    assert state.logits is not None
+    with pytest.raises(InputError, match=r"logits are not \[260\]"):
+        session.load_state(replace(state, logits=state.logits[1:]))
+    for name in ("pending", "recent", "seen"):
+        with pytest.raises(InputError, match="vocabulary of 260"):
+            session.load_state(replace(state, **{name: np.array([260])}))
+    assert session.position == 9
+
+
 def test_reset_starts_over(session: Session) -> None:
     first = session.prefill(TOKENS)
     session.reset()
@@ -197,6 +268,7 @@ def test_a_state_saved_after_an_early_stop_includes_every_token(session: Session
     session.reset()
     pieces = session.generate("def f", max_new_tokens=9, sampling=sampling, stop=text[3:5])
     list(pieces) if stopped_by == "a stop string" else next(pieces)
+    pieces.close()
     other = load_like(session)
     assert np.array_equal(other.step(5), session.step(5))
 
