@@ -93,7 +93,13 @@ class DynamicExecutor:
 
     def argmax(self) -> int | None:
         """See ``Prediction``."""
-        return None if self._argmax is None else int(self._argmax.read()[0, 0])
+        if self._argmax is None:
+            return None
+        # The operators skip NaN. On a GPU, all logits would have to be copied to find it.
+        if self.device == CPU and not np.isfinite(self.last_logits().max()):
+            return None
+        token = int(self._argmax.read()[0, 0])
+        return token if 0 <= token < self._vocab_size else None  # the GPU's result if every logit is NaN
 
     def top_logits(self, temperature: float) -> TopLogits | None:
         """See ``Prediction``."""

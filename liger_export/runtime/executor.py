@@ -26,7 +26,10 @@ class Prediction(Protocol):
         """Return the logits, float32 ``[vocab_size]``. On a CPU, this is memory that the next call overwrites."""
 
     def argmax(self) -> int | None:
-        """Return the token with the largest logit, or None if the graph does not compute it."""
+        """Return the token with the largest logit.
+
+        Returns None if the graph does not compute it, or if the logits were found not to be finite.
+        """
 
     def top_logits(self, temperature: float) -> TopLogits | None:
         """Return the largest logits, or None if the graph did not compute them at this temperature."""

@@ -103,7 +103,7 @@ class Sampler:
         """Choose the next token from logits ``[vocab_size]``.
 
         Raises:
-            InputError: The temperature is not 0, and the largest logit is infinite or NaN.
+            InputError: The largest logit is infinite or NaN.
         """
         return self._choose_from_all(logits, self._draw())
 
@@ -115,6 +115,7 @@ class Sampler:
             read_logits: Returns all logits, [vocab_size].
         """
         draw, sampling = self._draw(), self._sampling
+        _require_finite(top.logits[0])  # NaN comes first
         if sampling.repetition_penalty != 1:
             top = top.penalized(self._seen, sampling.repetition_penalty, self.top_logits_temperature)
         token = self._decide(top, draw)
@@ -134,12 +135,11 @@ class Sampler:
     def _choose_from_all(self, logits: Logits, draw: float) -> int:
         """Choose from all logits. Sorting is the slowest part, so sort only as many as needed."""
         sampling = self._sampling
+        _require_finite(logits.max())
         if sampling.repetition_penalty != 1:
             logits = penalize(logits, self._seen, sampling.repetition_penalty)
         if sampling.temperature == 0:
             return int(logits.argmax())
-        if not np.isfinite(logits.max()):
-            raise InputError("The logits are not finite.", "Check the package: liger-export validate.")
         counts = (*(count for count in SORTED_COUNTS if count < len(logits)), len(logits))
         tokens = (self._decide(TopLogits.from_logits(logits, count, sampling.temperature), draw) for count in counts)
         return next(token for token in tokens if token is not None)
@@ -190,3 +190,12 @@ class Sampler:
         is_filtered = sampling.top_p < 1 or sampling.min_p > 0
         bounds = NO_WEIGHT if keeps_no_other else (0.0 if is_filtered else other_weight[0], other_weight[1])
         return weights[:fewest], bounds
+
+
+def _require_finite(largest: np.float32) -> None:
+    """Check the largest logit, which is NaN if any logit is."""
+    if not np.isfinite(largest):
+        raise InputError(
+            "The logits are not finite.",
+            "Convert the checkpoint in another precision, such as bf16 or fp32: a value was too large for this one.",
+        )

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from liger_export.errors import InputError
+from liger_export.runtime.executor import StoredPrediction
 from liger_export.runtime.sampling import Sampler, Sampling
 
 Logits = npt.NDArray[np.float32]
@@ -92,3 +93,15 @@ def test_repetition_penalty_lowers_seen_tokens_only() -> None:
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=1.0, seed=0), Sampling(repetition_penalty=1.2)], ids=str
+)
+def test_logits_that_are_not_finite_are_refused_by_every_way_to_choose(value: float, sampling: Sampling) -> None:
+    logits = np.zeros(300, dtype=np.float32)
+    logits[7] = value
+    sampler = Sampler(sampling, np.zeros(300, dtype=np.bool_))
+    with pytest.raises(InputError, match=r"not finite.*another precision"):
+        sampler.choose_next(StoredPrediction(logits))
