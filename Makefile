@@ -3,8 +3,12 @@
 # make test:   set up, then lint, types and every test. CI runs it.
 # make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them.
 # make format: apply ruff's fixes and formatting.
+#
+# Without a GPU, set up with the smaller CPU build of PyTorch:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
+TORCH_INDEX ?=
 BIN := .venv/bin
 EXAMPLE := examples/pycode-7m
 
@@ -12,7 +16,7 @@ EXAMPLE := examples/pycode-7m
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
 	touch $@
 
 demo: .venv/.installed
@@ -22,6 +26,9 @@ demo: .venv/.installed
 	$(BIN)/liger-export validate demo/package --reference demo/liger --adapter $(EXAMPLE)/adapter --text $(EXAMPLE)/heldout
 	$(BIN)/liger-export inspect demo/package
 	$(BIN)/liger-export run demo/package 'def read_lines(path' -n 64
+	@echo
+	@echo 'The command is $(CURDIR)/$(BIN)/liger-export; "source $(BIN)/activate" makes it available as liger-export.'
+	@echo 'Next: "Your own model" in README.md.'
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import liger_export
 
 ROOT = Path(liger_export.__file__).parent
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-RUNTIME = ["errors", "files", "progress", "ort", "config", "precision", "state", "package", "runtime"]
+RUNTIME = ["errors", "extras", "files", "progress", "ort", "config", "precision", "state", "package", "runtime"]
 EXPORTER = [
     *("distributed", "data", "metrics", "ops", "onnx_functions", "kernels", "plugins", "checkpoint", "modeling"),
     *("linearize", "finetune", "quantize", "export", "convert", "inspection", "parity", "validate", "engine"),
@@ -65,10 +65,12 @@ def imported(path: Path) -> set[str]:
 
 
 def dependencies(extra: str | None = None) -> set[str]:
-    """Names of the distributions that the project, or one of its extras, requires."""
+    """Names of the distributions that the project, or one of its extras with the extras it includes, requires."""
     project = tomllib.loads(PYPROJECT.read_text())["project"]
     listed = project["optional-dependencies"][extra] if extra else project["dependencies"]
-    return {Requirement(line).name for line in listed}
+    required = [Requirement(line) for line in listed]
+    included = (dependencies(name) for each in required if each.name == "liger-export" for name in each.extras)
+    return {each.name for each in required if each.name != "liger-export"}.union(*included)
 
 
 def run(script: str) -> str:

@@ -1,5 +1,6 @@
 """Terminal output of the commands: results, notes, errors and progress, and how a command is interrupted."""
 
+import io
 import sys
 import threading
 import time
@@ -23,11 +24,12 @@ from rich.progress import (
 )
 
 from liger_export.commands.tables import megabytes
-from liger_export.errors import EnvironmentMismatchError
+from liger_export.extras import required_extra
 from liger_export.runtime import Session
 
 __all__ = [
     "ProgressBar",
+    "accept_every_character",
     "exporter",
     "interrupt",
     "print_error",
@@ -47,6 +49,13 @@ err = Console(stderr=True)
 _interrupted = threading.Event()
 
 
+def accept_every_character() -> None:
+    """Write characters that the terminal's encoding lacks as escapes such as ``\\u2192``, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def interrupt(*_: object) -> NoReturn:
     """Handle a signal that ends a command: unwind the stack, which removes incomplete outputs."""
     _interrupted.set()
@@ -64,15 +73,11 @@ def raise_swallowed_interrupt() -> None:
 
 
 @contextmanager
-def exporter() -> Iterator[None]:
-    """Report a missing ``export`` extra as an error with its fix. Imports of the exporter go inside."""
+def exporter(extra: str = "export") -> Iterator[None]:
+    """Report a missing library of an extra as an error with its fix. Imports of the exporter go inside."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
-    try:
+    with required_extra(extra, "This command"):
         yield
-    except ModuleNotFoundError as error:
-        raise EnvironmentMismatchError(
-            f"This command needs {error.name}, which is not installed.", "Run: pip install 'liger-export[export]'"
-        ) from error
 
 
 def quiet_transformers() -> None:

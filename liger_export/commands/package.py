@@ -119,7 +119,7 @@ def _print_package(directory: Path, manifest: "Manifest") -> None:
 
 def inspect(package: RunnableArgument) -> None:
     """Describe a package or engine, and verify its files."""
-    with exporter():
+    with exporter("cli"):
         from liger_export.inspection import inspect as describe
     summary = describe(package)
     show(summary_table(str(package), [*summary.rows, *engine_rows(summary.manifest)]))

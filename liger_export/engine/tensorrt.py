@@ -12,6 +12,7 @@ from packaging.version import Version
 from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
 from liger_export.errors import EngineError, EnvironmentMismatchError, KernelError
+from liger_export.extras import install_command
 from liger_export.kernels.shapes import KERNEL_MIXERS, AttentionShape
 from liger_export.kernels.targets import TARGETS
 from liger_export.ops.signatures import SIGNATURES
@@ -22,7 +23,7 @@ __all__ = ["TensorRT"]
 
 FIRST = Version("10.13")  # ahead-of-time plugins came with 10.9, engines written as a stream with 10.13
 FIRST_WITH_NUMPY_2_4 = Version("11.2")
-INSTALL = "Run: pip install --extra-index-url https://pypi.nvidia.com 'liger-export[tensorrt]'"
+INSTALL = f"Run: {install_command('tensorrt', '--extra-index-url', 'https://pypi.nvidia.com')}"
 ALIASED = "ALIASED_PLUGIN_IO_10_03"  # the preview feature that lets a plugin's output be its input's memory
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from liger_export.config import LigerConfig
 from liger_export.engine.network import Library, target_names
 from liger_export.errors import EngineError, EnvironmentMismatchError
+from liger_export.extras import install_command
 from liger_export.runtime.cuda import has_gpu
 
 __all__ = ["TensorRTRTX"]
@@ -27,7 +28,7 @@ class TensorRTRTX:
             import tensorrt_rtx
         except (ImportError, OSError) as error:
             raise EnvironmentMismatchError(
-                f"TensorRT-RTX cannot be loaded ({error}).", "Run: pip install 'liger-export[tensorrt-rtx]'"
+                f"TensorRT-RTX cannot be loaded ({error}).", f"Run: {install_command('tensorrt-rtx')}"
             ) from error
 
         def configure(config: Any, targets: list[str]) -> None:
