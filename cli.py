@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from liger_export.commands.console import interrupt, print_error, print_interrupted
+from liger_export.commands.console import accept_every_character, interrupt, print_error, print_interrupted
 from liger_export.commands.engine import build_engine
 from liger_export.commands.measure import bench, evaluate, validate
 from liger_export.commands.model import finetune, linearize
@@ -31,6 +31,7 @@ for command in (linearize, finetune, convert, validate, evaluate, bench, build_e
 
 def main(command: Callable[..., Any] = app) -> None:
     """Run the command line. Errors of this project end it with two lines of text and exit code 2."""
+    accept_every_character()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, interrupt)
     try:

@@ -34,16 +34,23 @@ def validate(
 ) -> None:
     """Compare a package with its PyTorch model.
 
+    The results are also written into the package. If it is read-only, pass --json.
+
     The exit code is 1 if a bound is missed.
     """
     with exporter():
         from liger_export.parity.bfloat16 import ROUNDED
-        from liger_export.validate import ValidationSettings
+        from liger_export.validate import ValidationSettings, can_record
         from liger_export.validate import validate as run
     quiet_transformers()
     _require_writable(json)
     settings = ValidationSettings(
-        text=text, max_tokens=max_tokens, memory_tokens=memory_tokens, device=device, lowering=lowering
+        text=text,
+        max_tokens=max_tokens,
+        memory_tokens=memory_tokens,
+        device=device,
+        lowering=lowering,
+        record=json is None or can_record(package),
     )
     with progress_bar("comparing with PyTorch", counts=False) as bar:
         report = run(package, reference, settings, adapters=tuple(adapter or ()), progress=bar)
@@ -53,6 +60,8 @@ def validate(
             "no GPU was used: the CPU computed each operator in float32 and rounded to bfloat16; no memory check"
         )
     _write(json, report.to_json())
+    if not settings.record:
+        print_note(f"{package} is read-only, so the results are only in {json}")
     if not report.passed:
         print_failure("a bound was missed", "the package does not compute what the checkpoint computes")
         raise typer.Exit(1)

@@ -64,11 +64,14 @@ def load(
             Otherwise only sizes are compared.
 
     Raises:
-        InputError: The device or lowering is unknown, or the engine directory does not support it.
+        InputError: ``threads`` is invalid, or the device or lowering is unknown or not supported by the engine
+            directory.
         PackageError: The package is incomplete, changed or has a newer format, or lacks the requested lowering.
         EnvironmentMismatchError: The installation lacks a requested feature, its ONNX Runtime is too old, the engine
             cannot run here, or the package computes in bfloat16 and there is no GPU.
     """
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads is {threads!r}.", "Pass a positive number, or None to let ONNX Runtime choose.")
     directory = Path(directory)
     manifest = read_manifest(directory)
     _check_names(manifest, lowering, device)

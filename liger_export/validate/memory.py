@@ -1,4 +1,4 @@
-"""Memory growth of a package, measured in a separate process and recorded in its manifest."""
+"""Memory growth of a package: measured in a separate process, and recorded in its manifest."""
 
 import json
 import subprocess
@@ -6,15 +6,15 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE
+from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE, Manifest
 from liger_export.runtime import Session
 from liger_export.runtime.growth import Growth
 
-__all__ = ["certify_memory"]
+__all__ = ["measure_memory", "record_memory"]
 
 
-def certify_memory(package: Path, session: Session, tokens: int) -> Growth:
-    """Measure memory growth in a process that does nothing else, and write the result into the package's manifest.
+def measure_memory(package: Path, session: Session, tokens: int) -> Growth:
+    """Measure memory growth in a process that does nothing else.
 
     The process has one thread: each further thread of a pool allocates its stack when it first gets work, at any time.
 
@@ -29,6 +29,9 @@ def certify_memory(package: Path, session: Session, tokens: int) -> Growth:
     if session.manifest.engine is not None or session.manifest.activations == "bfloat16":
         command += ["--device", session.device]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    growth = Growth(**json.loads(output))
-    (package / MANIFEST_FILE).write_text(replace(session.manifest, memory=asdict(growth)).to_json(), encoding="utf-8")
-    return growth
+    return Growth(**json.loads(output))
+
+
+def record_memory(package: Path, manifest: Manifest, growth: Growth) -> None:
+    """Write measured memory growth into a package's manifest."""
+    (package / MANIFEST_FILE).write_text(replace(manifest, memory=asdict(growth)).to_json(), encoding="utf-8")

@@ -1,5 +1,6 @@
 """``validate``: measure every law and tolerance of a package and write the report into it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,7 +10,7 @@ import numpy as np
 
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.data import read_tokens
-from liger_export.errors import DataError, InputError
+from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import sha256_file
 from liger_export.package import FUSED, MANIFEST_FILE, REPORT_FILE, STOCK, Manifest, read_manifest
 from liger_export.parity.bfloat16 import ROUNDED
@@ -22,10 +23,10 @@ from liger_export.runtime.buffers import CPU
 from liger_export.runtime.growth import FIRST_TOKEN, Growth
 from liger_export.runtime.opening import has_bfloat16
 from liger_export.validate import laws
-from liger_export.validate.memory import certify_memory
+from liger_export.validate.memory import measure_memory, record_memory
 from liger_export.validate.reference import TorchReference
 
-__all__ = ["ValidationSettings", "validate"]
+__all__ = ["ValidationSettings", "can_record", "validate"]
 
 DRIFT_STEPS = 4096
 MAX_BLOCK = 1024  # tokens of a block on which logits are compared
@@ -43,6 +44,7 @@ class ValidationSettings:
         device: device, as in ``load``. Memory is measured on the CPU if the package runs there, on any ``device``.
             Without a GPU, a bfloat16 package's stock graph is emulated (``parity.bfloat16``), memory not measured.
         lowering: lowering, as in ``load``.
+        record: write the report and the memory growth into the package; otherwise nothing in it is changed.
     """
 
     text: Path | None = None
@@ -50,6 +52,7 @@ class ValidationSettings:
     memory_tokens: int = 4096
     device: str | None = None
     lowering: str | None = None
+    record: bool = True
 
     def check(self) -> None:
         """Check the numbers of tokens. Raises InputError."""
@@ -73,9 +76,10 @@ def validate(
     adapters: tuple[Path, ...] = (),
     progress: Progress = NO_PROGRESS,
 ) -> ParityReport:
-    """Compare a package with the PyTorch model it was converted from, and write the report into the package.
+    """Compare a package with the PyTorch model it was converted from.
 
-    The memory growth measured is also written into the package's manifest.
+    The report is written into the package, and the memory growth into its manifest, unless ``settings.record`` is
+    false.
 
     Args:
         package: package directory.
@@ -88,6 +92,7 @@ def validate(
         PackageError, CheckpointError, AdapterError: an input cannot be read.
         InputError: the package was converted from another model, or a setting is too small.
         DataError: the text is too short.
+        OutputError: the results cannot be written into the package. Nothing has been measured.
     """
     settings = settings or ValidationSettings()
     settings.check()
@@ -95,10 +100,17 @@ def validate(
     for adapter in adapters:
         Adapter.open(adapter).check(weights)
     session = _open(package, settings)
+    if settings.record and not can_record(package):
+        raise OutputError(
+            f"{package} is read-only, so the results cannot be written into it.",
+            "Make it writable, or write the results elsewhere: --json FILE, in Python record=False.",
+        )
     is_emulated = session.manifest.activations == "bfloat16" and session.device == CPU
     reference = TorchReference(checkpoint, adapters)
     reference.require_config(session.manifest.model_config)
-    growth = None if is_emulated else certify_memory(package, session, settings.memory_tokens)
+    growth = None if is_emulated else measure_memory(package, session, settings.memory_tokens)
+    if growth is not None and settings.record:
+        record_memory(package, session.manifest, growth)
     report = ParityReport(
         package=package.resolve().name,
         lowering=session.lowering,
@@ -111,8 +123,15 @@ def validate(
     for check in _checks(package, subjects, _tokens(session, settings), growth):
         report.checks.append(check)
         progress.stage(f"measured {check.name}")
-    (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+    if settings.record:
+        (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     return report
+
+
+def can_record(package: Path) -> bool:
+    """Return True if the results can be written into a package."""
+    files = [path for path in (package / MANIFEST_FILE, package / REPORT_FILE) if path.exists()]
+    return all(os.access(path, os.W_OK) for path in (package, *files))
 
 
 def _open(package: Path, settings: ValidationSettings) -> Session:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,13 @@ def test_without_the_operator_library_a_fused_package_runs_its_stock_graph(
     assert load(fused).lowering == "stock"
     with pytest.raises(EnvironmentMismatchError, match="because no C\\+\\+ compiler was found"):
         load(fused, lowering="fused")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(package: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match=r"threads is .*positive"):
+        load(package, threads=threads)
+    assert load(package, threads=1).lowering == "stock"
 
 
 def test_errors_name_what_is_missing(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from liger_export.convert import convert
 from liger_export.package import read_manifest
 from liger_export.validate import ValidationSettings, validate
-from liger_export.validate.memory import certify_memory
+from liger_export.validate.memory import measure_memory, record_memory
 from tests.plugins.sessions import needs_library
 
 
@@ -14,8 +14,9 @@ from tests.plugins.sessions import needs_library
 def test_memory_of_a_graph_for_a_gpu_is_measured_on_the_cpu(liger_checkpoint: Path, tmp_path: Path) -> None:
     convert(liger_checkpoint, tmp_path / "package", lowering="fused")
     on_gpu = SimpleNamespace(lowering="cuda", device="cuda", manifest=read_manifest(tmp_path / "package"))
-    growth = certify_memory(tmp_path / "package", on_gpu, 128)  # type: ignore[arg-type]
+    growth = measure_memory(tmp_path / "package", on_gpu, 128)  # type: ignore[arg-type]
     assert (growth.from_token, growth.to_token) == (64, 128)
+    record_memory(tmp_path / "package", on_gpu.manifest, growth)
     assert read_manifest(tmp_path / "package").memory is not None
 
 

@@ -1,6 +1,7 @@
 """``validate``: sound packages pass, and each kind of defect misses its bound."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -8,7 +9,7 @@ import pytest
 
 from liger_export.config import MIXERS
 from liger_export.convert import convert
-from liger_export.errors import DataError, InputError
+from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings
 from liger_export.parity import ParityReport
@@ -45,6 +46,24 @@ def test_a_converted_package_meets_every_bound_and_holds_its_report(package_copy
     assert written["passed"] is True
     assert written["manifest_sha256"] == sha256_file(package_copy / "manifest.json")
     assert len(written["checks"]) == len(report.checks)
+
+
+def test_a_read_only_package_is_refused_before_measuring_or_left_unchanged(
+    package_copy: Path, liger_checkpoint: Path, short: ValidationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def access(path: Path, mode: int) -> bool:  # root may write whatever the mode says
+        return not Path(path).is_relative_to(package_copy)
+
+    monkeypatch.setattr("liger_export.validate.run.os.access", access)
+    before = {path.name: sha256_file(path) for path in package_copy.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("liger_export.validate.run.TorchReference", None)
+        with pytest.raises(OutputError, match=r"is read-only.*--json FILE"):
+            validate(package_copy, liger_checkpoint, short)
+    report = validate(package_copy, liger_checkpoint, replace(short, record=False))
+    assert failed(report) == []
+    assert "memory: bytes grown" in {check.name for check in report.checks}
+    assert {path.name: sha256_file(path) for path in package_copy.iterdir()} == before
 
 
 def test_a_package_with_other_weights_fails(package_copy: Path, tmp_path: Path, short: ValidationSettings) -> None:
