@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from liger_export.config import LigerConfig
@@ -48,7 +47,7 @@ def lower_to_fused(model: ir.Model) -> None:
     - ``liger::GatedSiLU`` replaces the four nodes between the products of the feed-forward.
     - A new output ``most_likely``, int64 [B, kept], holds the argmax of each position's logits.
     - A new output ``candidates``, float32 [B, 513], holds the top logits of the last position, as ``liger::Candidates``
-      computes them at the new input ``temperature``, float32 []. At its default, 0, they are not computed.
+      computes them at the new input ``temperature``, float32 []. At 0 they are not computed.
 
     Args:
         model: a model from ``lower_to_stock``.
@@ -91,11 +90,8 @@ def _add_argmax(graph: ir.Graph) -> None:
 
 def _add_top_logits(graph: ir.Graph) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
-    none = ir.tensor(np.array(0, dtype=np.float32), name=TEMPERATURE)
-    scalar = ir.TensorType(ir.DataType.FLOAT)
-    temperature = ir.Value(name=TEMPERATURE, shape=ir.Shape([]), type=scalar, const_value=none)
+    temperature = ir.Value(name=TEMPERATURE, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT))
     graph.inputs.append(temperature)
-    graph.register_initializer(temperature)  # the default: an optional input
     node = ir.node("Candidates", [logits, temperature], domain=DOMAIN, name="candidates")
     found = node.outputs[0]
     found.name, found.type = "candidates", ir.TensorType(ir.DataType.FLOAT)

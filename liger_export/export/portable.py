@@ -73,7 +73,7 @@ def _fix_sizes(graph: ir.Graph, length: int) -> None:
             node.outputs[0].replace_all_uses_with(hidden_states)
             graph.remove(node, safe=True)
     graph.inputs.remove(kept)
-    graph.initializers.pop(str(kept.name), None)
+    graph.initializers.pop(str(kept.name), None)  # older packages give it a default
     for node in graph:
         for value in node.outputs:
             value.shape = None if value not in graph.outputs else value.shape  # inferred again, without symbols

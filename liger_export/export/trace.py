@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript.values import Op, Opset
@@ -146,8 +145,6 @@ def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]
     graph.outputs[0].shape = ir.Shape(["batch", "kept", config.vocab_size])
     for entry, past, present in zip(table, graph.inputs[3:], graph.outputs[1:], strict=True):
         past.shape = present.shape = ir.Shape(["batch", *entry.shape])
-    graph.inputs[2].const_value = ir.tensor(np.array(0, dtype=np.int64))  # the default: an optional input
-    graph.register_initializer(graph.inputs[2])
     for value in list(graph.initializers.values()):
         name = value.name.removeprefix("causal_lm.") if value.name else ""
         tied = config.tie_word_embeddings and name == "lm_head.weight"

@@ -176,6 +176,11 @@ class DynamicExecutor:
             owners[-1].write(array)
             bind(binding.bind_input, name, owners[-1], self.device)
         bind(binding.bind_output, "logits", logits, self.device)
+        scalars = {"logits_to_keep": ort.OrtValue.ortvalue_from_numpy(np.array(0, dtype=np.int64))}
+        if self._top_logits is not None:
+            scalars["temperature"] = self._zero_temperature.value
+        for name, scalar in scalars.items():
+            binding.bind_ortvalue_input(name, scalar)
         for entry, buffer in zip(table, present, strict=True):
             bind(binding.bind_output, entry.present_name, buffer, self.device)
         self.model.run_with_iobinding(binding, run_options(self.device, NO_CAPTURE))

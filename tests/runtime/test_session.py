@@ -78,7 +78,6 @@ def test_only_the_requested_logits_are_computed(package: Path) -> None:
     feeds = {"input_ids": np.array([TOKENS]), "position_ids": np.arange(len(TOKENS))[None], **session.state().tensors}
     kept = [model.run(["logits"], {**feeds, "logits_to_keep": np.array(count)})[0].shape[1] for count in (0, 1, 3)]
     assert kept == [len(TOKENS), 1, 3]
-    assert model.run(["logits"], feeds)[0].shape[1] == len(TOKENS)
 
 
 def test_state_never_moves_grows_or_gains_buffers(session: Session) -> None:
