@@ -78,7 +78,15 @@ def bench(
         settings=settings,
         rows=tuple(rows),
         notes=() if against is None else _shape_notes(manifest, against),
+        model=_model_name(manifest),
     )
+
+
+def _model_name(manifest: Manifest) -> str:
+    """The type, size and checkpoint of a package's model."""
+    config = manifest.model_config
+    size = f"{config.num_hidden_layers} layers of {config.hidden_size}"
+    return f"{config.model_type} ({size}) from {manifest.source['name']}"
 
 
 def in_process(job: Job) -> Sample:

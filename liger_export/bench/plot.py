@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from liger_export.bench.report import BenchReport, Row
 from liger_export.bench.timing import Spread
 from liger_export.bench.worker import PACKAGE, TRANSFORMER
-from liger_export.errors import EnvironmentMismatchError, InputError
+from liger_export.errors import InputError
+from liger_export.extras import required_extra
 from liger_export.files import require_writable
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ MARKERS = {PACKAGE: "s", TRANSFORMER: "o"}
 GREY = "#555555"
 DOTS_PER_INCH = 140
 MAX_LINEAR_RATIO = 8  # of the largest value to the smallest; above it, the axis is logarithmic
-LABEL_DISTANCE = 0.12  # smallest distance between two labels, relative to the panel's height
+# Parts of a panel's height. Labels are above the data, so that neither hides the other.
+LABEL_HEIGHT = 0.09
+DATA_HEIGHT = 0.76
 
 Values = Callable[[Row], Spread]
 
@@ -41,12 +44,8 @@ def require_plot(file: Path) -> None:
     if file.suffix.lower() not in SUFFIXES:
         raise InputError(f"{file} does not have the suffix of an image format.", f"Use one of {', '.join(SUFFIXES)}.")
     require_writable(file)
-    try:
+    with required_extra("bench", "A plot"):
         import matplotlib.figure  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise EnvironmentMismatchError(
-            f"{error.name} is not installed, but plots need it.", "Run: pip install 'liger-export[bench]'"
-        ) from error
 
 
 def save_plot(report: BenchReport, file: Path) -> None:
@@ -78,7 +77,8 @@ def draw(report: BenchReport) -> "Figure":
     )
     _panel(panels[2], report, "Peak memory of the process", peak_unit, lambda row: row.peak_rss_bytes.scaled(1 / peak))
     for panel, unit in zip(panels, ("ms", carried_unit, peak_unit), strict=True):
-        _label_ends(panel, unit)
+        _label_lines(panel, unit)
+    figure.suptitle(_title(report), x=0.01, ha="left", fontsize=9, color=GREY)
     figure.supxlabel("tokens of context", fontsize=10, color=GREY)
     return figure
 
@@ -105,11 +105,12 @@ def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Va
     panel.set_xticks(contexts, [f"{context:,}" for context in contexts])
     medians, top = [values(row).median for row in report.rows], max(values(row).p90 for row in report.rows)
     if max(medians) > MAX_LINEAR_RATIO * min(medians):  # from zero, the smallest would lie on the axis itself
+        bottom = min(medians) / 2
         panel.set_yscale("log")
-        panel.set_ylim(min(medians) / 2, top * 3)
+        panel.set_ylim(bottom, bottom * (top / bottom) ** (1 / DATA_HEIGHT))
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     else:
-        panel.set_ylim(0, top * 1.25)
+        panel.set_ylim(0, top / DATA_HEIGHT)
     panel.minorticks_off()
     panel.margins(x=0.12)
     panel.grid(axis="y", alpha=0.25)
@@ -117,26 +118,24 @@ def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Va
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _label_ends(panel: "Axes", unit: str) -> None:
-    """Write each line's name and last value above its end, without overlap."""
-    from matplotlib.patheffects import withStroke
-
-    ends: list[tuple[float, Any]] = []
-    for line in panel.get_lines():
-        if line.get_gid() is not None:
-            _, height = panel.transAxes.inverted().transform(
-                panel.transData.transform(np.asarray(line.get_xydata())[-1])
-            )
-            ends.append((float(height), line))
-    lowest = 0.0
-    for height, line in sorted(ends, key=lambda end: end[0]):
-        height = max(height + 0.04, lowest)
-        lowest = height + LABEL_DISTANCE
-        label = f"{line.get_label()}: {_figure(float(line.get_ydata()[-1]))} {unit}"
+def _label_lines(panel: "Axes", unit: str) -> None:
+    """Write each line's name and last value above the data, in the order of the last values."""
+    lines = [line for line in panel.get_lines() if line.get_gid() is not None]
+    ends = [(float(np.asarray(line.get_ydata())[-1]), line) for line in lines]
+    for place, (end, line) in enumerate(sorted(ends, key=lambda pair: pair[0]), 1):
+        label, height = f"{line.get_label()}: {_figure(end)} {unit}", 0.99 - (len(ends) - place) * LABEL_HEIGHT
         panel.annotate(
-            label, (1, height), xycoords="axes fraction", ha="right", va="bottom", fontsize=9, color=line.get_color(),
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )  # fmt: skip
+            label, (1, height), xycoords="axes fraction", ha="right", va="top", fontsize=9, color=line.get_color()
+        )
+
+
+def _title(report: BenchReport) -> str:
+    """The models with their precisions, and the machine."""
+    models = {PACKAGE: report.model or report.package, TRANSFORMER: report.against}
+    named = [f"{models[name]}: {text}" for name, text in report.precisions.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in report.machine.versions.items())
+    machine = f"{report.machine.processor}, {report.settings.threads} threads; {versions}"
+    return "\n".join([*named, machine])
 
 
 def _milliseconds(row: Row) -> Spread:

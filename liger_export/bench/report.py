@@ -104,6 +104,7 @@ class BenchReport:
         settings: the settings of the run.
         rows: results, ordered by context, then by system.
         notes: remarks needed to interpret the results.
+        model: the package's model: its type, size and checkpoint.
     """
 
     package: str
@@ -113,6 +114,7 @@ class BenchReport:
     settings: BenchSettings
     rows: tuple[Row, ...] = field(default=())
     notes: tuple[str, ...] = ()
+    model: str = ""
 
     def of(self, system: str) -> tuple[Row, ...]:
         """Return one system's rows, in ascending order of context."""

@@ -21,8 +21,9 @@ def example_report(*, filled: bool = False, against: bool = True, contexts: tupl
     return BenchReport(
         package="package",
         against="base" if against else None,
-        precisions={PACKAGE: "fp32 in ONNX Runtime"},
+        precisions={PACKAGE: "fp32 in ONNX Runtime", **({TRANSFORMER: "float32 in PyTorch"} if against else {})},
         machine=Machine("A Processor", {"onnxruntime": "1.32.0"}),
         settings=BenchSettings(contexts=contexts, threads=2),
         rows=tuple(rows),
+        model="liger_gla (8 layers of 256) from liger",
     )

@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import pytest
 
 from liger_export.bench.plot import draw, require_plot, save_plot
 from liger_export.errors import EnvironmentMismatchError, InputError, OutputError
+from liger_export.extras import install_command
 from tests.bench.reports import CONTEXTS, example_report
 
 
@@ -52,6 +54,24 @@ def test_labels_lie_inside_their_panel_and_do_not_overlap(report: Any) -> None:
         assert not boxes[0].overlaps(boxes[1])
 
 
+@pytest.mark.parametrize("report", [example_report(), example_report(filled=True), example_report(contexts=(128,))])
+def test_no_label_hides_a_marker(report: Any) -> None:
+    figure = draw(report)
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        boxes = [text.get_window_extent() for text in panel.texts]
+        for line in panel.get_lines():
+            for x, y in panel.transData.transform(np.asarray(line.get_xydata())):
+                assert not any(box.padded(4).contains(x, y) for box in boxes)
+
+
+@pytest.mark.parametrize("against", [True, False])
+def test_the_picture_names_models_and_machine(against: bool) -> None:
+    named = ["liger_gla (8 layers of 256) from liger: fp32 in ONNX Runtime", "base: float32 in PyTorch"]
+    machine = "A Processor, 2 threads; onnxruntime 1.32.0"
+    assert draw(example_report(against=against)).get_suptitle().splitlines() == [*named[: 1 + against], machine]
+
+
 def test_a_filled_cache_has_a_hollow_marker() -> None:
     marks = [line for line in draw(example_report(filled=True)).axes[0].get_lines() if not line.get_gid()]
     hollow = [int(line.get_xdata()[0]) for line in marks if line.get_markerfacecolor() == "white"]
@@ -77,5 +97,5 @@ def test_an_impossible_plot_is_refused_before_any_work(tmp_path: Path, monkeypat
     with pytest.raises(OutputError, match="Create it"):
         require_plot(tmp_path / "absent" / "bench.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(EnvironmentMismatchError, match=r"liger-export\[bench\]"):
+    with pytest.raises(EnvironmentMismatchError, match=re.escape(install_command("bench"))):
         require_plot(tmp_path / "bench.png")
