@@ -13,6 +13,7 @@ from liger_export.runtime.continuation import Continuation
 from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.generation import Generation, GenerationSettings
 from liger_export.runtime.guard import Guard
+from liger_export.runtime.prompt import encode_prompt
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.saved_state import SavedState, model_identity
 
@@ -108,8 +109,9 @@ class Session:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
+        add_special_tokens: bool = True,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
@@ -120,7 +122,9 @@ class Session:
         stop string (which is not yielded), or after ``max_new_tokens``.
 
         Args:
-            prompt: Text to read first. At the start of a text, the tokenizer's special tokens are added.
+            prompt: Text or token ids to read first. They are read when the first piece is requested.
+            add_special_tokens: At the start of a text, add the tokens that the tokenizer puts there, such as BOS,
+                unless the prompt starts with them or is token ids.
             max_new_tokens: Largest number of tokens to choose.
             sampling: How to choose them; greedy by default.
             stop: Strings to stop at.
@@ -130,9 +134,7 @@ class Session:
         """
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
-        if any("\ud800" <= character <= "\udfff" for character in prompt):  # undecodable command-line arguments
-            raise InputError("The prompt is not valid Unicode text.", "Pass it as UTF-8.")
-        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=self.length == 0).ids
+        prompt_ids = self._prompt_ids(prompt, add_special_tokens)
         end_ids = self.manifest.model_config.eos_token_ids
         context = [*self._recent, *self._pending, *prompt_ids]
         generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._seen)
@@ -232,6 +234,14 @@ class Session:
             raise InputError(f"{token_ids!r} is not a sequence of token ids.", ENCODE)
         self._check_vocabulary(tokens)
         return tokens.astype(np.int64, copy=False)
+
+    def _prompt_ids(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            token_ids: list[int] = self._checked(prompt).tolist()
+            return token_ids
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # undecodable command-line arguments
+            raise InputError("The prompt is not valid Unicode text.", "Pass it as UTF-8.")
+        return encode_prompt(self.tokenizer, prompt, add_special_tokens=add_special_tokens and self.length == 0)
 
     def _check_vocabulary(self, tokens: Tokens) -> None:
         outside = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
