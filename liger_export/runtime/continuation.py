@@ -46,7 +46,8 @@ class Continuation(Iterator[str]):
             if self._pieces:
                 return self._pieces.popleft()
         except InputError:  # refused, perhaps because another thread is reading this generation
-            raise
+            if self._is_open:
+                raise
         except BaseException:
             self.close()
             raise
