@@ -117,5 +117,5 @@ def test_missing_slots_and_feature_maps_are_rejected(tmp_path: Path) -> None:
 
 
 def test_a_paper_checkpoint_is_not_a_base(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="Liger model already"):
+    with pytest.raises(UnsupportedModelError, match="already a Liger model"):
         linearize(str(write_paper_checkpoint(tmp_path / "paper", "lolcats")), tmp_path / "liger")

@@ -208,7 +208,7 @@ def edit_manifest_of_tokenizer(package: Path) -> None:
 
 
 def test_unwritable_json_is_refused_before_any_work(base: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(LigerExportError, match="no directory to write"):
+    with pytest.raises(LigerExportError, match=r"is not a directory\. Create it"):
         run(base, "--text", text, "--json", tmp_path / "nowhere" / "out.json")
     with pytest.raises(LigerExportError, match="is a directory"):
         run(base, "--text", text, "--json", tmp_path)

@@ -103,6 +103,7 @@ def distance(package: Path, model: ir.Model) -> float:
     past = {entry.past_name: np.zeros((1, *entry.shape), entry.dtype) for entry in stock.manifest.state}
     expected, _ = stock.run(TOKENS, 0, past)
     feeds = {"input_ids": TOKENS, "position_ids": np.arange(TOKENS.size)[None], "logits_to_keep": np.array(0), **past}
+    feeds["temperature"] = np.array(0, dtype=np.float32)
     (found,) = on_a_cpu(package, model).run(["logits"], feeds)
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 

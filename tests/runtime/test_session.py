@@ -152,7 +152,7 @@ def test_state_of_another_model_is_refused(session: Session, tmp_path: Path) -> 
 def test_a_state_of_another_model_with_equal_shapes_is_refused(session: Session, tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", seed=1)
     convert(checkpoint, tmp_path / "package")
-    convert(checkpoint, tmp_path / "int8", precision=Precision(weights="int8"))
+    convert(checkpoint, tmp_path / "int8", precision=Precision(overrides=(("*.o_proj.weight", "int8"),)))
     other, integers = load(tmp_path / "package"), load(tmp_path / "int8")
     other.prefill(TOKENS[:9])
     session.prefill(TOKENS[:3])
