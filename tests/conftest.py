@@ -24,7 +24,9 @@ from liger_export.checkpoint import Checkpoint, write_base_record
 from liger_export.config import LigerConfig
 from liger_export.convert import convert
 from liger_export.export import trace
+from tests.once import made_once
 from tests.tiny import load_model, write_liger
+from tests.traced import read_traced, write_traced
 
 torch.set_num_threads(1)  # threads slow down models of this size
 
@@ -53,17 +55,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Trace each model only once, because PyTorch's exporter takes seconds."""
-    traced: dict[str, ir.Model] = {}
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trace each model only once per test run, because PyTorch's exporter takes seconds."""
 
-    def copied(config: LigerConfig, values: dict[str, Any], activations: str = "float32") -> ir.Model:
+    def read_or_traced(config: LigerConfig, values: dict[str, Any], activations: str = "float32") -> ir.Model:
         key = json.dumps([values, activations], sort_keys=True)
-        if key not in traced:
-            traced[key] = trace(config, values, activations)
-        return traced[key].clone()
+        name = f"trace-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        folder = made_once(
+            name, lambda folder: write_traced(trace(config, values, activations), folder), tmp_path_factory
+        )
+        return read_traced(folder)
 
-    with patch("liger_export.convert.trace", copied), patch("liger_export.engine.graphs.trace", copied):
+    with patch("liger_export.convert.trace", read_or_traced), patch("liger_export.engine.graphs.trace", read_or_traced):
         yield
 
 
