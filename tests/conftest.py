@@ -11,7 +11,13 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
+# pytest-xdist runs one process per core, so more threads only wait for each other. Set before numpy and PyTorch are
+# imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
@@ -27,9 +33,6 @@ from liger_export.export import trace
 from tests.once import made_once
 from tests.tiny import load_model, write_liger
 from tests.traced import read_traced, write_traced
-
-torch.set_num_threads(1)  # threads slow down models of this size
-
 
 COMPILED = "compiled"
 
@@ -52,6 +55,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("compiled code that tests ran, by SHA-256")
     for code, results in sorted(outcomes.items(), key=lambda pair: pair[0].split(" ", 1)[1]):
         terminalreporter.write_line(f"{'failed' if 'failed' in results else 'passed'} {code}")
+
+
+class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+    """Session options of one thread, unless a test sets a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_per_session() -> Iterator[None]:
+    with patch.object(onnxruntime, "SessionOptions", OneThread):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,12 @@
 """Engines built without a GPU: sound builds, and settings, graphs and outputs that are refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from liger_export.config import MIXERS
 from liger_export.convert import convert
@@ -21,6 +23,7 @@ from liger_export.package import Manifest, read_manifest
 from liger_export.package.engines import EngineRecord
 from liger_export.precision import Precision
 from tests.engine.conftest import Hybrid
+from tests.tiny import edit_json
 
 TARGETS = ("86", "89", "120")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pycode-7m"
@@ -91,12 +94,33 @@ def test_symmetric_integers_build(weights: str, hybrid: Hybrid, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_the_shipped_model_builds(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    linearize(str(EXAMPLE / "base"), tmp_path / "liger")
+    convert(tmp_path / "liger", package, adapters=(EXAMPLE / "adapter",), precision=Precision(weights="int4"))
+    build_engine(package, tmp_path / "engine", RTX)
+    assert_built(tmp_path / "engine", package, RTX)
+
+
+@pytest.fixture(scope="session")
+def first_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base of the shipped model, cut to its first two layers."""
+    directory = Path(shutil.copytree(EXAMPLE / "base", tmp_path_factory.mktemp("cut") / "base"))
+    edit_json(directory / "config.json", num_hidden_layers=2)
+    tensors = load_file(directory / "model.safetensors")
+    later = tuple(f"model.layers.{layer}." for layer in range(2, 8))
+    kept = {name: value for name, value in tensors.items() if not name.startswith(later)}
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["fp16", "int4"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_the_shipped_model_builds(mixer: str, weights: str, tmp_path: Path) -> None:
-    package, adapters = tmp_path / "package", (EXAMPLE / "adapter",) if mixer == "gla" else ()
-    linearize(str(EXAMPLE / "base"), tmp_path / "liger", LinearizeSettings(mixer=mixer))
-    convert(tmp_path / "liger", package, adapters=adapters, precision=Precision(weights=weights))
+def test_trained_layers_of_every_mixer_build(mixer: str, weights: str, first_layers: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    linearize(str(first_layers), tmp_path / "liger", LinearizeSettings(mixer=mixer))
+    convert(tmp_path / "liger", package, precision=Precision(weights=weights))
     build_engine(package, tmp_path / "engine", RTX)
     assert_built(tmp_path / "engine", package, RTX)
 
