@@ -21,6 +21,8 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--
 ANY_PORT = ["--main_process_port", "0"]
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.slow
+
 # Interrupts a run after its last step, when there is a checkpoint to resume from.
 INTERRUPTED = """
 from liger_export import cli

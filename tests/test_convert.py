@@ -22,6 +22,7 @@ from liger_export.package import read_manifest
 from liger_export.package.manifest import FORMAT_VERSION
 from liger_export.precision import Calibration, Precision
 from liger_export.runtime import load
+from tests.cells import slow_except
 from tests.tiny import Shape, edit_json, load_model, relative_l2, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 40)]
@@ -125,7 +126,7 @@ def test_full_disk_leaves_no_output(liger_checkpoint: Path, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", slow_except([signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
 def test_killed_convert_leaves_no_package_and_the_next_one_works(
     liger_checkpoint: Path, tmp_path: Path, how: signal.Signals
 ) -> None:

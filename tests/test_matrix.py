@@ -13,6 +13,7 @@ from liger_export.package import read_manifest
 from liger_export.parity.report import ParityReport
 from liger_export.state import bytes_per_session
 from liger_export.validate import ValidationSettings, validate
+from tests.cells import slow_except
 from tests.tiny import Shape, config_of, write_liger
 
 # Sums that never decay lose digits in float32, more so with few features. LoLCATs is validated at the head size and
@@ -51,6 +52,7 @@ CELLS = [
     ("gsa", "mistral-tied"),
     ("hgrn2", "qwen2-tied"),
 ]
+FAST = [("gla", "llama"), ("hgrn2", "mistral"), ("gsa", "qwen2"), ("lolcats", "qwen3")]
 
 
 def assert_valid(checkpoint: Path, package: Path, text: Path) -> ParityReport:
@@ -60,7 +62,7 @@ def assert_valid(checkpoint: Path, package: Path, text: Path) -> ParityReport:
     return report
 
 
-@pytest.mark.parametrize(("mixer", "variant"), CELLS)
+@pytest.mark.parametrize(("mixer", "variant"), slow_except(FAST, CELLS))
 def test_package_validates_within_the_float32_tolerances(
     mixer: str, variant: str, tmp_path: Path, random_text: Path
 ) -> None:
@@ -72,7 +74,7 @@ def test_package_validates_within_the_float32_tolerances(
     assert_valid(checkpoint, tmp_path / "package", random_text)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
 def test_hybrid_validates_and_its_manifest_lists_its_state(mixer: str, tmp_path: Path, random_text: Path) -> None:
     settings = LinearizeSettings(mixer=mixer, keep_softmax_every=2, softmax_window=96)
     checkpoint = write_liger(
@@ -91,7 +93,7 @@ def test_hybrid_validates_and_its_manifest_lists_its_state(mixer: str, tmp_path:
     assert bytes_per_session(manifest.state) == sum(entry.nbytes for entry in manifest.state)
 
 
-@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("slots", slow_except([1], [1, 8]))
 def test_slots_may_be_as_few_as_one_and_as_many_as_the_head_size(slots: int, tmp_path: Path, random_text: Path) -> None:
     settings = LinearizeSettings(mixer="gsa", num_slots=slots)
     checkpoint = write_liger(tmp_path / "liger", settings=settings, num_hidden_layers=1)

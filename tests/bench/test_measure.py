@@ -35,6 +35,7 @@ def test_a_package_without_a_transformer_has_constant_memory(package: Path) -> N
     assert set(report.machine.versions) == {"onnxruntime"}
 
 
+@pytest.mark.slow
 def test_a_transformer_takes_turns_with_the_package(package: Path, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     told = Recorder()
@@ -60,6 +61,7 @@ def test_a_process_that_measures_a_package_loads_neither_torch_nor_matplotlib(pa
     assert loaded & {"torch", "transformers", "matplotlib"} == set()
 
 
+@pytest.mark.slow
 def test_a_workers_error_and_its_death_reach_the_caller(package: Path, tmp_path: Path) -> None:
     damaged = write_base(tmp_path / "base")
     (damaged / "model.safetensors").write_bytes(b"no tensors")
@@ -91,6 +93,7 @@ def test_invalid_inputs_are_refused_before_any_run(package: Path, package_copy: 
     assert told.stages == []
 
 
+@pytest.mark.slow
 def test_a_difference_in_shape_is_noted(package: Path, tmp_path: Path) -> None:
     wider = write_base(tmp_path / "base", intermediate_size=64)
     settings = BenchSettings(contexts=(4,), tokens=1, repeats=1, threads=1)

@@ -14,10 +14,11 @@ from liger_export.errors import CheckpointError, UnsupportedModelError
 from liger_export.linearize import linearize
 from liger_export.modeling import register
 from liger_export.runtime import load
+from tests.cells import slow_except
 from tests.paper import PAPER_TYPES, paper_logits, write_paper_adapter, write_paper_checkpoint
 from tests.tiny import edit_json, relative_l2
 
-every_type = pytest.mark.parametrize("model_type", PAPER_TYPES)
+every_type = pytest.mark.parametrize("model_type", slow_except(["liger_gla", "lolcats"], PAPER_TYPES))
 LENGTH = 80  # past the window of 65 keys
 TOKENS = torch.randint(1, 260, (2, LENGTH), generator=torch.Generator().manual_seed(0))
 

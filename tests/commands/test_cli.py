@@ -62,6 +62,7 @@ def assert_refused(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
+@pytest.mark.slow
 def test_main_path_from_base_to_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_base(tmp_path / "base")
     text = tmp_path / "text.txt"
@@ -165,6 +166,7 @@ def test_inspect_shows_measured_memory_growth(package_copy: Path) -> None:
     assert "0 bytes from token 64 to 5,000" in " ".join(liger_export("inspect", package_copy).stdout.split())
 
 
+@pytest.mark.slow
 def test_bench_prints_what_it_writes(package: Path, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     command = ("bench", package, "--against", f"hf:{base}", "--contexts", "16,40", "--tokens", 2, "--repeats", 1,

@@ -63,14 +63,9 @@ def assert_built(engine: Path, package: Path, settings: EngineSettings) -> Manif
     return manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mixer", "weights"),
-    [
-        pytest.param("gla", "int4"),
-        pytest.param("gsa", "fp32", marks=pytest.mark.slow),
-        pytest.param("hgrn2", "fp32", marks=pytest.mark.slow),
-        pytest.param("lolcats", "int8", marks=pytest.mark.slow),
-    ],
+    ("mixer", "weights"), [("gla", "int4"), ("gsa", "fp32"), ("hgrn2", "fp32"), ("lolcats", "int8")]
 )
 def test_hybrids_build_for_three_architectures(mixer: str, weights: str, hybrid: Hybrid, tmp_path: Path) -> None:
     package = hybrid(mixer, precision=Precision(weights=weights))

@@ -32,6 +32,7 @@ from liger_export.plugins.tensorrt.kernel import ARGUMENTS
 from liger_export.precision import Precision
 from liger_export.runtime import load
 from liger_export.runtime.cuda import Cuda
+from tests.cells import slow_except
 from tests.engine.conftest import WIDE, Hybrid
 from tests.fakes.tensorrt import fake_tensorrt, needs_bindings
 from tests.fakes.tensorrt_plugin import ATTRIBUTES, FakePlugin
@@ -164,7 +165,7 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 @pytest.mark.usefixtures("on_sm86")
-@pytest.mark.parametrize("mixer", OPERATORS)
+@pytest.mark.parametrize("mixer", slow_except(["gla"], OPERATORS))
 def test_the_parsed_graph_has_one_plugin_node_per_layer(
     mixer: str, hybrid: Hybrid, tmp_path: Path, parsed: dict[str, onnx.GraphProto]
 ) -> None:
@@ -182,6 +183,7 @@ def test_the_parsed_graph_has_one_plugin_node_per_layer(
 
 
 @pytest.mark.usefixtures("on_sm86")
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "shape"), [("gsa", WIDE), ("lolcats", WIDE), ("gla", Shape(head_dim=16))])
 def test_attention_without_a_kernel_becomes_native_layers(
     mixer: str, shape: Shape, hybrid: Hybrid, tmp_path: Path, parsed: dict[str, onnx.GraphProto]

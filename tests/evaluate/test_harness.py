@@ -149,6 +149,7 @@ def write_tasks(directory: Path, model: PackageLM, checkpoint: Path) -> dict[str
     return {"tiny_choice": 8 / 12, "tiny_generate": 9 / 12}
 
 
+@pytest.mark.slow
 def test_the_harness_command_runs_its_tasks_on_a_package(
     model: PackageLM, package: Path, liger_checkpoint: Path, tmp_path: Path
 ) -> None:

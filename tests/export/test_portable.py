@@ -49,6 +49,7 @@ def test_graphs_hold_onnx_operators_of_fixed_sizes_over_the_same_weights(mixer: 
     assert "model.layers.0.self_attn.q_proj.weight" not in names[0]
 
 
+@pytest.mark.slow
 def test_layers_share_nodes_that_depend_only_on_positions(tmp_path: Path) -> None:
     counts = {}
     for layers in (2, 4):

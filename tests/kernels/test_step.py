@@ -49,6 +49,7 @@ def test_shapes(case: Case, in_place: bool) -> None:
     assert_equal(run(case, inputs, torch.float32, range(1, 5), in_place=in_place), expected, 1e-5)
 
 
+@pytest.mark.slow
 @every_mixer
 @in_place_or_not
 def test_strong_gates_lose_no_digits(mixer: str, in_place: bool) -> None:

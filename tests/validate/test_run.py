@@ -15,6 +15,7 @@ from liger_export.linearize import LinearizeSettings
 from liger_export.parity import ParityReport
 from liger_export.precision import Precision
 from liger_export.validate import ValidationSettings, validate
+from tests.cells import slow_except
 from tests.tiny import edit_json, write_liger
 
 
@@ -115,14 +116,14 @@ def test_short_text_and_small_settings_are_refused(package: Path, liger_checkpoi
         validate(package, liger_checkpoint, ValidationSettings(memory_tokens=127))
 
 
-FAST = [("gla", Precision(weights="fp16")), ("gla", Precision(weights="int4"))]
+FAST = [("gla", Precision(weights="int4"))]
 FEWER_BITS = [(mixer, Precision(weights=weights)) for mixer in MIXERS for weights in ("fp16", "bf16", "int8", "int4")]
 FEWER_BITS += [("gla", Precision(weights="int4", activation_precision=half)) for half in ("fp16", "bf16")]
 
 
 @pytest.mark.parametrize(
     ("mixer", "precision"),
-    [pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow]) for case in FEWER_BITS],
+    slow_except(FAST, FEWER_BITS),
     ids=str,
 )
 def test_packages_with_fewer_bits_have_their_own_bounds(mixer: str, precision: Precision, tmp_path: Path) -> None:
