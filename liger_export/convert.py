@@ -1,7 +1,6 @@
 """``convert``: write a package from a Liger checkpoint and its adapters."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from liger_export.checkpoint import Adapter, Checkpoint, MergedCheckpoint, expected_tensors, open_liger
-from liger_export.config import LigerConfig
+from liger_export.config import LigerConfig, with_end_tokens
+from liger_export.data import TextEncoder
 from liger_export.errors import CheckpointError, PackageError, UnsupportedModelError
 from liger_export.export import (
     WeightSource,
@@ -86,7 +86,7 @@ def convert(
     precision.check_calibration(calibration)
     model = _Model.open(checkpoint, adapters, precision)
     _check_lowering(lowering, targets, model.config)
-    tokens = read_calibration(calibration, model.tokenizer) if calibration else None
+    tokens = read_calibration(calibration, model.encoder) if calibration else None
     source = model.weight_source(tokens)
     inputs = (checkpoint, *adapters, *([calibration.text] if calibration else []))
     with new_directory(output, overwrite, inputs) as partial:
@@ -112,23 +112,25 @@ class _Model:
         values: the checkpoint's ``config.json``, with the end-of-text ids of its ``generation_config.json``.
         config: ``values``, parsed.
         weights: the checkpoint's tensors with the adapters merged.
-        tokenizer: the checkpoint's tokenizer.
+        encoder: the checkpoint's tokenizer.
         precision: how to store the weights.
     """
 
     values: dict[str, Any]
     config: LigerConfig
     weights: MergedCheckpoint
-    tokenizer: Tokenizer
+    encoder: TextEncoder
     precision: Precision
 
     @classmethod
     def open(cls, checkpoint: Path, adapters: tuple[Path, ...], precision: Precision) -> "_Model":
         """Open and check everything that can be checked without reading weights."""
         opened = open_liger(checkpoint)
-        values = _with_end_tokens(opened.values, checkpoint)
+        values = with_end_tokens(opened.values, checkpoint)
         weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
-        model = cls(values, LigerConfig.from_dict(values), weights, _read_tokenizer(checkpoint), precision)
+        config = LigerConfig.from_dict(values)
+        encoder = TextEncoder.of(checkpoint, _read_tokenizer(checkpoint), config)
+        model = cls(values, config, weights, encoder, precision)
         weights.check()
         precision.check(model.matrices, model.config.tie_word_embeddings)
         return model
@@ -205,18 +207,6 @@ def _read_tokenizer(checkpoint: Path) -> Tokenizer:
     except PackageError as error:
         cause = error.__cause__
         raise CheckpointError(f"{path} cannot be read ({cause}).", "Save the model's fast tokenizer again.") from cause
-
-
-def _with_end_tokens(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Use the end-of-text ids of ``generation_config.json``, as transformers' ``generate`` does."""
-    path = checkpoint / "generation_config.json"
-    if not path.is_file():
-        return values
-    try:
-        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}).", "Restore the original file.") from error
-    return values if ends is None else {**values, "eos_token_id": ends}
 
 
 def _describe(

@@ -1,7 +1,11 @@
-"""Text for training and measurement: documents, their tokens, and fixed-length blocks of tokens."""
+"""Text for training and measurement: documents, their tokens, and fixed-length blocks of tokens.
+
+A text file is one document. A JSONL file holds one document per line, in the field ``text`` of an object.
+"""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,76 +14,234 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from liger_export.errors import DataError
+from liger_export.config import LigerConfig
+from liger_export.errors import DataError, InputError
 
-__all__ = ["read_documents", "read_tokens", "token_blocks"]
+__all__ = ["TextEncoder", "read_documents", "read_tokens", "token_blocks"]
 
 TOKENIZER_BATCH = 512  # documents per call: a fast tokenizer encodes them in parallel
 
+JSON_LINES = frozenset({".jsonl", ".jsonlines", ".ndjson"})
+JSON = ".json"
+PROSE = frozenset({".md", ".rst", ".tex", ".text", ".txt"})
+SOURCE_CODE = frozenset({
+    ".c", ".cc", ".cpp", ".cs", ".cu", ".cuh", ".f90", ".go", ".h", ".hpp", ".hs", ".java", ".js", ".kt", ".lua", ".m",
+    ".php", ".pl", ".py", ".pyi", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts",
+})  # fmt: skip
+COMPRESSED = frozenset({".7z", ".bz2", ".gz", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"})
+OTHER_FORMATS = frozenset({
+    ".arrow", ".avro", ".bin", ".csv", ".db", ".doc", ".docx", ".epub", ".feather", ".h5", ".hdf5", ".npy", ".npz",
+    ".orc", ".parquet", ".pdf", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".sqlite", ".tsv", ".xls", ".xlsx",
+})  # fmt: skip
+ABOUT = frozenset({"license", "licence", "readme"})  # names of files about a data set, in any case
+METADATA = frozenset({"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"})
 
-def token_blocks(tokenizer: Any, data: Path, length: int, max_tokens: int | None = None) -> Tensor:
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+RECORDS = 'Each line must be an object with a string "text"; a .json file may also be one array of such objects.'
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """A model's tokenizer, and what the model knows of its tokens.
+
+    Attributes:
+        model: the model's directory.
+        tokenizer: a transformers tokenizer, or one that ``runtime.read_tokenizer`` returned.
+        vocab_size: number of tokens that the model knows.
+        end_ids: tokens that end a text. The first of them separates documents.
+    """
+
+    model: Path
+    tokenizer: Any
+    vocab_size: int
+    end_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: Path, tokenizer: Any, config: LigerConfig) -> "TextEncoder":
+        """Describe a package by its tokenizer and its config."""
+        return cls(model, tokenizer, config.vocab_size, config.eos_token_ids)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Encode each text, with the special tokens that the tokenizer adds."""
+        if isinstance(self.tokenizer, Tokenizer):
+            return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        ids: list[list[int]] = self.tokenizer(texts, verbose=False).input_ids
+        return ids
+
+    def separator(self, before: list[int], after: list[int]) -> tuple[int, ...]:
+        """Return the end token to put between two documents: none if one stands there already.
+
+        Some tokenizers end each text with it. Others begin each text with it, because it is also their BOS token.
+        """
+        if not (before and after) or before[-1] in self.end_ids or after[0] in self.end_ids:
+            return ()
+        return self.end_ids[:1]
+
+    def check(self, ids: list[int]) -> None:
+        """Check that the model knows every token. Raises InputError."""
+        if (largest := max(ids, default=0)) >= self.vocab_size:
+            raise InputError(
+                f"The tokenizer of {self.model} produces token {largest}, but the model knows {self.vocab_size:,} "
+                "tokens.",
+                "They belong to different models: restore the tokenizer files.",
+            )
+
+
+def token_blocks(encoder: TextEncoder, data: Path, length: int, max_tokens: int | None = None) -> Tensor:
     """Cut the tokens of ``read_tokens`` into blocks, int64 [N, length]. An incomplete last block is dropped.
 
     Raises:
         DataError: the text holds less than one block, or cannot be read.
+        InputError: the model does not know a token.
     """
-    ids = read_tokens(tokenizer, data, max_tokens)
+    ids = read_tokens(encoder, data, max_tokens)
     if len(ids) < length:
         raise DataError(f"{data} holds {len(ids)} tokens.", f"Add text: at least one block of {length} is needed.")
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
-def read_tokens(tokenizer: Any, data: Path, max_tokens: int | None = None) -> list[int]:
+def read_tokens(encoder: TextEncoder, data: Path, max_tokens: int | None = None) -> list[int]:
     """Tokenize every document of ``read_documents`` and concatenate the tokens.
 
+    Between two documents there is one end token, see ``TextEncoder.separator``. The last document gets none.
+
     Args:
-        tokenizer: a transformers tokenizer, or one that ``runtime.read_tokenizer`` returned.
+        encoder: the model's tokenizer.
         data: see ``read_documents``.
         max_tokens: stop after this many tokens.
+
+    Raises:
+        DataError: the text cannot be read.
+        InputError: the model does not know a token.
     """
     documents, ids = read_documents(data), list[int]()
     while (max_tokens is None or len(ids) < max_tokens) and (batch := list(islice(documents, TOKENIZER_BATCH))):
-        for encoded in _encode(tokenizer, batch):
+        for encoded in encoder.encode(batch):
+            ids += encoder.separator(ids, encoded)
             ids += encoded
-    return ids[:max_tokens]
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    if isinstance(tokenizer, Tokenizer):
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    ids: list[list[int]] = tokenizer(texts, verbose=False).input_ids
+    ids = ids[:max_tokens]
+    encoder.check(ids)
     return ids
 
 
 def read_documents(data: Path) -> Iterator[str]:
-    """Yield the documents of a text file, the ``text`` fields of a JSONL file, or those of every file in a directory.
+    """Yield the documents of a file, or of every file in a directory. Empty documents are left out.
+
+    A ``.jsonl``, ``.jsonlines`` or ``.ndjson`` file holds one object per line, with the document in its field ``text``.
+    A ``.json`` file is the same, or one array of such objects. Any other file is one document, unless its suffix names
+    a format that is not text. Case does not matter in suffixes, and a byte order mark is dropped.
+
+    In a directory every file needs the suffix of one of these formats, of prose or of source code. Hidden files,
+    README and LICENSE files, and the metadata that ``datasets`` writes are not documents there.
 
     Raises:
-        DataError: there is no file, or a file is not UTF-8 text or not JSONL.
+        DataError: there is no file, a format is not supported, or a line is not UTF-8 text or not such an object.
     """
-    if data.is_dir():
-        files = sorted(path for path in data.rglob("*") if path.is_file() and not path.name.startswith("."))
-    else:
-        files = [data]
-    if not files or not files[0].exists():
-        raise DataError(f"{data} holds no files.", "Pass a text or JSONL file, or a directory of such files.")
+    for file in _files(data):
+        yield from filter(None, _documents_of(file))
+
+
+def _files(data: Path) -> list[Path]:
+    """Return the files to read, in order. All formats are checked before the first file is read."""
+    if not data.exists():
+        raise DataError(f"{data} does not exist.", "Pass a text or JSONL file, or a directory of such files.")
+    if not data.is_dir():
+        _check_format(data)
+        return [data]
+    files = sorted(path for path in data.rglob("*") if path.is_file() and _is_data(path.relative_to(data)))
+    if not files:
+        raise DataError(f"{data} holds no documents.", "Pass a text or JSONL file, or a directory of such files.")
+    known = JSON_LINES | {JSON} | PROSE | SOURCE_CODE
     for file in files:
-        try:
-            if file.suffix == ".jsonl":
-                with file.open(encoding="utf-8") as lines:
-                    for line in lines:
-                        if line.strip():
-                            yield _text_of(json.loads(line))
-            else:
-                yield file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text.", "Convert it to UTF-8, or omit it.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file} is not JSONL.", 'Each line must be an object with a "text" field.') from error
+        _check_format(file)
+        if file.suffix.lower() not in known:
+            raise DataError(
+                f"{file} has no suffix that tells its format.",
+                "If it is text, add .txt to its name or pass this file alone; if not, move it elsewhere.",
+            )
+    return files
 
 
-def _text_of(record: Any) -> str:
+def _is_data(path: Path) -> bool:
+    """Return True for a path in a directory unless it is hidden or about the data."""
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    is_about = path.stem.lower() in ABOUT and path.suffix.lower() in PROSE | {""}
+    return not is_about and path.name.lower() not in METADATA
+
+
+def _check_format(file: Path) -> None:
+    suffix = file.suffix.lower()
+    if suffix in COMPRESSED:
+        raise DataError(f"{file} is compressed or an archive.", "Unpack it first.")
+    if suffix in OTHER_FORMATS:
+        raise DataError(
+            f"{file} is not a text file, by its suffix {suffix}.",
+            'Write its texts as .txt files, or as a .jsonl file with one {"text": ...} per line.',
+        )
+
+
+def _documents_of(file: Path) -> Iterator[str]:
+    suffix = file.suffix.lower()
+    if suffix == JSON and _is_array(file):
+        for number, record in enumerate(_parse(_read_text(file), file, 1), 1):
+            yield _text_of(record, f"{file}, record {number}")
+    elif suffix == JSON or suffix in JSON_LINES:
+        yield from _read_lines(file)
+    else:
+        yield _read_text(file)
+
+
+def _is_array(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, 1 + error.object.count(b"\n", 0, error.start), error) from error
+
+
+def _read_lines(file: Path) -> Iterator[str]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, number, error) from error
+            if text := text.rstrip():
+                yield _text_of(_parse(text, file, number), f"{file}, line {number}")
+
+
+def _not_utf8(file: Path, line: int, error: UnicodeDecodeError) -> DataError:
+    byte = error.object[error.start]
+    return DataError(f"{file}, line {line}, is not UTF-8 text (byte 0x{byte:02x}).", "Convert it to UTF-8, or omit it.")
+
+
+def _parse(text: str, file: Path, line: int) -> Any:
+    """Parse JSON that begins at a line of a file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{file}, line {line + error.lineno - 1}"
+        raise DataError(f"{where}, is not JSON ({error.msg}, column {error.colno}).", RECORDS) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}, line {line}, cannot be read as JSON ({error}).", RECORDS) from error
+
+
+def _text_of(record: Any, where: str) -> str:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}, is not a JSON object.", RECORDS)
+    if "text" not in record:
+        raise DataError(f'{where}, has no "text", only: {", ".join(record)[:80] or "nothing"}.', RECORDS)
     text = record["text"]
     if not isinstance(text, str):
-        raise TypeError("text is not a string")
+        raise DataError(f'{where}, has a "text" that is not a string.', RECORDS)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{where}, has {half} alone, which is half a character.", "Correct it, or omit it.") from error
     return text

@@ -22,7 +22,7 @@ import numpy as np
 
 from liger_export.bench.timing import timed
 from liger_export.convert import convert
-from liger_export.data import token_blocks
+from liger_export.data import TextEncoder, token_blocks
 from liger_export.parity import LogitParity
 from liger_export.precision import BLOCK_SIZES, CALIBRATION_TOKENS, Calibration, Precision
 from liger_export.runtime import Session, load
@@ -131,8 +131,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, args.results.open("a") as results:
         reference, package = Path(folder) / "fp32", Path(folder) / "package"
         convert(args.checkpoint, reference, adapters=tuple(args.adapter))
-        tokenizer = load(reference).tokenizer
-        blocks = token_blocks(tokenizer, args.heldout, SEQUENCE_LENGTH, args.max_tokens).tolist()
+        session = load(reference)
+        encoder = TextEncoder.of(reference, session.tokenizer, session.manifest.model_config)
+        blocks = token_blocks(encoder, args.heldout, SEQUENCE_LENGTH, args.max_tokens).tolist()
         for precision in [Precision(), *(each for group in args.only for each in GROUPS[group])]:
             if str(precision) in done:
                 continue

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from liger_export.data import token_blocks
+from liger_export.evaluate import open_model
 from liger_export.finetune import FinetuneSettings, finetune, transfer
 from liger_export.linearize import LinearizeSettings, linearize
 from liger_export.metrics import Quality, measure_quality
@@ -161,8 +162,7 @@ def measure_lengths(model: torch.nn.Module, texts: dict[int, Tensor]) -> dict[st
 
 def heldout_texts(base: Path, heldout: Path, longest: int, tokens: int) -> dict[int, Tensor]:
     """Cut the same held-out tokens into blocks of each length up to ``longest``."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    blocks = token_blocks(tokenizer, heldout, longest)[: max(1, tokens // longest)]
+    blocks = token_blocks(open_model(base).encoder, heldout, longest)[: max(1, tokens // longest)]
     return {length: blocks.reshape(-1, length) for length in LENGTHS if length <= longest}
 
 
@@ -212,7 +212,7 @@ def sweep(args: argparse.Namespace) -> None:
     with args.results.open("a") as results:
         if "base" not in done and not args.skip_base:
             model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
-            blocks = token_blocks(AutoTokenizer.from_pretrained(args.base), args.heldout, settings.sequence_length)
+            blocks = token_blocks(open_model(args.base).encoder, args.heldout, settings.sequence_length)
             lengths, whole = measure_lengths(model, texts), measure_lengths(model, {1024: blocks})["1024"]
             line = {"name": "base", "before": None, "after": whole, "lengths": lengths, "tokens": 0}
             print(json.dumps(line), file=results, flush=True)

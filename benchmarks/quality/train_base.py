@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from liger_export.data import token_blocks
+from liger_export.data import TextEncoder, token_blocks
 from liger_export.errors import DataError, InputError, LigerExportError
 from liger_export.metrics import measure_quality
 
@@ -207,7 +207,8 @@ def run(corpus: Path, out: Path, shape: Shape, seed: int, report_every: int) -> 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(corpus / "tokenizer.json")
     tokens = load_tokens(corpus / "train.npy", len(tokenizer)).to(device)
-    heldout = token_blocks(tokenizer, corpus / "heldout.jsonl", CONTEXT)
+    encoder = TextEncoder(corpus, tokenizer, len(tokenizer), (END_OF_TEXT_ID,))
+    heldout = token_blocks(encoder, corpus / "heldout.jsonl", CONTEXT)
     model = build_model(shape, len(tokenizer)).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{device}: {parameters:,} parameters, {tokens.numel():,} training tokens, {heldout.numel():,} held out")

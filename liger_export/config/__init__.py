@@ -1,7 +1,7 @@
 """A checkpoint's ``config.json``, read strictly and without importing torch."""
 
 from liger_export.config.backbones import BACKBONES, MODEL_TYPES, Backbone, ModelType, base_window
-from liger_export.config.fields import Fields, read_config_json
+from liger_export.config.fields import Fields, read_config_json, read_end_ids, with_end_tokens
 from liger_export.config.mixers import LAYER_MIXERS, MIXERS, SOFTMAX, Mixer
 from liger_export.config.model import FORMAT, LIGER_DEFAULTS, LigerConfig, check_supported
 from liger_export.config.rope import RopeConfig, inverse_frequencies, read_rope
@@ -24,5 +24,7 @@ __all__ = [
     "check_supported",
     "inverse_frequencies",
     "read_config_json",
+    "read_end_ids",
     "read_rope",
+    "with_end_tokens",
 ]

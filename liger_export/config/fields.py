@@ -8,7 +8,7 @@ from typing import Any
 
 from liger_export.errors import CheckpointError
 
-__all__ = ["Fields", "read_config_json", "read_token_ids"]
+__all__ = ["Fields", "read_config_json", "read_end_ids", "read_token_ids", "with_end_tokens"]
 
 RESTORE = "Restore the original file."
 
@@ -62,6 +62,31 @@ def read_token_ids(value: Any) -> tuple[int, ...]:
     if not all(type(token) is int and token >= 0 for token in ids):
         raise CheckpointError(f"config.json has {value!r} as a token id.", RESTORE)
     return ids
+
+
+def with_end_tokens(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Use the end-of-text ids of ``generation_config.json``, as transformers' ``generate`` does.
+
+    Raises:
+        CheckpointError: ``generation_config.json`` is damaged.
+    """
+    path = checkpoint / "generation_config.json"
+    if not path.is_file():
+        return values
+    try:
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).", "Restore the original file.") from error
+    return values if ends is None else {**values, "eos_token_id": ends}
+
+
+def read_end_ids(checkpoint: Path) -> tuple[int, ...]:
+    """Read the end-of-text ids of a checkpoint, with which ``convert`` would write its package.
+
+    Raises:
+        CheckpointError: ``config.json`` is missing or damaged, or ``generation_config.json`` is damaged.
+    """
+    return read_token_ids(with_end_tokens(read_config_json(checkpoint), checkpoint).get("eos_token_id"))
 
 
 def read_config_json(directory: Path) -> dict[str, Any]:

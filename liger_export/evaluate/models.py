@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from liger_export.checkpoint import Adapter, Checkpoint, open_liger
 from liger_export.checkpoint.causal_lm import LOAD_ERRORS, check_causal_lm, load_causal_lm, unloadable
-from liger_export.config import MODEL_TYPES, read_config_json
+from liger_export.config import MODEL_TYPES, read_config_json, read_end_ids
+from liger_export.data import TextEncoder
 from liger_export.distributed import processes
 from liger_export.errors import InputError, UnsupportedModelError
 from liger_export.metrics import PositionScores, score_blocks
@@ -37,15 +37,13 @@ class EvaluatedModel(ABC):
         path: the model's directory.
         kind: ``package``, ``liger`` or ``base``.
         adapters: LoRA adapters that are merged when the model is loaded.
-        tokenizer: the model's own tokenizer.
-        vocab_size: number of tokens in the vocabulary.
+        encoder: the model's own tokenizer.
     """
 
     path: Path
     kind: str
     adapters: tuple[Path, ...] = ()
-    tokenizer: Any
-    vocab_size: int
+    encoder: TextEncoder
 
     @property
     def name(self) -> str:
@@ -64,8 +62,8 @@ class PackageModel(EvaluatedModel):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.vocab_size = read_manifest(path).model_config.vocab_size
-        self.tokenizer: Tokenizer = read_tokenizer(path)
+        config = read_manifest(path).model_config
+        self.encoder = TextEncoder.of(path, read_tokenizer(path), config)
 
     def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Score block by block; ``batch_size`` is ignored. Raises PackageError if a file was changed."""
@@ -94,17 +92,20 @@ class TorchModel(EvaluatedModel):
         for adapter in adapters:
             Adapter.open(adapter).check(weights)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.vocab_size = AutoConfig.from_pretrained(path).get_text_config().vocab_size
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            vocab_size = AutoConfig.from_pretrained(path).get_text_config().vocab_size
         except LOAD_ERRORS as error:
             raise unloadable(path, "tokenizer", error) from error
+        self.encoder = TextEncoder(path, tokenizer, vocab_size, read_end_ids(path))
 
     def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Score batches of blocks. Raises CheckpointError if the config and the weights do not match."""
         model = self._load()
         # A recurrent model of transformers' own may be unable to continue by more than one token per call.
         continues = isinstance(model, LigerForCausalLM) or not model._is_stateful
-        most = max(1, min(PIECE, PIECE_LOGITS // (batch_size * self.vocab_size))) if continues else blocks.shape[1]
+        most = (
+            max(1, min(PIECE, PIECE_LOGITS // (batch_size * self.encoder.vocab_size))) if continues else blocks.shape[1]
+        )
 
         def read(batch: Tensor) -> Iterator[Tensor]:
             cache = None

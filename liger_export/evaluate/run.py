@@ -89,20 +89,14 @@ def text_blocks(model: EvaluatedModel, text: Path, sequence_length: int, max_tok
     """Tokenize a text with the model's own tokenizer and cut it into blocks, int64 [N, sequence_length].
 
     Raises:
-        InputError: a length is out of range, or the tokenizer produces tokens outside the model's vocabulary.
+        InputError: a length is out of range, or the model does not know a token.
         DataError: the text is missing, unreadable or too short.
     """
     if sequence_length < 2:
         raise InputError(f"sequence_length is {sequence_length}.", "It must be 2 or more: one token predicts the next.")
     if max_tokens is not None and max_tokens < sequence_length:
         raise InputError(f"max_tokens is {max_tokens}.", f"It must be at least one block of {sequence_length} tokens.")
-    blocks = token_blocks(model.tokenizer, text, sequence_length, max_tokens)
-    if (largest := int(blocks.max())) >= model.vocab_size:
-        raise InputError(
-            f"The tokenizer of {model.path} produces token {largest}, but the model knows {model.vocab_size:,} tokens.",
-            "They belong to different models: restore the tokenizer files.",
-        )
-    return blocks
+    return token_blocks(model.encoder, text, sequence_length, max_tokens)
 
 
 def report_json(evaluations: Sequence[Evaluation], text: Path) -> str:

@@ -44,7 +44,8 @@ def finetune(
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.
-        InputError: the model lacks a target projection, or the run to resume began with other settings.
+        InputError: the model lacks a target projection, the run to resume began with other settings, or the model
+            does not know a token of the data.
         DataError: the data is missing, unreadable or too short.
         OutputError: ``output`` exists, or there is an unfinished run next to it and ``resume`` is false.
     """

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from liger_export.checkpoint import LigerCheckpoint
-from liger_export.data import token_blocks
+from liger_export.config import read_end_ids
+from liger_export.data import TextEncoder, token_blocks
 from liger_export.distributed import processes
 from liger_export.errors import DataError, OutputError
 from liger_export.files import new_directory, require_replaceable
@@ -89,13 +90,14 @@ def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progre
     Raises:
         OutputError: ``run.output`` exists or contains an input, or ``run.resume`` does not match the state of
             ``run.work``.
-        InputError: the run to resume began with other settings, another model or another text.
+        InputError: the run to resume began with other settings, another model or another text, or the model does not
+            know a token of the data.
         DataError: the data is missing, unreadable or too short.
     """
     _check_work(run)
     register()
     set_seed(settings.seed)
-    blocks = _load_blocks(run, settings)
+    blocks = _load_blocks(run, stage.opened.config.vocab_size, settings)
     model = stage.build(settings)
     begun = _describe(stage.name, stage.opened.values, blocks, settings)
     trained = train(model, blocks, settings, run.work, begun=begun, resume=run.resume, progress=progress)
@@ -123,12 +125,13 @@ def _remove_work(work: Path) -> None:
         shutil.rmtree(work)
 
 
-def _load_blocks(run: FinetuneRun, settings: FinetuneSettings) -> tuple[Tensor, Tensor]:
+def _load_blocks(run: FinetuneRun, vocab_size: int, settings: FinetuneSettings) -> tuple[Tensor, Tensor]:
     """Return the blocks to train on and the blocks to measure on, each int64 [N, sequence_length]."""
     tokenizer = AutoTokenizer.from_pretrained(run.checkpoint)
-    blocks = token_blocks(tokenizer, run.data, settings.sequence_length)
+    encoder = TextEncoder(run.checkpoint, tokenizer, vocab_size, read_end_ids(run.checkpoint))
+    blocks = token_blocks(encoder, run.data, settings.sequence_length)
     if run.heldout is not None:
-        return blocks, token_blocks(tokenizer, run.heldout, settings.sequence_length)
+        return blocks, token_blocks(encoder, run.heldout, settings.sequence_length)
     count = max(1, round(len(blocks) * settings.heldout_fraction))
     if count == len(blocks):
         raise DataError(f"{run.data} has no blocks left to train on.", "Add text, or pass --heldout.")

@@ -11,12 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from liger_export.checkpoint import MergedCheckpoint
 from liger_export.config import LigerConfig
-from liger_export.data import read_tokens
+from liger_export.data import TextEncoder, read_tokens
 from liger_export.errors import QuantizationError
 from liger_export.modeling import LigerCache
 from liger_export.modeling.model import LigerDecoderLayer, LigerRotaryEmbedding, Positions
@@ -36,14 +35,15 @@ GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 Activations = Callable[[Tensor], Tensor]  # residual stream [1, T, hidden_size] to activations [1, T, any]
 
 
-def read_calibration(calibration: Calibration, tokenizer: Tokenizer) -> Tensor:
+def read_calibration(calibration: Calibration, encoder: TextEncoder) -> Tensor:
     """Read a calibration text as int64 [S, SEQUENCE_LENGTH]; an incomplete last sequence is dropped.
 
     Raises:
         DataError: the text is missing or unreadable.
+        InputError: the model does not know a token.
         QuantizationError: the text is too short.
     """
-    ids = read_tokens(tokenizer, calibration.text, calibration.max_tokens)
+    ids = read_tokens(encoder, calibration.text, calibration.max_tokens)
     if len(ids) < MINIMUM_TOKENS:
         raise QuantizationError(
             f"The calibration text has {len(ids):,} tokens; at least {MINIMUM_TOKENS:,} are needed.",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
-from liger_export.data import read_tokens
+from liger_export.data import TextEncoder, read_tokens
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.files import sha256_file
 from liger_export.package import FUSED, MANIFEST_FILE, REPORT_FILE, STOCK, Manifest, read_manifest
@@ -120,7 +120,7 @@ def validate(
         versions={name: version(name) for name in LIBRARIES},
     )
     subjects = laws.Subjects(session, reference, _tolerances(session.manifest))
-    for check in _checks(package, subjects, _tokens(session, settings), growth):
+    for check in _checks(package, subjects, _tokens(package, session, settings), growth):
         report.checks.append(check)
         progress.stage(f"measured {check.name}")
     if settings.record:
@@ -149,12 +149,13 @@ def _tolerances(manifest: Manifest) -> Tolerances:
     return tolerances_of(manifest.precision, matrices, manifest.activations)
 
 
-def _tokens(session: Session, settings: ValidationSettings) -> laws.Tokens:
+def _tokens(package: Path, session: Session, settings: ValidationSettings) -> laws.Tokens:
     """Tokens to read, int64 [T]: the text given, or text sampled by the package, so that no data is needed."""
     if settings.text is None:
         sampled = session.sample_tokens(settings.max_tokens, Sampling(temperature=1.0, seed=0))
         return np.array(sampled, dtype=np.int64)
-    tokens = np.array(read_tokens(session.tokenizer, settings.text, settings.max_tokens), dtype=np.int64)
+    encoder = TextEncoder.of(package, session.tokenizer, session.manifest.model_config)
+    tokens = np.array(read_tokens(encoder, settings.text, settings.max_tokens), dtype=np.int64)
     if len(tokens) < DRIFT_STEPS:
         raise DataError(
             f"{settings.text} has only {len(tokens):,} tokens.", f"Add text: at least {DRIFT_STEPS:,} are needed."

@@ -61,7 +61,7 @@ def test_every_kind_of_model_gets_the_metrics_of_its_full_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(models, "PIECE", 33)  # so that blocks are read in pieces
-    blocks = torch.tensor(open_model(package).tokenizer.encode(text.read_text()).ids)
+    blocks = torch.tensor(open_model(package).encoder.tokenizer.encode(text.read_text()).ids)
     blocks = blocks[: len(blocks) // LENGTH * LENGTH].view(-1, LENGTH)
     adapted = PeftModel.from_pretrained(load_model(liger_checkpoint), str(adapter))
     expected = {

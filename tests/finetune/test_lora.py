@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerFast
 
 from liger_export.checkpoint import Adapter, Checkpoint
 from liger_export.data import token_blocks
 from liger_export.errors import DataError, InputError, OutputError
+from liger_export.evaluate import open_model
 from liger_export.finetune import FinetuneSettings, finetune
 from liger_export.metrics import measure_quality
 from tests.recorder import Recorder
@@ -45,7 +45,7 @@ def test_training_improves_the_heldout_loss_and_saves_the_measured_adapter(
 
 
 def token_blocks_of(checkpoint: Path, text: Path) -> torch.Tensor:
-    return token_blocks(PreTrainedTokenizerFast.from_pretrained(checkpoint), text, SETTINGS.sequence_length)
+    return token_blocks(open_model(checkpoint).encoder, text, SETTINGS.sequence_length)
 
 
 def test_heldout_blocks_come_from_the_end_and_are_not_trained_on(

@@ -16,6 +16,7 @@ from liger_export.checkpoint import MergedCheckpoint, open_liger
 from liger_export.cli import app
 from liger_export.convert import convert
 from liger_export.errors import DataError, QuantizationError
+from liger_export.evaluate import open_model
 from liger_export.linearize import LinearizeSettings
 from liger_export.precision import Calibration, Precision, Scheme
 from liger_export.quantize import gptq
@@ -210,14 +211,14 @@ def test_invalid_calibration_is_rejected_and_leaves_no_files(
 
 def test_a_missing_calibration_text_is_rejected(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
-    with pytest.raises(DataError, match="holds no files"):
+    with pytest.raises(DataError, match="does not exist"):
         convert(checkpoint, tmp_path / "package", precision=INT4, calibration=Calibration(tmp_path / "text.txt"))
     assert not (tmp_path / "package").exists()
 
 
 def test_max_tokens_limits_the_calibration_text(tmp_path: Path, package: Path) -> None:
     text = write_text(tmp_path / "text.txt", 5000)
-    tokens = read_calibration(Calibration(text, max_tokens=2600), read_tokenizer(package))
+    tokens = read_calibration(Calibration(text, max_tokens=2600), open_model(package).encoder)
     assert tokens.shape == (5, 512)
 
 
