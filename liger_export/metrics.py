@@ -80,10 +80,11 @@ class PositionScores:
         return [(range(*bounds), self.over(range(*bounds))) for bounds in zip(starts, stops, strict=True)]
 
 
-def measure_quality(model: nn.Module, blocks: Tensor, batch_size: int = 8) -> Quality:
+def measure_quality(model: nn.Module, blocks: Tensor, batch_size: int = 8, progress: Progress = NO_PROGRESS) -> Quality:
     """Measure next-token loss and accuracy over token blocks, int64 [N, T], in the model's own precision.
 
     Under ``accelerate launch`` the processes share the blocks, and each returns the metrics over all of them.
+    ``progress`` counts the batches of this process.
     """
 
     def read(batch: Tensor) -> Iterator[Tensor]:
@@ -91,7 +92,7 @@ def measure_quality(model: nn.Module, blocks: Tensor, batch_size: int = 8) -> Qu
 
     was_training = model.training
     model.eval()
-    scores = score_blocks(read, blocks, batch_size, next(model.parameters()).device)
+    scores = score_blocks(read, blocks, batch_size, next(model.parameters()).device, progress)
     model.train(was_training)
     return scores.total
 

@@ -6,7 +6,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import NoReturn
 
 from rich.console import Console, RenderableType
@@ -46,6 +47,9 @@ __all__ = [
 
 out = Console()
 err = Console(stderr=True)
+
+LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
+SPEED_SECONDS = 600.0  # over which the time left is estimated: a step can take a minute
 _interrupted = threading.Event()
 
 
@@ -116,22 +120,38 @@ def print_interrupted() -> None:
 class ProgressBar:
     """A ``liger_export.progress.Progress`` on one terminal line: the stage, and a bar once a total is known."""
 
-    def __init__(self, display: Progress, stage: str) -> None:
-        self._display = display
+    def __init__(self, display: Progress, stage: str, *, in_bytes: bool = False) -> None:
+        self._display, self._stage = display, stage
         self._task = display.add_task(escape(stage), total=None)
+        self._amount = megabytes if in_bytes else "{:,.0f}".format
 
     def stage(self, name: str) -> None:
         """Show the current activity. Raises KeyboardInterrupt if a library swallowed one."""
         raise_swallowed_interrupt()
+        self._stage = name
         self._display.update(self._task, description=escape(name))
 
     def start(self, total: int) -> None:
-        """Show an empty bar of ``total`` units."""
-        self._display.update(self._task, completed=0, total=total)
+        """Show an empty bar of ``total`` units, and measure the time from here."""
+        self._display.reset(self._task, total=total)
 
     def advance(self, count: int) -> None:
         """Fill the bar by ``count`` units."""
         self._display.advance(self._task, count)
+
+    def line(self) -> str:
+        """Describe the progress in words: the stage, the units done, the time so far and the time left."""
+        [task] = self._display.tasks
+        parts = [f"{_clock(task.elapsed or 0)} so far"]
+        if task.total is not None and not task.finished:
+            parts.insert(0, f"{self._amount(task.completed)} of {self._amount(task.total)}")
+            if task.time_remaining is not None:
+                parts.append(f"{_clock(task.time_remaining)} left")
+        return f"{self._stage}: {', '.join(parts)}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds)))
 
 
 @contextmanager
@@ -139,6 +159,8 @@ def progress_bar(
     stage: str, *, counts: bool = True, in_bytes: bool = False, visible: bool = True
 ) -> Iterator[ProgressBar]:
     """Show progress on standard error until the context ends.
+
+    Where standard error is not a terminal, print a line every ``LOG_SECONDS`` instead.
 
     Args:
         stage: name of the first stage.
@@ -152,8 +174,28 @@ def progress_bar(
         amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
         columns = [description, BarColumn(), amount, TimeElapsedColumn(), TimeRemainingColumn()]
     hidden = not (visible and err.is_terminal)  # a log would get an empty line
-    with Progress(*columns, console=err, transient=True, disable=hidden) as display:
-        yield ProgressBar(display, stage)
+    display = Progress(*columns, console=err, transient=True, disable=hidden, speed_estimate_period=SPEED_SECONDS)
+    bar = ProgressBar(display, stage, in_bytes=in_bytes)
+    with display, _log(bar) if visible and hidden else nullcontext():
+        yield bar
+
+
+@contextmanager
+def _log(bar: ProgressBar) -> Iterator[None]:
+    """Print progress line by line. A thread does it, because an operation can be silent for minutes."""
+    ended = threading.Event()
+
+    def print_lines() -> None:
+        while not ended.wait(LOG_SECONDS):
+            err.print(bar.line(), markup=False, highlight=False, soft_wrap=True)
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def stream_text(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:

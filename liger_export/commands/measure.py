@@ -10,6 +10,7 @@ from liger_export.commands.console import exporter, print_failure, print_note, p
 from liger_export.commands.options import Adapters, Device, JsonFile, Lowering, PackageArgument, RunnableArgument
 from liger_export.commands.tables import bench_table, evaluation_table, parity_table, position_tables
 from liger_export.files import require_writable
+from liger_export.progress import Progress
 
 if TYPE_CHECKING:  # these modules load PyTorch
     from torch import Tensor
@@ -100,25 +101,25 @@ def evaluate(
     *others, last = models
     opened = [open_model(path, (), device, dtype) for path in others]
     opened.append(open_model(last, tuple(adapter or ()), device, dtype))
-    blocks = [text_blocks(model, text, sequence_length, max_tokens) for model in opened]
     is_main = processes().is_main_process
-    evaluations = _score(opened, blocks, batch_size, visible=is_main)
+    with progress_bar("reading the text", visible=is_main) as bar:
+        blocks = [text_blocks(model, text, sequence_length, max_tokens) for model in opened]
+        evaluations = _score(opened, blocks, batch_size, bar)
     if is_main:
         _print_evaluations(evaluations, by_position=by_position)
         _write(json, report_json(evaluations, text))
 
 
 def _score(
-    models: "Sequence[EvaluatedModel]", blocks: "Sequence[Tensor]", batch_size: int, *, visible: bool
+    models: "Sequence[EvaluatedModel]", blocks: "Sequence[Tensor]", batch_size: int, progress: Progress
 ) -> "list[Evaluation]":
     """Score each model on its blocks, int64 [N, T]."""
     from liger_export.evaluate import Evaluation
 
     evaluations = []
-    with progress_bar("loading", visible=visible) as bar:
-        for model, tokens in zip(models, blocks, strict=True):
-            bar.stage(model.name)
-            evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, bar)))
+    for model, tokens in zip(models, blocks, strict=True):
+        progress.stage(model.name)
+        evaluations.append(Evaluation(model, tokens, model.score(tokens, batch_size, progress)))
     return evaluations
 
 

@@ -40,7 +40,7 @@ def finetune(
         heldout: text to measure on; default: the last blocks of ``data``, which are then not trained on.
         resume: continue an unfinished run.
         overwrite: replace ``output`` if it exists.
-        progress: counts optimizer steps; the stage names the latest training loss.
+        progress: counts optimizer steps, and batches before and after; the stage names the latest training loss.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.

@@ -104,7 +104,7 @@ def train(
         work: directory for the checkpoints to resume from.
         begun: description of the run in JSON types; a run resumes only with an equal one.
         resume: continue from the last checkpoint in ``work``.
-        progress: counts optimizer steps; the stage names the latest training loss.
+        progress: counts optimizer steps, and batches before and after; the stage names the latest training loss.
 
     Raises:
         InputError: the run to resume began with another description, or its record is damaged.
@@ -116,8 +116,8 @@ def train(
     trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(trained_on))
 
     def measure_before() -> None:
-        progress.stage("measuring")
-        quality = measure_quality(trainer.model_wrapped, measured_on)
+        progress.stage("measuring before training")
+        quality = measure_quality(trainer.model_wrapped, measured_on, progress=progress)
         if trainer.is_world_process_zero():
             work.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps({"before": asdict(quality), "begun": begun}))
@@ -126,8 +126,8 @@ def train(
     trainer.add_callback(_Reporter(progress))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
-    progress.stage("measuring")
-    after = measure_quality(trainer.model_wrapped, measured_on)
+    progress.stage("measuring after training")
+    after = measure_quality(trainer.model_wrapped, measured_on, progress=progress)
     return Trained(
         trainer.accelerator.get_state_dict(trainer.model_wrapped),
         Quality(**json.loads(record.read_text())["before"]),
@@ -177,6 +177,7 @@ def _arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=10,
+        logging_first_step=True,
         report_to="none",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,

@@ -1,11 +1,16 @@
 import os
 import subprocess
 import sys
+import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
-from liger_export.commands.console import interrupt, print_error, raise_swallowed_interrupt
+from liger_export.commands import console
+from liger_export.commands.console import ProgressBar, interrupt, print_error, progress_bar, raise_swallowed_interrupt
 
 
 def test_a_swallowed_interrupt_is_raised_again() -> None:
@@ -57,3 +62,88 @@ def test_a_command_prints_in_an_encoding_without_its_characters(package: Path) -
         assert done.returncode == 0, done.stderr
         assert b"Traceback" not in done.stderr
         assert arguments[0] != "run" or done.stdout.startswith(b"\\u2192")
+
+
+class Clock:
+    """Seconds that a test advances."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_progress_in_words_has_the_stage_the_steps_and_the_time_left() -> None:
+    clock = Clock()
+    display = Progress(disable=True, get_time=clock, speed_estimate_period=console.SPEED_SECONDS)
+    bar = ProgressBar(display, "loading")
+    clock.now += 5
+    assert bar.line() == "loading: 0:00:05 so far"
+    bar.stage("measuring before training")
+    bar.start(2)
+    bar.advance(2)
+    bar.stage("training")
+    bar.start(800)
+    bar.advance(700)  # resumed at this step
+    for _ in range(4):
+        clock.now += 60
+        bar.advance(1)
+    bar.stage("training, loss 2.345")
+    assert bar.line() == "training, loss 2.345: 704 of 800, 0:04:00 so far, 1:36:00 left"
+    bar.advance(96)
+    bar.stage("[saving]")
+    assert bar.line() == "[saving]: 0:04:00 so far"
+
+
+def test_a_count_of_the_same_length_starts_again_from_nothing() -> None:
+    clock = Clock()
+    bar = ProgressBar(Progress(disable=True, get_time=clock), "measuring")
+    for name, seconds in (("measuring", 1), ("training", 10)):
+        bar.stage(name)
+        bar.start(10)
+        for _ in range(3):
+            clock.now += seconds
+            bar.advance(1)
+    assert bar.line() == "training: 3 of 10, 0:00:30 so far, 0:01:10 left"
+
+
+def test_bytes_are_counted_in_megabytes() -> None:
+    bar = ProgressBar(Progress(disable=True, get_time=Clock()), "writing weights", in_bytes=True)
+    bar.start(16_000_000_000)
+    bar.advance(2_500_000)
+    assert bar.line().startswith("writing weights: 2.5 MB of 16,000.0 MB, ")
+
+
+def lines_of(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, visible: bool = True) -> list[str]:
+    """Standard error of an operation that says nothing while a line is due, several times."""
+    output = StringIO()
+    monkeypatch.setattr(console, "err", Console(file=output, force_terminal=terminal, width=20))
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.01)
+    with progress_bar("[loading]", visible=visible) as bar:
+        bar.stage("training, loss [2.5]")
+        bar.start(10)
+        bar.advance(3)
+        time.sleep(0.2)
+    ended = output.getvalue()
+    time.sleep(0.05)
+    assert output.getvalue() == ended
+    return ended.splitlines()
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = lines_of(monkeypatch)
+    assert len(lines) >= 2
+    assert lines[-1] == "training, loss [2.5]: 3 of 10, 0:00:00 so far"
+
+
+def test_a_terminal_and_other_processes_get_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("so far" in line for line in lines_of(monkeypatch, terminal=True))
+    assert lines_of(monkeypatch, visible=False) == []
+
+
+def test_a_short_operation_prints_nothing_to_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("loading") as bar:
+        bar.start(10)
+        bar.advance(10)
+    assert capsys.readouterr().err == ""
