@@ -30,11 +30,11 @@ from liger_export.finetune import training
 
 measure, calls = training.measure_quality, []
 
-def interrupt(*arguments):
+def interrupt(*arguments, **options):
     calls.append(arguments)
     if len(calls) == 2:
         raise KeyboardInterrupt
-    return measure(*arguments)
+    return measure(*arguments, **options)
 
 training.measure_quality = interrupt
 cli.main()
