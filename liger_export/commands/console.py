@@ -213,9 +213,8 @@ def stream_text(prompt: str, pieces: Iterator[str]) -> tuple[float, float]:
     return (first or ended) - started, ended - (first or ended)
 
 
-def print_speed(session: Session, prompt: str, seconds: tuple[float, float]) -> None:
+def print_speed(session: Session, prompt_tokens: int, seconds: tuple[float, float]) -> None:
     """Print the speed that ``stream_text`` measured, and the size of the state, to standard error."""
-    prompt_tokens = len(session.tokenizer.encode(prompt).ids)
     decoded = session.length - prompt_tokens
     rate = f" at {(decoded - 1) / seconds[1]:,.0f} tokens/s" if decoded > 1 and seconds[1] else ""
     err.print(

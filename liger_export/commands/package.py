@@ -142,6 +142,10 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Text that ends the output; repeatable.")
     ] = None,
+    parse_special_tokens: Annotated[
+        bool,
+        typer.Option("--parse-special-tokens", help="Parse special tokens in the prompt; by default, they stay text."),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, show_default="chosen by ONNX Runtime", help="CPU threads.")
     ] = None,
@@ -161,5 +165,6 @@ def run(
         seed=seed,
     )
     session = load(package, device=device, lowering=lowering, threads=threads, verify=verify)
-    pieces = session.generate(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
-    print_speed(session, prompt, stream_text(prompt, pieces))
+    tokens = session.encode(prompt, parse_special_tokens=parse_special_tokens)
+    pieces = session.generate(tokens, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
+    print_speed(session, len(tokens), stream_text(prompt, pieces))

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from liger_export.errors import InputError, LigerExportError
 from liger_export.metrics import losses_and_top1
 from liger_export.runtime import Sampling, SavedState, load
+from liger_export.runtime.prompt import PromptEncoder
 
 __all__ = ["PackageLM", "main", "register"]
 
@@ -70,6 +71,7 @@ class PackageLM(TemplateLM):  # type: ignore[misc]
         if batch_size not in (None, 1, "1", "auto"):
             raise InputError(f"batch_size is {batch_size}.", "Omit it: a package reads one text at a time.")
         self._session = load(package, threads=threads)
+        self._prompts = PromptEncoder(self._session.tokenizer)
         self._max_gen_toks = max_gen_toks
         self._context: tuple[list[int], SavedState, Logits] | None = None  # last one read: tokens, state, next logits
         self._drawn = 0
@@ -87,13 +89,12 @@ class PackageLM(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if bos is None else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Encode a text, by default with the BOS token that the tokenizer adds, unless the text starts with it."""
-        tokenizer = self._session.tokenizer
-        if add_special_tokens is None:
-            bos = tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
-            add_special_tokens = not (bos and string.startswith(bos))
-        ids: list[int] = tokenizer.encode(string, add_special_tokens=add_special_tokens).ids
-        return ids
+        """Encode a text, by default with the BOS token that the tokenizer adds, unless the text starts with it.
+
+        Special tokens in the text are parsed, as transformers does.
+        """
+        adds = add_special_tokens is None or add_special_tokens
+        return self._prompts.encode(string, add_special_tokens=adds, parse_special_tokens=True)
 
     def _loglikelihood_tokens(
         self,
@@ -128,9 +129,10 @@ class PackageLM(TemplateLM):  # type: ignore[misc]
             self._session.reset()
             pieces = self._session.generate(
                 context,
+                parse_special_tokens=True,
                 max_new_tokens=int(limits[0]) if limits else self._max_gen_toks,
                 sampling=self._sampling(options),
-                stop=[until] if isinstance(until, str) else until,
+                stop=[string for string in ([until] if isinstance(until, str) else until) if string],
             )
             results.append("".join(pieces))
             self.cache_hook.add_partial("generate_until", (context, options), results[-1])

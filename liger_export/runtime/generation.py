@@ -22,10 +22,10 @@ class GenerationSettings:
     Attributes:
         max_new_tokens: Largest number of tokens to choose.
         sampling: How to choose them.
-        stop: Strings that end the text. They are not part of it.
+        stop: Strings that end the text. They are not part of it. See ``TextStream``.
 
     Raises:
-        InputError: ``max_new_tokens`` is negative.
+        InputError: ``max_new_tokens`` is not a number of tokens, or a stop string is empty or not text.
     """
 
     max_new_tokens: int = 256
@@ -33,8 +33,13 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}.", "It must be 0 or more.")
+        if not isinstance(self.max_new_tokens, int | np.integer) or self.max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens!r}.", "It must be an integer, 0 or more.")
+        for string in self.stop:
+            if not isinstance(string, str) or not string:
+                raise InputError(f"A stop string is {string!r}.", "Pass text of at least one character.")
+            if any("\ud800" <= character <= "\udfff" for character in string):
+                raise InputError(f"The stop string {string!r} is not valid Unicode text.", "Pass it as UTF-8.")
 
 
 class Generation:

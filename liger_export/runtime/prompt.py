@@ -2,22 +2,66 @@
 
 from tokenizers import Tokenizer
 
-__all__ = ["encode_prompt"]
+from liger_export.errors import InputError
+
+__all__ = ["PromptEncoder"]
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Encode a prompt.
+class PromptEncoder:
+    """Encodes prompts with a package's tokenizer.
 
-    Args:
-        tokenizer: The package's tokenizer.
-        text: The prompt.
-        add_special_tokens: Add the tokens that the tokenizer puts before a text, unless the prompt starts with them.
-            Tokens that it puts after a text are never added, because the text goes on.
+    The tokenizer parses special tokens in a text. A copy that reads them as text is made when a prompt first needs it:
+    that takes about as long as loading the tokenizer.
     """
-    body = list(tokenizer.encode(text, add_special_tokens=False).ids)
-    if not add_special_tokens:
-        return body
-    whole = tokenizer.encode(text or "a", add_special_tokens=True)  # an empty text does not separate prefix and suffix
-    count = next((at for at, is_added in enumerate(whole.special_tokens_mask) if not is_added), 0)
-    prefix = list(whole.ids[:count])
-    return body if body[:count] == prefix else prefix + body
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
+        self._unparsing: Tokenizer | None = None
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
+        """Encode a prompt.
+
+        Args:
+            text: The prompt.
+            add_special_tokens: Add the tokens that the tokenizer puts before a text, unless the prompt starts with
+                them. Tokens that it puts after a text are never added, because the text goes on.
+            parse_special_tokens: Read special tokens that are written in the text; otherwise they stay text.
+
+        Raises:
+            InputError: The prompt is not valid Unicode, or the tokenizer cannot encode a special token as text.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in text):  # undecodable command-line arguments
+            raise InputError("The prompt is not valid Unicode text.", "Pass it as UTF-8.")
+        body = _encode(self._tokenizer, text)
+        if not parse_special_tokens and not self._special.keys().isdisjoint(body):
+            body = self._encode_as_text(text)
+        if not add_special_tokens:
+            return body
+        probe = text if body else "a"  # an empty text does not separate prefix and suffix
+        whole = self._tokenizer.encode(probe, add_special_tokens=True)
+        count = next((at for at, is_added in enumerate(whole.special_tokens_mask) if not is_added), 0)
+        prefix = list(whole.ids[:count])
+        return body if body[:count] == prefix else prefix + body
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        """Encode a text without parsing special tokens."""
+        if self._unparsing is None:
+            # The setting belongs to a tokenizer, which other threads and the session's user share.
+            copy = Tokenizer.from_str(self._tokenizer.to_str())
+            copy.encode_special_tokens = True
+            self._unparsing = copy
+        ids = _encode(self._unparsing, text)
+        parsed = [content for token_id in ids if (content := self._special.get(token_id, "")) and content in text]
+        if parsed:  # its vocabulary also lists special tokens as pieces of text
+            raise InputError(
+                f"The tokenizer cannot encode {parsed[0]!r} as text.",
+                "Pass parse_special_tokens=True (--parse-special-tokens), or a prompt without it.",
+            )
+        return ids
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids

@@ -13,7 +13,7 @@ from liger_export.runtime.continuation import Continuation
 from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.generation import Generation, GenerationSettings
 from liger_export.runtime.guard import Guard
-from liger_export.runtime.prompt import encode_prompt
+from liger_export.runtime.prompt import PromptEncoder
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.saved_state import SavedState, model_identity
 
@@ -44,6 +44,7 @@ class Session:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.executor = executor
+        self._prompts = PromptEncoder(tokenizer)
         self._guard = Guard()
         self._vocab_size = manifest.model_config.vocab_size
         self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
@@ -107,34 +108,80 @@ class Session:
             self._record(tokens, StoredPrediction(logits[-1].copy()))
         return logits[-len(token_ids) :]
 
+    def encode(
+        self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, parse_special_tokens: bool = False
+    ) -> list[int]:
+        """Return the token ids that ``feed`` and ``generate`` read for a prompt.
+
+        Args:
+            prompt: Text, or token ids, which are returned as they are.
+            add_special_tokens: At the start of a text, add the tokens that the tokenizer puts there, such as BOS,
+                unless the prompt starts with them.
+            parse_special_tokens: Read special tokens that are written in the prompt, as a rendered chat template needs.
+                By default they stay text, because a user may have written them.
+
+        Raises:
+            InputError: The prompt is not valid Unicode, a token id is outside the vocabulary, or the tokenizer cannot
+                encode a special token as text.
+        """
+        if not isinstance(prompt, str):
+            token_ids: list[int] = self._checked(prompt).tolist()
+            return token_ids
+        adds = add_special_tokens and self.length == 0
+        return self._prompts.encode(prompt, add_special_tokens=adds, parse_special_tokens=parse_special_tokens)
+
+    def feed(
+        self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, parse_special_tokens: bool = False
+    ) -> int:
+        """Read a prompt at once. ``generate("")`` continues it. For the arguments and errors see ``encode``.
+
+        Returns:
+            Number of tokens read. That includes the last token that ``generate`` chose.
+        """
+        token_ids = self.encode(
+            prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
+        )
+        with self._guard.change():
+            tokens = self._take_pending(self._checked(token_ids))
+            if len(tokens):
+                self._read(tokens)
+        return len(tokens)
+
     def generate(
         self,
         prompt: str | Sequence[int],
         *,
         add_special_tokens: bool = True,
+        parse_special_tokens: bool = False,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> Continuation:
-        """Read a prompt and yield the text of its continuation, piece by piece.
+        """Return an iterator that reads a prompt and yields the text of its continuation, piece by piece.
 
         Continues the session's text: a second call starts where the first one ended. Ends at an end-of-text token, at a
         stop string (which is not yielded), or after ``max_new_tokens``.
 
+        Nothing is read before the first piece is requested, and an iterator that is discarded before leaves the session
+        as it was. ``feed`` reads a prompt at once.
+
         Args:
-            prompt: Text or token ids to read first. They are read when the first piece is requested.
-            add_special_tokens: At the start of a text, add the tokens that the tokenizer puts there, such as BOS,
-                unless the prompt starts with them or is token ids.
+            prompt: Text or token ids to read first.
+            add_special_tokens: See ``encode``.
+            parse_special_tokens: See ``encode``.
             max_new_tokens: Largest number of tokens to choose.
             sampling: How to choose them; greedy by default.
-            stop: Strings to stop at.
+            stop: Strings to stop at. A special token in them matches that token, which has no text, and its name.
 
         Raises:
-            InputError: The prompt has no tokens or is not valid Unicode, or ``max_new_tokens`` is negative.
+            InputError: The prompt has no tokens or is refused by ``encode``, ``max_new_tokens`` is not a number of
+                tokens, or a stop string is empty or not text. The iterator raises it if the logits are not finite.
         """
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
-        prompt_ids = self._prompt_ids(prompt, add_special_tokens)
+        prompt_ids = self.encode(
+            prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
+        )
         end_ids = self.manifest.model_config.eos_token_ids
         context = [*self._recent, *self._pending, *prompt_ids]
         generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._seen)
@@ -163,6 +210,7 @@ class Session:
     def fork(self) -> "Session":
         """Return a second session on the same weights, which starts from a copy of this one's state."""
         other = Session(self.manifest, self.tokenizer, self.executor.fresh())
+        other._prompts = self._prompts  # may hold a copy of the tokenizer
         other.load_state(self.state())
         return other
 
@@ -229,19 +277,14 @@ class Session:
 
     def _checked(self, token_ids: Sequence[int] | Tokens) -> Tokens:
         """Return token ids as int64 [T]. Raises InputError if they are malformed or outside the vocabulary."""
-        tokens = np.asarray(token_ids)
+        try:
+            tokens = np.asarray(token_ids)
+        except ValueError:  # lists of different lengths
+            raise _not_token_ids(token_ids) from None
         if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
-            raise InputError(f"{token_ids!r} is not a sequence of token ids.", ENCODE)
+            raise _not_token_ids(token_ids)
         self._check_vocabulary(tokens)
         return tokens.astype(np.int64, copy=False)
-
-    def _prompt_ids(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
-        if not isinstance(prompt, str):
-            token_ids: list[int] = self._checked(prompt).tolist()
-            return token_ids
-        if any("\ud800" <= character <= "\udfff" for character in prompt):  # undecodable command-line arguments
-            raise InputError("The prompt is not valid Unicode text.", "Pass it as UTF-8.")
-        return encode_prompt(self.tokenizer, prompt, add_special_tokens=add_special_tokens and self.length == 0)
 
     def _check_vocabulary(self, tokens: Tokens) -> None:
         outside = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
@@ -282,6 +325,10 @@ class Session:
         self.executor.clear_state()
         self._pending, self._recent, self._prediction = [], [], None
         self._seen.fill(False)
+
+
+def _not_token_ids(value: object) -> InputError:
+    return InputError(f"{value!r} is not a sequence of token ids.", ENCODE)
 
 
 def _no_tokens() -> InputError:

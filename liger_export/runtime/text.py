@@ -1,7 +1,7 @@
 """Streaming text from token ids, and stop strings."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tokenizers import Tokenizer
 
@@ -9,6 +9,8 @@ __all__ = ["TextStream"]
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 REPLACEMENT = "\ufffd"
+FIRST_MARK, LAST_MARK = 0xD800, 0xDFFF  # surrogates, which text in UTF-8 cannot contain
+NO_MARKS = dict.fromkeys(range(FIRST_MARK, LAST_MARK + 1))
 
 
 class _Decoder:
@@ -33,15 +35,17 @@ class _Decoder:
         if not self._fresh or BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(self._fresh[-1]) or ""):
             return ""
         text = self._text()
-        if not text or text.endswith(REPLACEMENT):
-            return ""
-        self._context, self._fresh = self._fresh, []
-        self._context_text = self._decode(self._context)
-        return text
+        return "" if not text or text.endswith(REPLACEMENT) else self._take(text)
 
     def finish(self) -> str:
         """Return the text of the tokens held back, in which incomplete characters are U+FFFD."""
-        return self._text() if self._fresh else ""
+        return self._take(self._text()) if self._fresh else ""
+
+    def _take(self, text: str) -> str:
+        """Make the fresh tokens, whose text is certain, the context of the next ones."""
+        self._context, self._fresh = self._fresh, []
+        self._context_text = self._decode(self._context)
+        return text
 
     def _text(self) -> str:
         """Return the text that the fresh tokens add to the context. They may complete a character of it."""
@@ -59,6 +63,9 @@ class _Decoder:
 class TextStream:
     """Decodes tokens one by one and holds back text that may turn out to be a stop string.
 
+    Special tokens have no text. Those in stop strings are represented by marks, which are removed in the end:
+    characters that no decoded text contains.
+
     Attributes:
         stopped: True once a stop string has appeared. The text ends before it.
     """
@@ -69,16 +76,21 @@ class TextStream:
         Args:
             tokenizer: Decodes the tokens.
             context: Ids of the tokens before the text.
-            stop: Strings to stop at.
+            stop: Strings to stop at, not empty. A special token in them matches that token and its name.
         """
         self._decoder = _Decoder(tokenizer, context)
-        self._stop = tuple(string for string in stop if string)
+        names = _special_tokens_in(stop, tokenizer)
+        self._marks = {token_id: chr(FIRST_MARK + index) for index, token_id in enumerate(names)}
+        self._stop = {*stop, *(_marked(string, names, self._marks) for string in stop)}
         self._held = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Add a token and return the text that is now certain, which may be empty."""
-        self._held += self._decoder.push(token_id)
+        if token_id in self._marks:
+            self._held += self._decoder.finish() + self._marks[token_id]
+        else:
+            self._held += self._decoder.push(token_id)
         return self._release()
 
     def finish(self) -> str:
@@ -87,7 +99,7 @@ class TextStream:
             self._held += self._decoder.finish()
         text = self._release()
         if not self.stopped:
-            text, self._held = text + self._held, ""
+            text, self._held = text + self._held.translate(NO_MARKS), ""
         return text
 
     def _release(self) -> str:
@@ -96,11 +108,26 @@ class TextStream:
         if found:
             self.stopped = True
             text, self._held = self._held[: min(found)], ""
-            return text
+            return text.translate(NO_MARKS)
         keep = max((_overlap(self._held, string) for string in self._stop), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
-        return text
+        return text.translate(NO_MARKS)
+
+
+def _special_tokens_in(strings: Iterable[str], tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the special tokens that are written in any of the strings, the longest name first."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    names = {token_id: token.content for token_id, token in added if token.special and token.content}
+    found = {token_id: name for token_id, name in names.items() if any(name in string for string in strings)}
+    return dict(sorted(found.items(), key=lambda item: len(item[1]), reverse=True))
+
+
+def _marked(string: str, names: Mapping[int, str], marks: Mapping[int, str]) -> str:
+    """Replace the special tokens in a string by their marks."""
+    for token_id, name in names.items():
+        string = string.replace(name, marks[token_id])
+    return string
 
 
 def _common_length(text: str, other: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from liger_export.cli import app, main
-from tests.tiny import edit_json, write_base, write_liger
+from tests.tiny import END_OF_TEXT, edit_json, write_base, write_liger
 
 SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "bench", "build-engine", "inspect", "run"]
 
@@ -98,6 +98,14 @@ def test_missed_bound_exits_with_1(package_copy: Path, tmp_path: Path) -> None:
     assert "MISSED" in result.stdout
     missed = liger_export("inspect", package_copy)
     assert "missed: " in missed.stdout
+
+
+def test_run_reads_special_tokens_in_the_prompt_only_when_asked(package: Path) -> None:
+    prompt = f"{END_OF_TEXT}ab"
+    command = ("run", package, prompt, "-n", 2)
+    assert f"{1 + len(prompt)} prompt tokens" in liger_export(*command).stderr  # with BOS
+    assert "3 prompt tokens" in liger_export(*command, "--parse-special-tokens").stderr
+    assert_refused(liger_export(*command, "--stop", ""), "A stop string is ''")
 
 
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from tokenizers import Tokenizer, processors
 
 from liger_export.evaluate import harness
 from liger_export.evaluate.harness import PackageLM, register
 from liger_export.runtime import load
-from tests.tiny import END_OF_TEXT, load_model
+from tests.tiny import END_OF_TEXT, edit_json, load_model
 
 CHOICE = """
 task: tiny_choice
@@ -123,6 +124,33 @@ def test_generation_equals_the_sessions_and_stops(model: PackageLM, package: Pat
     assert results[0] == whole
     assert results[1] == whole[: whole.index(stop)]
     assert len({whole, *results[2:]}) == 3
+
+
+def test_special_tokens_in_texts_are_parsed_as_by_transformers(model: PackageLM, package: Path) -> None:
+    text = f"ab{END_OF_TEXT}c"
+    tokens = [0, *encode("ab"), 0, *encode("c")]
+    assert model.tok_encode(text) == tokens
+    assert model.tok_encode(text, add_special_tokens=False) == tokens[1:]
+    written = model.generate_until(requests("generate_until", (text, {"until": ["", "\n\n\n\n"], "max_gen_toks": 9})))
+    assert written == ["".join(load(package).generate(tokens, max_new_tokens=9))]
+
+
+def test_a_context_has_no_end_of_text_token_that_the_tokenizer_adds(package_copy: Path) -> None:
+    path = package_copy / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    single = f"{END_OF_TEXT} $A {END_OF_TEXT}"
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(END_OF_TEXT, 0)])
+    size = path.stat().st_size
+    tokenizer.save(str(path))
+    edit_size(package_copy, path.name, path.stat().st_size - size)
+    assert PackageLM(package_copy).tok_encode("ab") == [0, *encode("ab")]
+
+
+def edit_size(package: Path, name: str, difference: int) -> None:
+    """Update the size of a file in the manifest."""
+    files = json.loads((package / "manifest.json").read_text())["files"]
+    files[name]["bytes"] += difference
+    edit_json(package / "manifest.json", files=files)
 
 
 def write_tasks(directory: Path, model: PackageLM, checkpoint: Path) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Continuations of texts, from predictions that no graph has computed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,9 +84,18 @@ def test_several_continuations_advance_in_turn() -> None:
     assert texts == ["first", "the second"]
 
 
-def test_a_negative_limit_is_refused() -> None:
-    with pytest.raises(InputError, match="max_new_tokens is -1"):
-        GenerationSettings(max_new_tokens=-1)
+@pytest.mark.parametrize("limit", [-1, 1.5, "3"])
+def test_a_limit_that_is_no_number_of_tokens_is_refused(limit: Any) -> None:
+    with pytest.raises(InputError, match=rf"max_new_tokens is {limit!r}.*an integer, 0 or more"):
+        GenerationSettings(max_new_tokens=limit)
+
+
+@pytest.mark.parametrize("string", ["", 1, None, b"a"])
+def test_a_stop_string_that_is_empty_or_not_text_is_refused(string: Any) -> None:
+    with pytest.raises(InputError, match=r"stop string is .*at least one character"):
+        GenerationSettings(stop=("a", string))
+    with pytest.raises(InputError, match="not valid Unicode"):
+        GenerationSettings(stop=("\udcff",))
 
 
 def test_it_requests_top_logits_only_if_they_can_decide() -> None:

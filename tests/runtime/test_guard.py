@@ -131,7 +131,7 @@ def test_an_interrupted_generation_keeps_all_tokens_it_chose_or_is_refused(
             usable += 1
             assert session.position in (0, *range(len(ids), len(ids) + 4))
             assert session.length in (0, *range(len(ids) + 1, len(ids) + 5))
-            assert list(pieces) == []
+            assert whole.endswith("".join(pieces))  # empty, unless the interrupt came before or after the work
             session.step(1)
         session.reset()
         assert "".join(session.generate("def f", max_new_tokens=4, sampling=sampling)) == whole

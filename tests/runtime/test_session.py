@@ -16,7 +16,7 @@ from liger_export.errors import EnvironmentMismatchError, InputError, PackageErr
 from liger_export.linearize import LinearizeSettings
 from liger_export.precision import Precision
 from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
-from tests.tiny import Shape, load_model, relative_l2, write_liger
+from tests.tiny import END_OF_TEXT, Shape, load_model, relative_l2, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 200)]
 SHAPES = [Shape(), Shape(6, 2, 24, 5), Shape(3, 3, 16, 17), Shape(8, 1, 8, 1)]
@@ -195,6 +195,60 @@ def test_a_text_written_in_parts_equals_one_written_at_once(session: Session) ->
     assert "".join("".join(session.generate("", max_new_tokens=count)) for count in (3, 5)) == whole
 
 
+def test_fed_text_is_read_at_once_and_continues(session: Session) -> None:
+    whole = "".join(session.generate("def f(a", max_new_tokens=8))
+    session.reset()
+    assert session.feed("def f") == session.position == 6  # with BOS
+    assert session.feed("") == 0
+    assert session.feed(session.tokenizer.encode("(a", add_special_tokens=False).ids) == 2
+    assert "".join(session.generate("", max_new_tokens=8)) == whole
+    assert session.feed("x") == 2  # the last token of the continuation, too
+    assert session.position == session.length == 8 + 8 + 1
+
+
+def test_fed_text_has_special_tokens_only_as_asked(session: Session) -> None:
+    assert session.feed("ab", add_special_tokens=False) == 2
+    assert session.feed(END_OF_TEXT) == len(END_OF_TEXT)
+    assert session.feed(END_OF_TEXT, parse_special_tokens=True) == 1
+    session.reset()
+    assert session.feed(END_OF_TEXT + "ab", parse_special_tokens=True) == 3  # no second BOS
+    assert session.encode("ab") == [65, 66]
+
+
+@pytest.mark.parametrize("parses", [True, False])
+def test_a_generation_reads_the_encoded_prompt(session: Session, parses: bool) -> None:
+    text = f"a {END_OF_TEXT} b"
+    expected = session.encode(text, parse_special_tokens=parses)
+    assert len(expected) == (6 if parses else 1 + len(text))
+    list(session.generate(text, parse_special_tokens=parses, max_new_tokens=0))
+    logits = session.step(7)
+    session.reset()
+    assert relative_l2(torch.from_numpy(session.prefill([*expected, 7])), torch.from_numpy(logits)) < 1e-5
+
+
+def test_a_generation_that_is_not_iterated_leaves_the_session_as_it_was(session: Session) -> None:
+    list(session.generate("def f", max_new_tokens=3))
+    before, expected = session.state(), session.fork().step(5)
+    for prompt in ("abc", "", [1, 2]):
+        session.generate(prompt).close()
+        session.generate(prompt, sampling=Sampling(temperature=1.0))
+    after = session.state()
+    assert (after.position, after.pending, after.recent) == (before.position, before.pending, before.recent)
+    assert after.seen is not None
+    assert np.array_equal(after.seen, before.seen)
+    assert all(np.array_equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())
+    assert np.array_equal(session.step(5), expected)
+
+
+def test_a_special_token_stops_a_generation(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    special = "<|im_end|>"
+    session.tokenizer.add_special_tokens([special])
+    chosen = iter([65, session.tokenizer.token_to_id(special), 66])
+    monkeypatch.setattr("liger_export.runtime.sampling.Sampler.choose_next", lambda *_: next(chosen))
+    assert "".join(session.generate("a", stop=[special], max_new_tokens=3)) == "a"
+    assert session.length == 4  # the special token is part of the text that goes on
+
+
 def test_states_saved_before_they_had_more_than_tensors_still_load(session: Session, tmp_path: Path) -> None:
     session.prefill(TOKENS[:9])
     state = session.state()
@@ -313,9 +367,13 @@ def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) ->
     for empty in (session.prefill, session.all_logits):
         with pytest.raises(InputError, match="no tokens"):
             empty([])
-    for odd in ([1.5], [[1, 2]], ["a"]):
-        with pytest.raises(InputError, match="is not a sequence of token ids"):
-            session.prefill(odd)  # type: ignore[arg-type]
+    for odd in ([1.5], [[1, 2]], [[1], [2, 3]], ["a"], [2**70], None):
+        for call in (session.prefill, session.generate, session.feed):
+            with pytest.raises(InputError, match="is not a sequence of token ids"):
+                call(odd)  # type: ignore[operator]
+    for stop in ([1], [""], ""):
+        with pytest.raises(InputError, match="stop string is"):
+            session.generate("x", stop=stop)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not valid Unicode"):
         next(session.generate("a\udcff"))
     with pytest.raises(InputError, match="max_new_tokens"):

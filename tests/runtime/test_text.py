@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from liger_export.runtime.text import TextStream
-from tests.tiny import byte_tokenizer
+from tests.tiny import END_OF_TEXT, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
@@ -42,9 +42,9 @@ def test_the_earliest_stop_string_ends_the_text() -> None:
     assert stream("one two three", "three", "two") == (list("one ") + [""] * 3, True)
 
 
-@pytest.mark.parametrize("stop", ["", "\n\n"])
-def test_nothing_is_held_back_needlessly(stop: str) -> None:
-    pieces, _ = stream("abc", stop)
+@pytest.mark.parametrize("stop", [(), ("\n\n",), ("\n" + END_OF_TEXT,)])
+def test_nothing_is_held_back_needlessly(stop: tuple[str, ...]) -> None:
+    pieces, _ = stream("abc", *stop)
     assert pieces == ["a", "b", "c", ""]
 
 
@@ -121,3 +121,40 @@ def test_a_continuation_keeps_the_space_before_its_first_word() -> None:
     assert streamed(tokenizer, [hello]) == "hello"
     assert streamed(tokenizer, [hello], [hello]) == " hello"
     assert streamed(tokenizer, [1, hello], [hello, 2]) == " hello"
+
+
+END, A, B, NEWLINE = TOKENIZER.encode(END_OF_TEXT + "ab\n", add_special_tokens=False).ids
+
+
+def stopped_text(stop: list[str], ids: list[int], tokenizer: Tokenizer = TOKENIZER) -> tuple[str, int]:
+    """The text before a stop string, and the number of tokens up to it."""
+    decoder, text = TextStream(tokenizer, [], tuple(stop)), ""
+    for count, token in enumerate(ids, 1):
+        text += decoder.push(token)
+        if decoder.stopped:
+            return text + decoder.finish(), count
+    return text + decoder.finish(), -1
+
+
+def test_a_special_token_stops_the_text_although_it_has_none() -> None:
+    assert stopped_text([END_OF_TEXT], [A, B, END, A]) == ("ab", 3)
+    assert stopped_text(["x", END_OF_TEXT], [END, A]) == ("", 1)
+    assert stopped_text(["x"], [A, END, B]) == ("ab", -1)
+
+
+def test_the_name_of_a_special_token_stops_the_text_too() -> None:
+    ids = [A, *(ord(character) - 32 for character in END_OF_TEXT), B]
+    assert TOKENIZER.decode(ids) == "a" + END_OF_TEXT + "b"
+    assert stopped_text([END_OF_TEXT], ids) == ("a", len(ids) - 1)
+
+
+def test_a_stop_string_may_have_text_around_a_special_token() -> None:
+    stop = ["\n" + END_OF_TEXT, END_OF_TEXT + "b"]
+    assert stopped_text(stop, [A, NEWLINE, END, A]) == ("a", 3)
+    assert stopped_text(stop, [A, END, A, END, B]) == ("aa", 5)
+    assert stopped_text(stop, [A, END, A, END]) == ("aa", -1)  # none of it is part of the text
+
+
+def test_a_special_token_ends_a_character_that_is_incomplete() -> None:
+    assert stopped_text(["</s>"], [BYTE_A, BYTE_C3, 2, BYTE_A9], TOKENIZERS["llama-2"]) == ("\ufffd\ufffd", 3)
+    assert stopped_text(["A</s>"], [BYTE_A, 2], TOKENIZERS["llama-2"]) == ("", 2)
