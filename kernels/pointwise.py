@@ -41,7 +41,7 @@ def gated_silu_kernel(rows, gated, width, BLOCK: tl.constexpr):
 def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Find the first largest logit in each part of each row. Grid (ceil(width / BLOCK), N).
 
-    NaN counts as smaller than all numbers.
+    NaN counts as infinity.
 
     Args:
         logits: float32 [N, width].
@@ -54,7 +54,7 @@ def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr, PD
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lanes = part * BLOCK + tl.arange(0, BLOCK)
     found = tl.load(logits + row * width + lanes, mask=lanes < width, other=float("-inf"))
-    found = tl.where(found == found, found, float("-inf"))
+    found = tl.where(found == found, found, float("inf"))
     best = tl.max(found, axis=0)
     place = row * tl.num_programs(0) + part
     tl.store(values + place, best)
@@ -64,6 +64,8 @@ def best_of_parts_kernel(logits, values, indices, width, BLOCK: tl.constexpr, PD
 @triton.jit(repr=lambda _: BUNDLE_NAMES["argmax_kernel"])
 def argmax_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Index of the first largest logit of each row, from the results of ``best_of_parts_kernel``. Grid (N,).
+
+    -1 if the largest logit is infinite or one is NaN.
 
     Args:
         values: float32 [N, parts].
@@ -84,7 +86,9 @@ def argmax_kernel(values, indices, chosen, parts, BLOCK: tl.constexpr, PDL: tl.c
         is_better = (found > best) | ((found == best) & (where < index))
         index = tl.where(is_better, where, index)
         best = tl.where(is_better, found, best)
-    first = tl.min(tl.where(best == tl.max(best, axis=0), index, 2147483647), axis=0)
+    largest = tl.max(best, axis=0)
+    first = tl.min(tl.where(best == largest, index, 2147483647), axis=0)
+    first = tl.where(tl.abs(largest) < float("inf"), first, -1)
     tl.store(chosen + tl.program_id(0), first.to(tl.int64))
 
 

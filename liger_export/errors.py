@@ -10,6 +10,7 @@ __all__ = [
     "InputError",
     "KernelError",
     "LigerExportError",
+    "NotFiniteError",
     "OutputError",
     "PackageError",
     "QuantizationError",
@@ -53,6 +54,10 @@ class QuantizationError(LigerExportError):
 
 class InputError(LigerExportError):
     """An argument is invalid, such as a token id, a state or a sampling setting."""
+
+
+class NotFiniteError(InputError):
+    """The logits are not finite, because a value was too large for the precision."""
 
 
 class KernelError(LigerExportError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     LlamaConfig,
@@ -26,6 +27,7 @@ from liger_export.modeling import MODEL_CLASSES, LigerForCausalLM
 
 VOCABULARY = 260
 END_OF_TEXT = "<|end|>"
+WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
 BACKBONES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
@@ -106,6 +108,16 @@ def write_liger(
     base = directory.with_name(directory.name + "-base")
     write_base(base, shape, backbone=backbone, seed=seed, **overrides)
     linearize(str(base), directory, dataclasses.replace(settings or LinearizeSettings(), window_size=shape.window))
+    return directory
+
+
+def write_overflowing(directory: Path, name: str) -> Path:
+    """Write a Liger checkpoint with one matrix whose products are too large for fp16. Its weights are not."""
+    path = write_liger(directory, **WIDE) / "model.safetensors"
+    tensors = load_file(path)
+    weight = tensors[f"{name}.weight"]
+    weight *= 6e4 / weight.abs().max()
+    save_file(tensors, path, {"format": "pt"})
     return directory
 
 

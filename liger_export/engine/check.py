@@ -10,6 +10,7 @@ from liger_export.errors import BoundError
 from liger_export.package import read_manifest
 from liger_export.parity import Check
 from liger_export.parity.compare import state_distance
+from liger_export.parity.finite import require_finite
 from liger_export.parity.opening import open_with_float_products
 from liger_export.parity.tolerances import tolerances_of
 from liger_export.precision import Precision
@@ -35,6 +36,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
 
     Raises:
         BoundError: a bound is missed.
+        NotFiniteError: the logits of the graphs are not finite.
     """
     text, expected, final = _read_by_package(package, tokens)
     graphs = load(portable)
@@ -42,6 +44,7 @@ def check_against_package(package: Path, portable: Path, tokens: int) -> dict[st
     coarsest = next(dtype for dtype in ("bfloat16", "float16", "float32") if dtype in computed)
     tolerances = tolerances_of(Precision(), ["any"], coarsest)
     found = graphs.all_logits(text)  # in prefill calls, if there is a prefill graph
+    require_finite(graphs, np.array(text), found)
     engine = graphs.manifest.engine
     has_prefill = engine is not None and engine.chunk > 0
     checks = [tolerances.check("prefill", found, expected, f"{tokens} tokens")] if has_prefill else []

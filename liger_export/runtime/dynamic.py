@@ -95,11 +95,11 @@ class DynamicExecutor:
         """See ``Prediction``."""
         if self._argmax is None:
             return None
-        # The operators skip NaN. On a GPU, all logits would have to be copied to find it.
-        if self.device == CPU and not np.isfinite(self.last_logits().max()):
-            return None
         token = int(self._argmax.read()[0, 0])
-        return token if 0 <= token < self._vocab_size else None  # the GPU's result if every logit is NaN
+        if not 0 <= token < self._vocab_size:  # a logit is NaN, or the largest is infinite
+            return None
+        # Operators that were built before they reported this skip NaN. On a GPU, reading a logit costs a copy.
+        return None if self.device == CPU and not np.isfinite(self.last_logits()[token]) else token
 
     def top_logits(self, temperature: float) -> TopLogits | None:
         """See ``Prediction``."""

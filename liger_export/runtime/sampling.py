@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from liger_export.errors import InputError
+from liger_export.errors import InputError, NotFiniteError
 from liger_export.runtime.executor import Logits, Prediction
 from liger_export.runtime.top_logits import TopLogits, penalize
 
@@ -91,7 +91,11 @@ class Sampler:
         return temperature if is_able and TEMPERATURE_RANGE[0] <= temperature <= TEMPERATURE_RANGE[1] else 0.0
 
     def choose_next(self, prediction: Prediction) -> int:
-        """Choose the next token. On a GPU, all logits are copied to the host only if they are needed."""
+        """Choose the next token. On a GPU, all logits are copied to the host only if they are needed.
+
+        Raises:
+            NotFiniteError: The largest logit is infinite, or a logit is NaN.
+        """
         if self.is_greedy and (token := prediction.argmax()) is not None:
             return token
         top = prediction.top_logits(self.top_logits_temperature)
@@ -103,7 +107,7 @@ class Sampler:
         """Choose the next token from logits ``[vocab_size]``.
 
         Raises:
-            InputError: The largest logit is infinite or NaN.
+            NotFiniteError: As ``choose_next``.
         """
         return self._choose_from_all(logits, self._draw())
 
@@ -195,7 +199,7 @@ class Sampler:
 def _require_finite(largest: np.float32) -> None:
     """Check the largest logit, which is NaN if any logit is."""
     if not np.isfinite(largest):
-        raise InputError(
+        raise NotFiniteError(
             "The logits are not finite.",
             "Convert the checkpoint in another precision, such as bf16 or fp32: a value was too large for this one.",
         )

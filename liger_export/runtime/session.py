@@ -1,16 +1,18 @@
 """A session: one text that a model reads and continues, in memory that does not grow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from liger_export.errors import InputError
+from liger_export.errors import InputError, NotFiniteError
 from liger_export.package import Manifest
 from liger_export.runtime.buffers import Array
 from liger_export.runtime.continuation import Continuation
 from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
+from liger_export.runtime.finite import not_finite
 from liger_export.runtime.generation import Generation, GenerationSettings
 from liger_export.runtime.guard import Guard
 from liger_export.runtime.prompt import PromptEncoder
@@ -175,7 +177,8 @@ class Session:
 
         Raises:
             InputError: The prompt has no tokens or is refused by ``encode``, ``max_new_tokens`` is not a number of
-                tokens, or a stop string is empty or not text. The iterator raises it if the logits are not finite.
+                tokens, or a stop string is empty or not text. The iterator raises NotFiniteError, which is one, if the
+                logits are not finite.
         """
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
@@ -191,7 +194,11 @@ class Session:
         return Continuation(self._guard, partial(self._advance, generation, unread))
 
     def sample_tokens(self, count: int, sampling: Sampling) -> list[int]:
-        """Start a new text and choose ``count`` tokens. End-of-text tokens do not end it."""
+        """Start a new text and choose ``count`` tokens. End-of-text tokens do not end it.
+
+        Raises:
+            NotFiniteError: The logits are not finite.
+        """
         with self._guard.replace():
             self._clear()
             sampler = Sampler(sampling, self._seen)
@@ -199,7 +206,8 @@ class Session:
             while len(tokens) < count:
                 self.executor.request_top_logits(sampler.top_logits_temperature)
                 self._read(self._checked(tokens[-1:]))
-                tokens.append(sampler.choose_next(self.executor))
+                with self._naming_the_place(self.executor):
+                    tokens.append(sampler.choose_next(self.executor))
         return tokens
 
     def reset(self) -> None:
@@ -317,9 +325,18 @@ class Session:
                 self._read(tokens)
             if generation.finished or self._prediction is None:
                 return [], True
-            token, pieces = generation.advance(self._prediction)
+            with self._naming_the_place(self._prediction):
+                token, pieces = generation.advance(self._prediction)
             self._pending = [] if token is None else [token]
         return pieces, generation.finished
+
+    @contextmanager
+    def _naming_the_place(self, prediction: Prediction) -> Iterator[None]:
+        """Add to a NotFiniteError where in the model the first value was too large."""
+        try:
+            yield
+        except NotFiniteError:
+            raise not_finite(self.manifest, self.executor.read_state(), prediction.last_logits()) from None
 
     def _clear(self) -> None:
         self.executor.clear_state()

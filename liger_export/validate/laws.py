@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from liger_export.parity.compare import LogitParity, relative_l2, state_distance
+from liger_export.parity.finite import require_finite
 from liger_export.parity.report import Check
 from liger_export.parity.tolerances import Tolerances
 from liger_export.runtime import Session
@@ -63,10 +64,16 @@ class Subjects:
 
 
 def check_logits(subjects: Subjects, blocks: list[Tokens]) -> Iterator[Check]:
-    """Compare one call per block of text with PyTorch's full-sequence forward."""
+    """Compare one call per block of text with PyTorch's full-sequence forward.
+
+    Raises:
+        NotFiniteError: the package's logits are not finite.
+    """
     parity = LogitParity()
     for block in blocks:
-        parity.add_block(subjects.package_logits(block), subjects.reference.logits(block), block[1:])
+        measured = subjects.package_logits(block)
+        require_finite(subjects.session, block, measured)
+        parity.add_block(measured, subjects.reference.logits(block), block[1:])
     detail = f"{parity.positions:,} tokens, {len(blocks)} sequences"
     yield from subjects.tolerances.logit_checks(parity, detail)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.data import TextEncoder, read_tokens
-from liger_export.errors import DataError, InputError, OutputError
+from liger_export.errors import DataError, InputError, NotFiniteError, OutputError
 from liger_export.files import sha256_file
 from liger_export.package import FUSED, MANIFEST_FILE, REPORT_FILE, STOCK, Manifest, read_manifest
 from liger_export.parity.bfloat16 import ROUNDED
@@ -91,6 +91,7 @@ def validate(
     Raises:
         PackageError, CheckpointError, AdapterError: an input cannot be read.
         InputError: the package was converted from another model, or a setting is too small.
+        NotFiniteError: the package's logits are not finite. The report in the package says so.
         DataError: the text is too short.
         OutputError: the results cannot be written into the package. Nothing has been measured.
     """
@@ -120,11 +121,15 @@ def validate(
         versions={name: version(name) for name in LIBRARIES},
     )
     subjects = laws.Subjects(session, reference, _tolerances(session.manifest))
-    for check in _checks(package, subjects, _tokens(package, session, settings), growth):
-        report.checks.append(check)
-        progress.stage(f"measured {check.name}")
-    if settings.record:
-        (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+    try:
+        for check in _checks(package, subjects, _tokens(package, session, settings), growth):
+            report.checks.append(check)
+            progress.stage(f"measured {check.name}")
+    except NotFiniteError as error:
+        report.checks.append(Check("logits: not finite", 1.0, 0.0, detail=error.cause))
+        _record(report, package, settings)
+        raise
+    _record(report, package, settings)
     return report
 
 
@@ -132,6 +137,11 @@ def can_record(package: Path) -> bool:
     """Return True if the results can be written into a package."""
     files = [path for path in (package / MANIFEST_FILE, package / REPORT_FILE) if path.exists()]
     return all(os.access(path, os.W_OK) for path in (package, *files))
+
+
+def _record(report: ParityReport, package: Path, settings: ValidationSettings) -> None:
+    if settings.record:
+        (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
 
 
 def _open(package: Path, settings: ValidationSettings) -> Session:

@@ -468,13 +468,25 @@ void gated_silu(const Element* gate, const Element* up, Element* output, int64_t
 
 int64_t argmax(const float* values, int64_t count) {
   Floats peaks = all(-INFINITY);
+  Ints are_nan{};
   int64_t at = 0;
-  for (; at + WIDTH <= count; at += WIDTH) peaks = larger(load(values + at), peaks);
+  for (; at + WIDTH <= count; at += WIDTH) {
+    const Floats piece = load(values + at);
+    peaks = larger(piece, peaks);
+    are_nan |= piece != piece;
+  }
   float peak = -INFINITY;
-  for (int lane = 0; lane < WIDTH; ++lane) peak = std::max(peak, peaks[lane]);
-  for (; at < count; ++at) peak = values[at] > peak ? values[at] : peak;
-  const float* found = std::find(values, values + count, peak);
-  return found == values + count ? 0 : found - values;
+  bool has_nan = false;
+  for (int lane = 0; lane < WIDTH; ++lane) {
+    peak = std::max(peak, peaks[lane]);
+    has_nan |= are_nan[lane] != 0;
+  }
+  for (; at < count; ++at) {
+    peak = values[at] > peak ? values[at] : peak;
+    has_nan |= values[at] != values[at];
+  }
+  if (has_nan || !std::isfinite(peak)) return -1;
+  return std::find(values, values + count, peak) - values;
 }
 
 double sum_of_weights(const float* values, int64_t count, float largest, float temperature) {

@@ -48,7 +48,7 @@ struct CpuKernels {
   // output = silu(gate) * up; `count` is a multiple of 8.
   void (*gated_silu_float)(const float* gate, const float* up, float* output, int64_t count);
   void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);
-  // Index of the first of the largest of `count` values; 0 if all are NaN.
+  // Index of the first of the largest of `count` values; -1 if one is NaN or the largest is infinite.
   int64_t (*argmax)(const float* values, int64_t count);
   // The sum of exp((value - largest) / temperature); no value is larger than `largest`.
   double (*sum_of_weights)(const float* values, int64_t count, float largest, float temperature);

@@ -54,7 +54,8 @@ struct GatedSiLUSignature {
   static std::array<ort::Tensor, 2> call(const ort::Context& context);
 };
 
-// liger::MostLikely: from logits, float32 [B, T, V], to the index of the first largest, int64 [B, T].
+// liger::MostLikely: from logits, float32 [B, T, V], to the index of the first largest, int64 [B, T]; -1 if a logit is NaN
+// or the largest is infinite.
 struct ArgmaxSignature {
   static constexpr const char* name = "MostLikely";
   static constexpr size_t KERNELS = 1;

@@ -66,10 +66,14 @@ def test_infinite_logits_and_more_lists_than_a_program_merges() -> None:
         assert_top_logits(top_logits_of(logits, 1.0), logits, 1.0)
 
 
-def test_nan_sorts_first() -> None:
-    logits = np.zeros((1, 1, 9000), dtype=np.float32)
-    logits[..., 8500] = -np.float32(np.nan)
-    assert np.isnan(top_logits_of(logits, 1.0)[0, 1])
+@pytest.mark.parametrize("at", [0, 300, 8500])
+@pytest.mark.parametrize("value", [np.nan, -np.float32(np.nan), np.inf])
+def test_a_logit_that_is_not_finite_sorts_first(value: float, at: int) -> None:
+    logits = np.random.default_rng(at).normal(0, 3, (1, 1, 9000)).astype(np.float32)
+    logits[..., at] = value
+    logits[..., 100] = np.inf
+    found = top_logits_of(logits, 1.0)[0, 1]
+    assert np.isnan(found) if np.isnan(value) else found == np.inf
 
 
 def test_nothing_is_done_at_temperature_0() -> None:

@@ -156,13 +156,27 @@ def test_gated_silu_equals_its_definition(dtype: str, size: int) -> None:
 def test_most_likely_is_the_first_argmax(size: int) -> None:
     random = np.random.default_rng(size)
     logits = random.integers(-9, 9, (2, 3, size)).astype(np.float32)
-    logits[0, 0] = -np.inf
+    logits[0, 0, 1:] = -np.inf
+    np.testing.assert_array_equal(most_likely(logits), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("at", [0, 7, 8, 990, 999])
+@pytest.mark.parametrize("value", [np.nan, -np.float32(np.nan), np.inf])
+def test_nothing_is_most_likely_if_a_logit_is_nan_or_infinite(value: float, at: int) -> None:
+    logits = np.random.default_rng(at).standard_normal((1, 4, 1000)).astype(np.float32)
+    logits[0, 1, at] = value
+    logits[0, 2] = -np.inf
+    logits[0, 3] = value
+    assert most_likely(logits).tolist() == [[logits[0, 0].argmax(), -1, -1, -1]]
+
+
+def most_likely(logits: np.ndarray) -> np.ndarray:
     values = [
-        helper.make_tensor_value_info("logits", ONNX_TYPES["float32"], [2, 3, size]),
-        helper.make_tensor_value_info("chosen", TensorProto.INT64, [2, 3]),
+        helper.make_tensor_value_info("logits", ONNX_TYPES["float32"], list(logits.shape)),
+        helper.make_tensor_value_info("chosen", TensorProto.INT64, list(logits.shape[:2])),
     ]
     (found,) = run_node("MostLikely", values, {"logits": logits})
-    np.testing.assert_array_equal(found, logits.argmax(-1))
+    return found
 
 
 @pytest.mark.parametrize("dtype", ONNX_TYPES)

@@ -15,6 +15,7 @@ from liger_export.runtime.cuda import Cuda
 from liger_export.runtime.fixed import FixedExecutor
 from liger_export.validate import ValidationSettings, validate
 from tests.cells import slow_except
+from tests.runtime.test_guard import assert_close, interrupted_at, moments, state_or_none, states_by_position
 from tests.tiny import Shape, edit_json, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 75)]
@@ -106,6 +107,45 @@ def test_buffers_stay_where_they_are(session: Session) -> None:
         session.step(token)
     assert session.buffer_addresses() == before
     assert session.state_bytes == sum(entry.nbytes for entry in session.manifest.state)
+
+
+def test_an_interrupted_prefill_is_undone_complete_or_refused(session: Session) -> None:
+    tokens = TOKENS[:40]  # one call of the longer graph without padding, and one with
+    states, expected = states_by_position(session, tokens), session.prefill(tokens)
+    kept = {0: 0, len(tokens): 0, None: 0}
+    for moment in moments(30):
+        session.reset()
+        if not interrupted_at(moment, lambda: session.prefill(tokens)):
+            break
+        state = state_or_none(session)
+        kept[None if state is None else state.position] += 1  # KeyError in between
+        if state is not None:
+            assert_close(state, states)
+        session.reset()
+        np.testing.assert_array_equal(session.prefill(tokens), expected)
+    assert kept[0]
+    assert kept[None] > 3
+
+
+def test_an_interrupted_generation_keeps_all_tokens_it_chose_or_is_refused(session: Session) -> None:
+    prompt = TOKENS[:9]
+    whole = "".join(session.generate(prompt, max_new_tokens=4))
+    saved, refused = session.state(), 0
+    session.reset()
+    states = states_by_position(session, [*prompt, *saved.recent[len(prompt) :], *saved.pending])
+    for moment in moments(60):
+        session.reset()
+        pieces = session.generate(prompt, max_new_tokens=4)
+        if not interrupted_at(moment, lambda pieces=pieces: list(pieces)):  # type: ignore[misc]
+            break
+        state = state_or_none(session)
+        refused += state is None
+        if state is not None:
+            assert_close(state, states)
+            assert whole.endswith("".join(pieces))
+        session.load_state(saved)  # makes the session usable
+        assert session.length == len(prompt) + 4
+    assert refused > 3
 
 
 def test_a_state_of_another_model_is_refused(session: Session) -> None:

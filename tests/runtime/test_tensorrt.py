@@ -19,6 +19,7 @@ from liger_export.runtime.fixed import FixedExecutor
 from liger_export.runtime.tensorrt import MODULES, TensorRTGraphs
 from tests.fakes.cuda_driver import RecordingDriver
 from tests.fakes.engines import CountingCuda, CountingEngine
+from tests.runtime.test_guard import interrupted_at, moments, state_or_none
 
 RECORD = EngineRecord(
     backend=TENSORRT_RTX,
@@ -76,6 +77,25 @@ def test_in_place_states_have_one_buffer_and_long_calls_copy_to_it(package: Path
     session.prefill([3] * 7)
     session.step(18)
     assert {float(value) for array in session.state().tensors.values() for value in array.flat} == {79.0}
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_interrupted_call_leaves_no_state_between_two_tokens(package: Path, in_place: bool) -> None:
+    """The longer graph writes state that is updated in place to other buffers, which are then copied back."""
+    names = [f"past_key_values.{layer}.recurrent_state" for layer in (0, 1)] if in_place else []
+    session, *_ = session_of(package, in_place=names)
+    refused = 0
+    for moment in moments(8):
+        session.reset()
+        session.prefill([1] * 5)
+        if not interrupted_at(moment, lambda: session.prefill([1] * 69)):
+            break
+        state = state_or_none(session)
+        refused += state is None
+        if state is not None:
+            assert state.position in (5, 74)
+            assert {float(value) for array in state.tensors.values() for value in array.flat} == {state.position}
+    assert refused > 3
 
 
 def test_a_call_is_run_then_captured_then_replayed() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liger_export.errors import InputError
+from liger_export.errors import NotFiniteError
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.top_logits import TopLogits
 from tests.top_logits import Logits, naive_top_logits, tied_logits
@@ -125,9 +125,11 @@ def test_large_vocabularies_are_sorted_only_as_far_as_needed() -> None:
         assert sampler.choose(logits) == order[place]
 
 
-def test_nan_logits_are_refused() -> None:
-    logits = np.zeros(VOCAB, dtype=np.float32)
-    logits[3] = np.nan
-    sampler = Sampler(Sampling(temperature=1.0, seed=0), np.zeros(VOCAB, dtype=np.bool_))
-    with pytest.raises(InputError, match="not finite"):
-        sampler.choose(logits)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling", [Sampling(temperature=1.0, seed=0), Sampling(repetition_penalty=1.2)], ids=str)
+def test_top_logits_that_are_not_finite_are_refused(value: float, sampling: Sampling) -> None:
+    row = naive_top_logits(np.zeros(VOCAB, dtype=np.float32), TOP, 1.0)
+    row[0], row[1] = np.nan, value  # the sum, and the largest logit: NaN sorts first
+    top = TopLogits.from_output(row, VOCAB, 1.0)
+    with pytest.raises(NotFiniteError, match="not finite"):
+        Sampler(sampling, np.zeros(VOCAB, dtype=np.bool_)).choose_from_top(top, unread)

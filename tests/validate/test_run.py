@@ -9,14 +9,14 @@ import pytest
 
 from liger_export.config import MIXERS
 from liger_export.convert import convert
-from liger_export.errors import DataError, InputError, OutputError
+from liger_export.errors import DataError, InputError, NotFiniteError, OutputError
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings
 from liger_export.parity import ParityReport
 from liger_export.precision import Precision
 from liger_export.validate import ValidationSettings, validate
 from tests.cells import slow_except
-from tests.tiny import edit_json, write_liger
+from tests.tiny import edit_json, write_liger, write_overflowing
 
 
 @pytest.fixture
@@ -114,6 +114,22 @@ def test_short_text_and_small_settings_are_refused(package: Path, liger_checkpoi
         validate(package, liger_checkpoint, ValidationSettings(max_tokens=10))
     with pytest.raises(InputError, match="at least 128"):
         validate(package, liger_checkpoint, ValidationSettings(memory_tokens=127))
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_logits_that_are_not_finite_are_an_error_that_names_layer_precision_and_fix(
+    text: bool, random_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liger_export.validate.run.measure_memory", lambda *_: None)
+    checkpoint = write_overflowing(tmp_path / "liger", "model.layers.0.mlp.down_proj")
+    convert(checkpoint, tmp_path / "package", precision=Precision(weights="fp16"))
+    settings = ValidationSettings(text=random_text if text else None, max_tokens=4096)
+    with pytest.raises(NotFiniteError, match=r"not finite: .*layer 0 .*fp16.*another precision: --precision fp32"):
+        validate(tmp_path / "package", checkpoint, settings)
+    written = json.loads((tmp_path / "package" / "parity.json").read_text())
+    assert written["passed"] is False
+    assert [check["name"] for check in written["checks"]] == ["logits: not finite"]
+    assert "layer 0" in written["checks"][0]["detail"]
 
 
 FAST = [("gla", Precision(weights="int4"))]
