@@ -45,7 +45,8 @@ def lower_to_fused(model: ir.Model) -> None:
     - ``liger::Attention`` replaces the attention of every layer whose mixer it supports. It reads q, k and v packed, as
       the product writes them. Layers that keep softmax do not change.
     - ``liger::GatedSiLU`` replaces the four nodes between the products of the feed-forward.
-    - A new output ``most_likely``, int64 [B, kept], holds the argmax of each position's logits.
+    - A new output ``most_likely``, int64 [B, kept], holds the argmax of each position's logits; -1 if a logit is NaN or
+      the largest is infinite.
     - A new output ``candidates``, float32 [B, 513], holds the top logits of the last position, as ``liger::Candidates``
       computes them at the new input ``temperature``, float32 []. At 0 they are not computed.
 

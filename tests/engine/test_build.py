@@ -15,7 +15,7 @@ from liger_export.engine.graph_io import expected_io
 from liger_export.engine.network import DTYPES
 from liger_export.engine.tensorrt_rtx import TensorRTRTX
 from liger_export.engine.weights import PackagedWeights
-from liger_export.errors import BoundError, EngineError, InputError, LigerExportError, OutputError
+from liger_export.errors import BoundError, EngineError, InputError, LigerExportError, NotFiniteError, OutputError
 from liger_export.export import ONNX_OPSET
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings, linearize
@@ -23,7 +23,7 @@ from liger_export.package import Manifest, read_manifest
 from liger_export.package.engines import EngineRecord
 from liger_export.precision import Precision
 from tests.engine.conftest import Hybrid
-from tests.tiny import edit_json
+from tests.tiny import edit_json, write_overflowing
 
 TARGETS = ("86", "89", "120")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pycode-7m"
@@ -197,6 +197,15 @@ def test_graphs_with_other_weights_miss_the_bound(
     with pytest.raises(BoundError, match="miss a bound"):
         build_engine(package, tmp_path / "engine", settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_activations_that_are_too_narrow_are_an_error_that_names_the_layer(tmp_path: Path) -> None:
+    checkpoint = write_overflowing(tmp_path / "liger", "model.layers.0.self_attn.v_proj")
+    convert(checkpoint, tmp_path / "package")
+    settings = EngineSettings(backend="onnx", activations="fp16", chunk=32, check_tokens=24)
+    with pytest.raises(NotFiniteError, match=r"layer 0 .*fp16.*Build the engine again .*--activations fp32"):
+        build_engine(tmp_path / "package", tmp_path / "engine", settings)
+    assert not (tmp_path / "engine").exists()
 
 
 def test_inputs_and_existing_outputs_are_kept(package: Path, tmp_path: Path) -> None:
