@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from liger_export.errors import KernelError
-from liger_export.files import new_directory
+from liger_export.errors import KernelError, OutputError
 from liger_export.kernels.compiler import KERNEL_MODULES, compile_plan, compiles_batched_steps, import_triton
 from liger_export.kernels.plans import (
     Plan,
@@ -27,6 +26,7 @@ from liger_export.kernels.plans import (
 )
 from liger_export.kernels.shapes import AttentionShape, LinearShape
 from liger_export.kernels.targets import require_target
+from liger_export.publishing import new_directory
 
 __all__ = ["Build", "build_kernels", "grid_of", "load_build", "plan_key", "plans_of"]
 
@@ -87,9 +87,13 @@ def build_kernels(
     made = [batch, keys, [asdict(plan) for plan in plans], import_triton().__version__]
     directory = cache / f"{target}-{_digest(made)}"
     if not directory.exists():
-        with new_directory(directory) as folder:
-            for order, plan in enumerate(plans):
-                _write(folder, plan, order, shape, target, batch)
+        try:
+            with new_directory(directory) as folder:
+                for order, plan in enumerate(plans):
+                    _write(folder, plan, order, shape, target, batch)
+        except OutputError:
+            if not directory.exists():  # otherwise another process has written the same build meanwhile
+                raise
     return load_build(directory)
 
 

@@ -20,12 +20,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from liger_export.errors import EnvironmentMismatchError, KernelError
-from liger_export.files import new_directory
 from liger_export.kernels.build import Build, build_kernels, grid_of, plan_key, plans_of
 from liger_export.kernels.compiler import compiles_batched_steps
 from liger_export.kernels.plans import Plan
 from liger_export.kernels.shapes import AttentionShape, LinearShape
 from liger_export.kernels.targets import TARGETS, require_target
+from liger_export.publishing import new_directory
 
 __all__ = ["DEFAULTS", "FOLDER", "find_build", "find_or_build", "prebuild"]
 
@@ -132,7 +132,7 @@ def prebuild(
     models: Sequence[tuple[AttentionShape, tuple[LinearShape, ...]]] = DEFAULTS,
     targets: Sequence[str] = tuple(TARGETS),
 ) -> None:
-    """Compile the kernels of models for targets, on all cores. Replaces the folder if it exists.
+    """Compile the kernels of models for targets, on all cores. Replaces a folder that it wrote before.
 
     Raises:
         KernelError: as ``build_kernels``.
@@ -144,7 +144,7 @@ def prebuild(
         )
     wanted = [(shape, target, linears) for target in targets for shape, linears in models]
     listed: dict[str, dict[str, Any]] = {}
-    with new_directory(folder, overwrite=folder.exists()) as partial_folder, TemporaryDirectory() as cache:
+    with new_directory(folder, overwrite=True) as partial_folder, TemporaryDirectory() as cache:
         with ProcessPoolExecutor() as processes:
             make = partial(_graph_kernels, cache=Path(cache))
             made = list(processes.map(make, *zip(*wanted, strict=True)))

@@ -25,7 +25,7 @@ from liger_export.export import (
     weight_bytes,
 )
 from liger_export.export.weights import Weight
-from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space, sha256_file, sha256_files
+from liger_export.files import TOKENIZER_FILES, copy_files, require_space, sha256_file, sha256_files
 from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
     FUSED,
@@ -39,6 +39,7 @@ from liger_export.package.manifest import (
 )
 from liger_export.precision import EMBEDDING, Calibration, Precision
 from liger_export.progress import NO_PROGRESS, Progress
+from liger_export.publishing import new_directory
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.source import RoundedCheckpoint
 from liger_export.runtime import read_tokenizer

@@ -22,8 +22,9 @@ from liger_export.config import (
     read_config_json,
 )
 from liger_export.errors import CheckpointError, InputError, UnsupportedModelError
-from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, require_space
+from liger_export.files import TOKENIZER_FILES, copy_files, require_space
 from liger_export.ops import initial_parameters
+from liger_export.publishing import new_directory
 
 __all__ = ["LinearizeSettings", "liger_config_values", "linearize"]
 

@@ -1,57 +1,25 @@
-import errno
 import os
-import subprocess
-import sys
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from liger_export.errors import OutputError
-from liger_export.files import new_directory, require_replaceable, require_space
+from liger_export.files import new_file, require_space, require_writable
+from tests.interruption import interrupt, kill, runs_ended_by
 
 
-def fill(path: Path) -> None:
-    with new_directory(path) as partial:
-        (partial / "file").write_text("text")
+def write(path: Path, text: str) -> None:
+    """Write a text in two parts."""
+    with new_file(path) as partial:
+        partial.write_text(text[:1])
+        with partial.open("a") as stream:
+            stream.write(text[1:])
 
 
-def test_directory_appears_only_when_complete(tmp_path: Path) -> None:
-    fill(tmp_path / "deep" / "out")
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-    assert (tmp_path / "deep" / "out" / "file").read_text() == "text"
-
-
-def test_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with new_directory(tmp_path / "out") as partial:
-            (partial / "file").write_text("text")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_existing_output_is_kept_unless_overwriting(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    fill(out)
-    with pytest.raises(OutputError, match="--overwrite"):
-        fill(out)
-    with pytest.raises(OutputError, match="was not written by liger-export"):
-        require_replaceable(out, overwrite=True)
-    (out / "manifest.json").write_text("{}")
-    with pytest.raises(OutputError, match="is, or contains, an input"):
-        require_replaceable(out, overwrite=True, inputs=(tmp_path / "." / "out",))
-    with new_directory(out, overwrite=True) as partial:
-        (partial / "other").write_text("")
-    assert [path.name for path in out.iterdir()] == ["other"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_full_disk_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"No space left.*Free some disk space"), new_directory(tmp_path / "out"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert list(tmp_path.iterdir()) == []
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
 
 
 def test_free_space_is_checked_before_work(tmp_path: Path) -> None:
@@ -60,13 +28,84 @@ def test_free_space_is_checked_before_work(tmp_path: Path) -> None:
         require_space(tmp_path / "a" / "b", 1 << 60)
 
 
-def test_next_run_removes_the_leftovers_of_a_killed_process(tmp_path: Path) -> None:
-    script = (
-        "import os, pathlib, signal\nfrom liger_export.files import new_directory\n"
-        f"with new_directory(pathlib.Path({str(tmp_path / 'out')!r})) as partial:\n"
-        "    (partial / 'file').write_text('text')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
-    assert [path.name.startswith(".out.partial-") for path in tmp_path.iterdir()] == [True]
-    fill(tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_a_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    write(file, "old")
+
+    def interrupted() -> None:
+        with new_file(file) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert file.read_text() == "old"
+    write(file, "new")
+    assert file.read_text() == "new"
+    assert names(tmp_path) == ["report.json"]
+
+
+@pytest.mark.parametrize("ending", [kill, interrupt])
+def test_rewriting_that_ends_at_any_moment_keeps_the_old_file_or_the_new_one(
+    tmp_path: Path, ending: Callable[[], None]
+) -> None:
+    file = tmp_path / "report.json"
+    write(file, "old")
+    seen = []
+    for _ in runs_ended_by(ending, lambda: write(file, "new")):
+        seen.append(file.read_text())
+        write(file, "old")
+        assert names(tmp_path) == ["report.json"]
+    assert (seen[0], seen[-1], set(seen)) == ("old", "new", {"old", "new"})
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    """The limit on the size of files has the effect of a full disk."""
+    file = tmp_path / "report.json"
+    write(file, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"report\.json cannot be written: File too large"):
+            write(file, "new" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["report.json"]
+
+
+def test_a_file_keeps_its_permissions_and_links_to_it(tmp_path: Path) -> None:
+    file, link = tmp_path / "report.json", tmp_path / "link"
+    write(file, "old")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    write(link, "new")
+    assert link.is_symlink()
+    assert file.read_text() == "new"
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_devices_and_pipes_are_written_directly(tmp_path: Path) -> None:
+    write(Path("/dev/null"), "text")
+    assert not Path("/dev/null").is_file()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write(tmp_path / "pipe", "text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_a_file_in_a_read_only_directory_is_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.json").write_text("old")
+    require_writable(tmp_path / "report.json")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # root may write whatever the mode says
+    with pytest.raises(OutputError, match="cannot be written"):
+        require_writable(tmp_path / "report.json")
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="missing is not a directory"):
+        write(tmp_path / "missing" / "report.json", "text")

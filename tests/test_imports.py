@@ -17,11 +17,14 @@ import liger_export
 
 ROOT = Path(liger_export.__file__).parent
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-RUNTIME = ["errors", "extras", "files", "progress", "ort", "config", "precision", "state", "package", "runtime"]
+RUNTIME = [
+    *("errors", "extras", "partials", "files", "progress", "ort"),
+    *("config", "precision", "state", "package", "runtime"),
+]
 EXPORTER = [
-    *("distributed", "data", "metrics", "ops", "onnx_functions", "kernels", "plugins", "checkpoint", "modeling"),
-    *("linearize", "finetune", "quantize", "export", "convert", "inspection", "parity", "validate", "engine"),
-    *("evaluate", "bench", "serve", "commands", "cli", "__main__"),
+    *("publishing", "distributed", "data", "metrics", "ops", "onnx_functions", "kernels", "plugins"),
+    *("checkpoint", "modeling", "linearize", "finetune", "quantize", "export", "convert", "inspection"),
+    *("parity", "validate", "engine", "evaluate", "bench", "serve", "commands", "cli", "__main__"),
 ]
 LAYERS = [*RUNTIME, *EXPORTER]
 

@@ -11,7 +11,7 @@ from liger_export.engine.graph_io import expected_io
 from liger_export.engine.graphs import drop_functions, write_graphs
 from liger_export.errors import EngineError
 from liger_export.export.portable import check_prefill_length
-from liger_export.files import TOKENIZER_FILES, copy_files, new_directory, sha256_file
+from liger_export.files import TOKENIZER_FILES, copy_files, sha256_file
 from liger_export.ort import ort
 from liger_export.package import MANIFEST_FILE, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.package.engines import (
@@ -28,6 +28,7 @@ from liger_export.package.engines import (
 from liger_export.package.manifest import describe_files
 from liger_export.precision import FLOATS
 from liger_export.progress import NO_PROGRESS, Progress
+from liger_export.publishing import new_directory
 from liger_export.state import WINDOW_STATES
 
 __all__ = ["EngineSettings", "build_engine"]

@@ -18,11 +18,11 @@ from liger_export.config import read_end_ids
 from liger_export.data import TextEncoder, token_blocks
 from liger_export.distributed import processes
 from liger_export.errors import DataError, OutputError
-from liger_export.files import new_directory, require_replaceable
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
 from liger_export.finetune.training import train
 from liger_export.modeling import register
 from liger_export.progress import Progress
+from liger_export.publishing import new_directory, require_replaceable
 
 __all__ = ["FinetuneRun", "Stage", "run_stage"]
 
