@@ -11,7 +11,7 @@ from liger_export.bench.timing import Spread
 from liger_export.bench.worker import PACKAGE, TRANSFORMER
 from liger_export.errors import InputError
 from liger_export.extras import required_extra
-from liger_export.files import require_writable
+from liger_export.files import new_file, require_writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,8 @@ def require_plot(file: Path) -> None:
 
 def save_plot(report: BenchReport, file: Path) -> None:
     """Draw a report and write it in the format given by the file's suffix."""
-    draw(report).savefig(file, dpi=DOTS_PER_INCH)
+    with new_file(file) as partial:
+        draw(report).savefig(partial, dpi=DOTS_PER_INCH, format=file.suffix[1:].lower())
 
 
 def draw(report: BenchReport) -> "Figure":

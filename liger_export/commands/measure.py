@@ -9,7 +9,7 @@ import typer
 from liger_export.commands.console import exporter, print_failure, print_note, progress_bar, quiet_transformers, show
 from liger_export.commands.options import Adapters, Device, JsonFile, Lowering, PackageArgument, RunnableArgument
 from liger_export.commands.tables import bench_table, evaluation_table, parity_table, position_tables
-from liger_export.files import require_writable
+from liger_export.files import new_file, require_writable
 from liger_export.progress import Progress
 
 if TYPE_CHECKING:  # these modules load PyTorch
@@ -186,4 +186,5 @@ def _require_writable(file: Path | None) -> None:
 
 def _write(file: Path | None, text: str) -> None:
     if file is not None:
-        file.write_text(text, encoding="utf-8")
+        with new_file(file) as partial:
+            partial.write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from liger_export.errors import InputError
+from liger_export.files import new_file
 from liger_export.package import Manifest
 from liger_export.runtime.buffers import Array
 
@@ -47,7 +48,7 @@ class SavedState:
     logits: npt.NDArray[np.float32] | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write the state to a ``.npz`` file."""
+        """Write the state to a ``.npz`` file, as a whole or not at all. Raises OutputError."""
         arrays: dict[str, Array | None] = {
             POSITION: np.array(self.position),
             MODEL: None if self.model is None else np.array(self.model),
@@ -57,7 +58,7 @@ class SavedState:
             LOGITS: self.logits,
         }
         present = {name: array for name, array in arrays.items() if array is not None}
-        with Path(path).open("wb") as stream:
+        with new_file(Path(path)) as file, file.open("wb") as stream:
             np.savez(stream, **present, **self.tensors)  # type: ignore[arg-type]
 
     @classmethod

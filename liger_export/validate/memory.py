@@ -6,7 +6,9 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE, Manifest
+from liger_export.errors import OutputError
+from liger_export.files import new_file
+from liger_export.package import FUSED, FUSED_CUDA, MANIFEST_FILE, Manifest, read_manifest
 from liger_export.runtime import Session
 from liger_export.runtime.growth import Growth
 
@@ -33,5 +35,12 @@ def measure_memory(package: Path, session: Session, tokens: int) -> Growth:
 
 
 def record_memory(package: Path, manifest: Manifest, growth: Growth) -> None:
-    """Write measured memory growth into a package's manifest."""
-    (package / MANIFEST_FILE).write_text(replace(manifest, memory=asdict(growth)).to_json(), encoding="utf-8")
+    """Write measured memory growth into a package's manifest.
+
+    Raises:
+        OutputError: the package has been replaced since its manifest was read, or cannot be written.
+    """
+    if replace(read_manifest(package), memory=None) != replace(manifest, memory=None):
+        raise OutputError(f"{package} has been replaced while it was measured.", "Validate it again.")
+    with new_file(package / MANIFEST_FILE) as file:
+        file.write_text(replace(manifest, memory=asdict(growth)).to_json(), encoding="utf-8")

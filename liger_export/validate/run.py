@@ -11,7 +11,7 @@ import numpy as np
 from liger_export.checkpoint import Adapter, expected_tensors, open_liger
 from liger_export.data import TextEncoder, read_tokens
 from liger_export.errors import DataError, InputError, NotFiniteError, OutputError
-from liger_export.files import sha256_file
+from liger_export.files import new_file, sha256_file
 from liger_export.package import FUSED, MANIFEST_FILE, REPORT_FILE, STOCK, Manifest, read_manifest
 from liger_export.parity.bfloat16 import ROUNDED
 from liger_export.parity.opening import open_emulated, open_stock
@@ -93,7 +93,7 @@ def validate(
         InputError: the package was converted from another model, or a setting is too small.
         NotFiniteError: the package's logits are not finite. The report in the package says so.
         DataError: the text is too short.
-        OutputError: the results cannot be written into the package. Nothing has been measured.
+        OutputError: the results cannot be written into the package, or it has been replaced meanwhile.
     """
     settings = settings or ValidationSettings()
     settings.check()
@@ -141,7 +141,8 @@ def can_record(package: Path) -> bool:
 
 def _record(report: ParityReport, package: Path, settings: ValidationSettings) -> None:
     if settings.record:
-        (package / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        with new_file(package / REPORT_FILE) as file:
+            file.write_text(report.to_json(), encoding="utf-8")
 
 
 def _open(package: Path, settings: ValidationSettings) -> Session:

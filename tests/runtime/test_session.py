@@ -3,6 +3,7 @@ import tempfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnxruntime as ort
@@ -139,6 +140,23 @@ def test_state_round_trips_through_a_file_and_a_fork(session: Session, package: 
     assert np.array_equal(fork.prefill(TOKENS[50:]), expected)
     assert np.array_equal(other.prefill(TOKENS[50:]), expected)
     assert other.position == len(TOKENS)
+
+
+def test_an_interrupted_save_keeps_the_old_file(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(stream: BinaryIO, **_: object) -> None:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    file = tmp_path / "state.npz"
+    session.prefill(TOKENS[:50])
+    session.state().save(file)
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.state().save(file)
+    assert SavedState.read(file).position == 50
+    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 
 
 def test_state_of_another_model_is_refused(session: Session, tmp_path: Path) -> None:

@@ -1,10 +1,16 @@
 """Memory growth in the manifest."""
 
+import resource
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from liger_export.convert import convert
+from liger_export.errors import OutputError
 from liger_export.package import read_manifest
+from liger_export.runtime.growth import Growth
 from liger_export.validate import ValidationSettings, validate
 from liger_export.validate.memory import measure_memory, record_memory
 from tests.plugins.sessions import needs_library
@@ -28,3 +34,28 @@ def test_measured_growth_is_written_into_the_manifest(
     memory = read_manifest(package_copy).memory
     assert memory is not None
     assert (memory["from_token"], memory["to_token"], memory["bytes_grown"]) == (64, 200, 0)
+
+
+GROWTH = Growth(from_token=64, to_token=200, bytes_grown=0, bytes_per_token=0.0, texts=1, onnxruntime="1.31.0")
+
+
+def test_a_full_disk_keeps_the_manifest(package_copy: Path) -> None:
+    """The limit on the size of files has the effect of a full disk."""
+    manifest = read_manifest(package_copy)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"manifest\.json cannot be written"):
+            record_memory(package_copy, manifest, GROWTH)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_manifest(package_copy) == manifest
+
+
+def test_the_manifest_of_another_package_is_not_written_over_one_that_replaced_it(package_copy: Path) -> None:
+    measured = read_manifest(package_copy)
+    other = replace(measured, source={**measured.source, "name": "other"})
+    (package_copy / "manifest.json").write_text(other.to_json())
+    with pytest.raises(OutputError, match="has been replaced while it was measured"):
+        record_memory(package_copy, measured, GROWTH)
+    assert read_manifest(package_copy) == other
