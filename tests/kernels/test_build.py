@@ -41,6 +41,23 @@ def built(cache: Path) -> Path:
     return build(cache, ["sm_90"])[0]
 
 
+def test_two_processes_may_build_the_same_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second build begins and ends while the first one runs."""
+
+    def write(folder: Path, *_: object) -> None:
+        (folder / "kernel.cubin").write_bytes(b"")
+        if not begun:
+            begun.append(folder)
+            build_kernels(BUILT_SHAPE, "sm_90", tmp_path)
+
+    begun, loaded = list[Path](), list[Path]()
+    monkeypatch.setattr("liger_export.kernels.build._write", write)
+    monkeypatch.setattr("liger_export.kernels.build.load_build", loaded.append)
+    build_kernels(BUILT_SHAPE, "sm_90", tmp_path)
+    assert [*tmp_path.iterdir()] == [loaded[0]]
+    assert loaded[0] == loaded[1]
+
+
 @pytest.mark.slow
 def test_every_target_compiles(cache: Path) -> None:
     folders = build(cache, TARGETS)

@@ -12,6 +12,7 @@ from liger_export.errors import KernelError
 from liger_export.kernels.bundle import pack
 from liger_export.kernels.prebuilt import DEFAULTS, find_build
 from liger_export.kernels.targets import TARGETS
+from liger_export.publishing import RECORD_FILE
 from tests.kernels.compiled import HAS_TRITON_3_9, NEEDS_TRITON_3_9, PREBUILT_SHAPE, prebuilt, python
 
 pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
@@ -44,7 +45,7 @@ def test_the_manifest_has_the_hash_of_every_file(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     kernels = manifest["kernels"]
     named = {f"{kernel['sha256']['cubin']}.cubin" for kernel in kernels.values()}
-    assert {path.name for path in folder.iterdir()} == named | {"manifest.json"}
+    assert {path.name for path in folder.iterdir()} == named | {"manifest.json", RECORD_FILE}
     for path in folder.glob("*.cubin"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
     assert {kernel["name"] for kernel in kernels.values()} >= {"step_kernel", "linear_kernel", "list_kernel"}
