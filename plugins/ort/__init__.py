@@ -2,7 +2,7 @@
 
 - ``ort_api.h``: the part of ONNX Runtime's C interface in use; ``ort_kernel.h``: a C++ interface to it;
 - ``operators.h``: attributes, tensors and shapes of the operators;
-- ``cpu_attention.cpp``: the CPU kernels; ``cpu_dispatch.cpp``: selection of an instruction set;
+- ``cpu_attention.cpp``: the CPU kernels, with ``vectors.h``; ``cpu_dispatch.cpp``: selection of an instruction set;
 - ``cuda_kernels.cpp``: the compiled Triton kernels of a graph; ``cuda_operators.cpp``, ``cuda_linear.cpp``: launches;
 - ``cuda_gemm.cpp``: products with many tokens, by cuBLAS;
 - ``top_logits.h``, ``cpu_top_logits.cpp``, ``cuda_top_logits.cpp``: the top logits, on CPU and CUDA;

@@ -79,6 +79,21 @@ def test_half_precision_equals_reference_and_any_split_the_same_bits(mixer: str)
 
 
 @every_mixer
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["query", "key"])
+def test_nan_and_infinity_come_through_where_the_reference_has_them(mixer: str, name: str, number: float) -> None:
+    case = Case(mixer, head_dim=16)
+    inputs = sequences(case, 20)
+    getattr(inputs, name)[0, 7, 3] = number
+    expected, found = reference(case, inputs), run(case, inputs, [5, 6, 7, 8, 9])
+    assert not expected["output"].isfinite().all()
+    for tensor, array in zip(expected.values(), (found[name] for name in expected), strict=True):
+        finite = tensor.isfinite().numpy()
+        np.testing.assert_array_equal(np.isfinite(array), finite)
+        np.testing.assert_allclose(array[finite], tensor.numpy()[finite], rtol=1e-4, atol=1e-5)
+
+
+@every_mixer
 def test_state_updated_where_it_lies_gives_the_same_bits(mixer: str) -> None:
     case = Case(mixer)
     inputs = sequences(case, 25)
