@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "vectors.h"
 
@@ -156,15 +155,11 @@ LIGER_INLINE void score_rows(const float* keys, int64_t rows, const float* queri
   }
 }
 
-// A thread's memory, kept between calls: it grows to the size of the largest call.
+// Pieces of a head's memory, taken in order, each rounded up to 8 floats.
 class Scratch {
  public:
-  // Pieces are taken in order, each rounded up to 8 floats.
-  explicit Scratch(int64_t floats) {
-    static thread_local std::vector<float> memory;
-    if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
-    next_ = memory.data();
-  }
+  explicit Scratch(float* memory) : next_(memory) {}
+
   float* take(int64_t floats) {
     float* piece = next_;
     next_ += rounded(floats);
@@ -328,11 +323,18 @@ LIGER_INLINE void attend_tokens(const Sizes& sizes, const Call<Element>& call, i
   window.leave(call, head);
 }
 
+// Floats of the window and a call's tokens.
+int64_t span_of(const Sizes& sizes, int64_t length) { return (sizes.window + length) * sizes.head_dim; }
+
+int64_t memory_of_head(const Sizes& sizes, int64_t length) {
+  return TokenMemory::floats(sizes) + 2 * span_of(sizes, length);
+}
+
 template <class Element>
-void attend(const Sizes& sizes, const Call<Element>& call, int64_t head) {
+void attend(const Sizes& sizes, const Call<Element>& call, int64_t head, float* pieces) {
   const int64_t first = call.position_ids[head / sizes.num_key_value_heads * call.length];
-  const int64_t span = (sizes.window + call.length) * sizes.head_dim;
-  Scratch scratch(TokenMemory::floats(sizes) + 2 * span);
+  const int64_t span = span_of(sizes, call.length);
+  Scratch scratch(pieces);
   TokenMemory memory(sizes, scratch);
   if constexpr (std::is_same_v<Element, float>) {
     if (call.length == 1 && first >= 0) {
@@ -398,7 +400,7 @@ double sum_of_weights(const float* values, int64_t count, float largest, float t
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {attend<float>,     attend<Half>, gated_silu<float>,
+const CpuKernels kernels = {attend<float>,    attend<Half>, memory_of_head, gated_silu<float>,
                             gated_silu<Half>, argmax,       sum_of_weights};
 
 }  // namespace LIGER_INSTRUCTIONS

@@ -42,9 +42,10 @@ struct Half {
 
 // One compilation of cpu_attention.cpp for one instruction set.
 struct CpuKernels {
-  // All tokens of key/value head `head` (0 to B * G).
-  void (*attend_float)(const Sizes&, const Call<float>&, int64_t head);
-  void (*attend_half)(const Sizes&, const Call<Half>&, int64_t head);
+  // All tokens of key/value head `head` (0 to B * G), in memory of memory_of_head() floats.
+  void (*attend_float)(const Sizes&, const Call<float>&, int64_t head, float* memory);
+  void (*attend_half)(const Sizes&, const Call<Half>&, int64_t head, float* memory);
+  int64_t (*memory_of_head)(const Sizes&, int64_t length);
   // output = silu(gate) * up; `count` is a multiple of 8.
   void (*gated_silu_float)(const float* gate, const float* up, float* output, int64_t count);
   void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);

@@ -32,53 +32,57 @@ float logit_of(uint64_t key) {
 
 float token_of(uint64_t key) { return static_cast<float>(MAX_TOKENS - 1 - static_cast<int64_t>(key & 0xFFFFFFFFu)); }
 
+// A list in memory of its own, with room for the keys of all its tokens or for 2 K keys.
 struct List {
-  std::vector<uint64_t> keys;
+  uint64_t* keys;
+  int64_t count;
   float largest;
   double sum;
+
+  uint64_t* end() { return keys + count; }
+  void add(uint64_t key) { keys[count++] = key; }
+  void keep_largest() {
+    if (count <= TOP_LOGITS) return;
+    std::nth_element(keys, keys + TOP_LOGITS - 1, end(), std::greater<>());
+    count = TOP_LOGITS;
+  }
 };
 
-void keep_largest(std::vector<uint64_t>& keys) {
-  if (keys.size() <= TOP_LOGITS) return;
-  std::nth_element(keys.begin(), keys.begin() + TOP_LOGITS - 1, keys.end(), std::greater<>());
-  keys.resize(TOP_LOGITS);
-}
-
-List list_of(const float* logits, int64_t first, int64_t last, float temperature) {
-  List list;
-  list.keys.reserve(2 * TOP_LOGITS);
+void fill(List& list, const float* logits, int64_t first, int64_t last, float temperature) {
   int64_t token = first;
-  for (; token < std::min(first + TOP_LOGITS, last); ++token) list.keys.push_back(key_of(logits[token], token));
-  float least = logit_of(*std::min_element(list.keys.begin(), list.keys.end()));
+  for (; token < std::min(first + TOP_LOGITS, last); ++token) list.add(key_of(logits[token], token));
+  float least = logit_of(*std::min_element(list.keys, list.end()));
   for (; token < last; ++token) {
     if (logits[token] <= least) continue;  // among equal logits the listed ones come first
-    list.keys.push_back(key_of(logits[token], token));
-    if (list.keys.size() < 2 * TOP_LOGITS) continue;
-    keep_largest(list.keys);
-    least = logit_of(list.keys.back());  // the K-th largest
+    list.add(key_of(logits[token], token));
+    if (list.count < 2 * TOP_LOGITS) continue;
+    list.keep_largest();
+    least = logit_of(list.keys[TOP_LOGITS - 1]);  // the K-th largest
   }
-  keep_largest(list.keys);
-  list.largest = logit_of(*std::max_element(list.keys.begin(), list.keys.end()));
+  list.keep_largest();
+  list.largest = logit_of(*std::max_element(list.keys, list.end()));
   const bool is_empty = list.largest == -std::numeric_limits<float>::infinity();
   list.sum = is_empty ? 0 : cpu_kernels().sum_of_weights(logits + first, last - first, list.largest, temperature);
-  return list;
 }
 
-void merge(const List* lists, int64_t count, float temperature, float* output) {
-  std::vector<uint64_t> keys;
-  for (int64_t at = 0; at < count; ++at) keys.insert(keys.end(), lists[at].keys.begin(), lists[at].keys.end());
-  keep_largest(keys);
-  std::sort(keys.begin(), keys.end(), std::greater<>());
-  const double largest = logit_of(keys[0]);
+// Writes the largest of all lists to an output row. `merged` is empty, with room for K keys of each list.
+void merge(const List* lists, int64_t count, float temperature, List merged, float* output) {
+  for (const List* list = lists; list < lists + count; ++list) {
+    std::copy(list->keys, list->keys + list->count, merged.end());
+    merged.count += list->count;
+  }
+  merged.keep_largest();
+  std::sort(merged.keys, merged.end(), std::greater<>());
+  const double largest = logit_of(merged.keys[0]);
   double sum = 0;
   for (int64_t at = 0; at < count; ++at) {
     if (lists[at].sum != 0) sum += lists[at].sum * std::exp((lists[at].largest - largest) / temperature);
   }
   output[0] = static_cast<float>(sum);
   for (int64_t at = 0; at < TOP_LOGITS; ++at) {
-    const bool is_token = at < static_cast<int64_t>(keys.size());
-    output[1 + at] = is_token ? logit_of(keys[at]) : -std::numeric_limits<float>::infinity();
-    output[1 + TOP_LOGITS + at] = is_token ? token_of(keys[at]) : -1;
+    const bool is_token = at < merged.count;
+    output[1 + at] = is_token ? logit_of(merged.keys[at]) : -std::numeric_limits<float>::infinity();
+    output[1 + TOP_LOGITS + at] = is_token ? token_of(merged.keys[at]) : -1;
   }
 }
 
@@ -89,19 +93,26 @@ class CpuTopLogits : public TopLogitsSignature {
   void run(const ort::Context& context) const {
     const Call call = TopLogitsSignature::call(context);
     const float temperature = *call.temperature;
-    if (!(temperature > 0)) {
+    if (!(temperature >= 0) || std::isinf(temperature)) {
+      throw ort::Error("liger::Candidates needs a temperature of 0 or more, not " + std::to_string(temperature));
+    }
+    if (temperature == 0) {
       for (int64_t row = 0; row < call.batch; ++row) call.output[row * (1 + 2 * TOP_LOGITS)] = 0;
       return;
     }
-    const int64_t pieces = (call.size + PIECE - 1) / PIECE;
-    std::vector<List> lists(call.batch * pieces);
+    // All memory is allocated here: the threads cannot run out of it.
+    const int64_t pieces = (call.size + PIECE - 1) / PIECE, room = std::min({call.size, PIECE, 2 * TOP_LOGITS});
+    std::vector<uint64_t> keys(product({call.batch, pieces, room})), merged(pieces * TOP_LOGITS);
+    std::vector<List> lists(product({call.batch, pieces}));
+    for (size_t index = 0; index < lists.size(); ++index) lists[index] = {keys.data() + index * room, 0, 0, 0};
     context.parallel(lists.size(), [&](size_t index) {
       const int64_t row = index / pieces, first = index % pieces * PIECE;
       const float* logits = call.logits + ((row + 1) * call.length - 1) * call.size;
-      lists[index] = list_of(logits, first, std::min(first + PIECE, call.size), temperature);
+      fill(lists[index], logits, first, std::min(first + PIECE, call.size), temperature);
     });
     for (int64_t row = 0; row < call.batch; ++row) {
-      merge(lists.data() + row * pieces, pieces, temperature, call.output + row * (1 + 2 * TOP_LOGITS));
+      merge(lists.data() + row * pieces, pieces, temperature, {merged.data(), 0, 0, 0},
+            call.output + row * (1 + 2 * TOP_LOGITS));
     }
   }
 

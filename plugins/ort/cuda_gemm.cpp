@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <limits>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -59,6 +60,9 @@ void check(int status, const char* what) {
 }  // namespace
 
 void multiply(const Product& product, void* stream) {
+  for (const int64_t size : {product.tokens, product.rows, product.columns, product.output_stride}) {
+    if (size > std::numeric_limits<int>::max()) fail("a matrix product is too large for cuBLAS; pass fewer tokens per call");
+  }
   static std::mutex mutex;  // a handle has one stream
   const std::lock_guard<std::mutex> lock(mutex);
   static void* const handle = [] {

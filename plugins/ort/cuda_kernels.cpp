@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstring>
+#include <limits>
 #include <mutex>
 #include <sstream>
 #include <stdexcept>
@@ -177,9 +178,33 @@ int best_target(const Bundle& bundle, int capability) {
 
 }  // namespace
 
+void Arguments::integer(const char* name, int64_t value) {
+  if (value < std::numeric_limits<int32_t>::min() || value > std::numeric_limits<int32_t>::max()) {
+    fail(std::string(name) + " of a kernel must fit into 32 bits, not be " + std::to_string(value) +
+         "; pass fewer sequences or tokens per call");
+  }
+  values_[name].integer = static_cast<int32_t>(value);
+}
+
+CudaKernels::Axis CudaKernels::parse_axis(const std::string& text) {
+  const std::vector<std::string> parts = split(text, ':');
+  Axis axis{};
+  if (parts.size() == 3) {
+    std::istringstream(parts[0]) >> axis.times;
+    std::istringstream(parts[2]) >> axis.per;
+    axis.of = parts[1];
+  }
+  if (axis.times < 1 || axis.per < 1) fail("the graph's kernels are damaged; convert the package again");
+  return axis;
+}
+
 unsigned CudaKernels::Axis::count(int64_t batch, int64_t length) const {
-  const int64_t size = of == "batch" ? batch : of == "length" ? length : 1;
-  return static_cast<unsigned>(times * ((size + per - 1) / per));
+  const int64_t size = of == "batch" ? batch : of == "length" ? length : 1, parts = size / per + (size % per != 0);
+  int64_t count;
+  if (__builtin_mul_overflow(times, parts, &count) || count > std::numeric_limits<int32_t>::max()) {
+    fail("a call is too large for the GPU; pass fewer sequences or tokens per call");
+  }
+  return static_cast<unsigned>(count);
 }
 
 CudaKernels::CudaKernels(const char* data, size_t size) {
@@ -200,9 +225,7 @@ CudaKernels::CudaKernels(const char* data, size_t size) {
     }
     Kernel kernel{function, entry.threads, entry.shared_bytes, entry.is_dependent != 0, {}, {}};
     for (const std::string& axis : split(entry.grid, ',')) {
-      const auto parts = split(axis, ':');
-      if (parts.size() != 3) fail("the graph's kernels are damaged; convert the package again");
-      kernel.grid.push_back({std::stoll(parts[0]), std::stoll(parts[2]), parts[1]});
+      kernel.grid.push_back(parse_axis(axis));
     }
     if (kernel.grid.size() != 3) fail("the graph's kernels are damaged; convert the package again");
     for (const std::string& argument : split(entry.arguments, ',')) {
@@ -238,7 +261,10 @@ void CudaKernels::launch(const std::string& name, const Arguments& arguments, in
     parameters.push_back(const_cast<Arguments::Value*>(is_scratch ? &none : &value->second));
   }
   LaunchConfig config{};
-  for (int axis = 0; axis < 3; ++axis) config.grid[axis] = kernel.grid[axis].count(batch, length);
+  for (int axis = 0; axis < 3; ++axis) {
+    config.grid[axis] = kernel.grid[axis].count(batch, length);
+    if (config.grid[axis] == 0) return;  // the driver refuses an empty grid
+  }
   config.block[0] = kernel.threads;
   config.block[1] = config.block[2] = 1;
   config.shared_bytes = kernel.shared_bytes;

@@ -15,7 +15,7 @@ namespace liger {
 class Arguments {
  public:
   void pointer(const char* name, const void* value) { values_[name].pointer = value; }
-  void integer(const char* name, int64_t value) { values_[name].integer = static_cast<int32_t>(value); }
+  void integer(const char* name, int64_t value);  // throws if it does not fit into 32 bits
   void number(const char* name, float value) { values_[name].number = value; }
 
  private:
@@ -40,7 +40,7 @@ class CudaKernels {
 
   bool has(const std::string& name) const { return kernels_.count(name) != 0; }
 
-  // Launches a kernel for `batch` sequences of `length` tokens on a stream.
+  // Launches a kernel for `batch` sequences of `length` tokens on a stream. Does nothing if there are none.
   void launch(const std::string& name, const Arguments& arguments, int64_t batch, int64_t length, void* stream) const;
 
  private:
@@ -58,6 +58,7 @@ class CudaKernels {
   };
 
   CudaKernels(const char* bundle, size_t size);
+  static Axis parse_axis(const std::string& text);  // TIMES:OF:PER
 
   std::string shape_;
   std::map<std::string, Kernel> kernels_;

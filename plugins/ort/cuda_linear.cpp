@@ -59,6 +59,10 @@ class CudaLinear {
     if constexpr (is_integer) {
       bits_ = info.integer("bits");
       block_size_ = info.integer("block_size");
+      if ((bits_ != 4 && bits_ != 8) || block_size_ < 32 || block_size_ > 1 << 16 || block_size_ % 32) {
+        throw ort::Error(std::string("liger::") + name +
+                         " needs 4 or 8 bits and blocks of a multiple of 32 weights, up to 65536");
+      }
       dequantize_ = "dequantize_kernel_" + std::to_string(bits_) + "_" + std::to_string(block_size_);
     }
   }
@@ -83,16 +87,23 @@ class CudaLinear {
     LinearCall call{};
     call.hidden = context.input(0);
     call.weight = context.input(1);
-    if (call.hidden.rank != 3) throw ort::Error(std::string("liger::") + name + " needs hidden states [B, T, K]");
+    require_axes("hidden states", call.hidden, "[B, T, K]");
+    require_axes("weight", call.weight, is_integer ? "[N, blocks, bytes]" : "[N, K]");
     const int64_t batch = call.hidden.shape[0], length = call.hidden.shape[1];
-    call.tokens = batch * length;
+    call.tokens = product({batch, length});
     call.columns = call.hidden.shape[2];
     call.rows = call.weight.shape[0];
+    if (call.columns < 1 || call.rows < 1 || (is_gated_ && call.rows % 2)) {
+      refuse_shape("weight", is_gated_ ? "[2 N, K]" : "[N, K] with N and K of at least 1", call.weight);
+    }
     if constexpr (is_integer) {
       const int64_t blocks = call.columns / block_size_;
+      if (call.columns % block_size_) refuse_shape("hidden states", "[B, T, blocks * block_size]", call.hidden);
       call.scales = context.input(2);
       call.zero_points = context.input(3);
       require_shape("weight", call.weight, {call.rows, blocks, block_size_ * bits_ / 8});
+      require_shape("scales", call.scales, {call.rows, blocks});
+      if (call.zero_points) require_shape("zero_points", call.zero_points, {call.rows, (blocks * bits_ + 7) / 8});
     } else {
       require_shape("weight", call.weight, {call.rows, call.columns});
     }
@@ -130,7 +141,7 @@ class CudaLinear {
     const size_t row = call.columns * sizeof(Element);
     const size_t normed = call.norm ? call.tokens * row : 0;
     const size_t numbers = is_integer ? std::min(call.rows, PIECE) * row : 0;
-    const size_t gate_and_up = is_gated_ ? call.tokens * call.rows * sizeof(Element) : 0;
+    const size_t gate_and_up = is_gated_ ? product({call.tokens, call.rows, sizeof(Element)}) : 0;
     Workspace workspace(allocator_,
                         Workspace::aligned(normed) + Workspace::aligned(numbers) + Workspace::aligned(gate_and_up));
     Arguments arguments = shared(call);

@@ -4,9 +4,9 @@
 
 #include <memory>
 
+#include "checks.h"
 #include "cpu_attention.h"
 #include "cuda_kernels.h"
-#include "ort_kernel.h"
 
 namespace liger {
 
@@ -15,6 +15,8 @@ class Compiled {
  public:
   Compiled(const ort::Info& info, size_t index) : bundle_(info.constant(index)) {
     if (!bundle_) throw ort::Error("liger: this graph has no GPU kernels; convert it with --targets");
+    if (bundle_.type != ORT_UINT8) throw ort::Error("liger: the graph's kernels are no bytes; convert it again");
+    require_axes("the graph's kernels", bundle_, "[bytes]");
   }
 
   const CudaKernels& get() const {

@@ -35,7 +35,6 @@ class CudaAttention : public AttentionSignature {
                        "; convert the package again");
     }
     const auto call = this->template call<Element>(context);
-    if (call.length == 0) throw ort::Error("liger::Attention needs at least one token");
     Arguments arguments = shared(call);
     if (call.length == 1) {
       run_step(kernels, call, arguments, context.stream());
@@ -69,13 +68,13 @@ class CudaAttention : public AttentionSignature {
   }
 
   void run_step(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {
-    const int64_t columns = call.batch * sizes.num_key_value_heads * sizes.head_dim;
+    const int64_t columns = product({call.batch, sizes.num_key_value_heads, sizes.head_dim});
     if (columns < BATCHED_COLUMNS || !kernels.has("many_step_kernel")) {
       kernels.launch("step_kernel", arguments, call.batch, 1, stream);
       return;
     }
-    const size_t vectors = columns * (sizes.num_queries_per_kv + 2) * sizeof(float);
-    const size_t queries = columns * sizes.num_queries_per_kv * sizeof(Element);
+    const size_t vectors = product({columns, sizes.num_queries_per_kv + 2, sizeof(float)});
+    const size_t queries = product({columns, sizes.num_queries_per_kv, sizeof(Element)});
     Workspace workspace(allocator_, Workspace::aligned(vectors) + Workspace::aligned(queries));
     arguments.pointer("vectors", workspace.take(vectors));
     arguments.pointer("rotated_queries", workspace.take(queries));
@@ -83,11 +82,12 @@ class CudaAttention : public AttentionSignature {
   }
 
   void run_chunkwise(const CudaKernels& kernels, const Call<Element>& call, Arguments& arguments, void* stream) const {
-    const int64_t padded = (call.length + CHUNK - 1) / CHUNK * CHUNK, heads = call.batch * sizes.num_key_value_heads;
-    if (call.length * call.query_stride >= int64_t{1} << 31) {
+    if (product({call.length, call.query_stride}) >= int64_t{1} << 31) {
       throw ort::Error("liger::Attention: too many tokens in one call; split them into several calls");
     }
-    const size_t rows = static_cast<size_t>(heads) * padded * sizes.head_dim, chunks = rows / CHUNK;
+    const int64_t padded = (call.length + CHUNK - 1) / CHUNK * CHUNK, heads = product({call.batch, sizes.num_key_value_heads});
+    // In bytes of float32, which has the most of all pieces.
+    const size_t rows = product({heads, padded, sizes.head_dim, sizeof(float)}) / sizeof(float), chunks = rows / CHUNK;
     const std::initializer_list<std::pair<const char*, size_t>> pieces = {
         {"counts", call.batch * sizeof(int32_t)},
         {"features", rows * sizeof(float)},
@@ -127,7 +127,7 @@ class CudaGatedSiLU : public GatedSiLUSignature {
     arguments.pointer("rows", input.data);
     arguments.pointer("gated", output.data);
     arguments.integer("width", output.shape[2]);
-    const int64_t rows = output.shape[0] * output.shape[1];
+    const int64_t rows = product({output.shape[0], output.shape[1]});
     compiled_.get().launch("gated_silu_kernel", arguments, rows, output.shape[2], context.stream());
   }
 
@@ -141,8 +141,8 @@ class CudaArgmax : public ArgmaxSignature {
 
   void run(const ort::Context& context) const {
     const auto [input, output] = call(context);
-    const int64_t rows = output.shape[0] * output.shape[1], parts = (input.shape[2] + PART - 1) / PART;
-    const size_t bytes = Workspace::aligned(rows * parts * sizeof(float));
+    const int64_t rows = product({output.shape[0], output.shape[1]}), parts = (input.shape[2] + PART - 1) / PART;
+    const size_t bytes = Workspace::aligned(product({rows, parts, sizeof(float)}));
     Workspace workspace(allocator_, 2 * bytes);
     Arguments arguments;
     arguments.pointer("logits", input.data);
@@ -172,7 +172,7 @@ class CudaRotaryAngles : public RotaryAnglesSignature {
     arguments.pointer("cos", cos.data);
     arguments.pointer("sin", sin.data);
     arguments.integer("width", frequencies.shape[0]);
-    const int64_t tokens = positions.shape[0] * positions.shape[1];
+    const int64_t tokens = product({positions.shape[0], positions.shape[1]});
     compiled_.get().launch("angles_kernel", arguments, tokens, 1, context.stream());
   }
 

@@ -18,8 +18,8 @@ class CudaTopLogits : public TopLogitsSignature {
 
   void run(const ort::Context& context) const {
     const Call call = TopLogitsSignature::call(context);
-    const size_t lists = call.batch * parts(call.size, LISTED);
-    const size_t keys = lists * TOP_LOGITS * sizeof(int64_t), sums = lists * 2 * sizeof(float);
+    const int64_t lists = product({call.batch, parts(call.size, LISTED)});
+    const size_t keys = product({lists, TOP_LOGITS, sizeof(int64_t)}), sums = product({lists, 2, sizeof(float)});
     Workspace workspace(allocator_, 2 * (Workspace::aligned(keys) + Workspace::aligned(sums)));
     const TopLogitLists first{workspace.take(keys), workspace.take(sums)};
     const TopLogitLists second{workspace.take(keys), workspace.take(sums)};

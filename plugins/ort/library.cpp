@@ -1,7 +1,10 @@
 // The library's entry point for ONNX Runtime, which adds the `liger` domain to a session, and the CPU operators.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <memory>
+#include <thread>
 
 #include "top_logits.h"
 #include "cuda_operators.h"
@@ -19,6 +22,30 @@ constexpr auto attend(const CpuKernels& kernels) {
   }
 }
 
+// Memory of this thread's calls, kept between them: it grows to the size of the largest call.
+float* memory_of_calls(int64_t floats) {
+  static thread_local std::unique_ptr<float[]> memory;
+  static thread_local int64_t size = 0;
+  if (size < floats) {
+    size = 0;
+    memory.reset();
+    memory.reset(new float[floats]);
+    size = floats;
+  }
+  return memory.get();
+}
+
+// Padding may only end a row: before a token, it would count as one in the window.
+void check_positions(const int64_t* positions, int64_t batch, int64_t length) {
+  for (int64_t sequence = 0; sequence < batch; ++sequence, positions += length) {
+    for (int64_t token = 0; token < length; ++token) {
+      if (positions[token] < -1 || (token > 0 && positions[token] >= 0 && positions[token - 1] < 0)) {
+        throw ort::Error("liger::Attention: position_ids must be 0 or more, and -1 for padding at the end of a row");
+      }
+    }
+  }
+}
+
 template <class Element>
 class CpuAttention : public AttentionSignature {
  public:
@@ -26,9 +53,18 @@ class CpuAttention : public AttentionSignature {
 
   void run(const ort::Context& context) const {
     const auto call = this->template call<Element>(context);
-    if (call.length == 0) throw ort::Error("liger::Attention needs at least one token");
+    check_positions(call.position_ids, call.batch, call.length);
+    const int64_t heads = product({call.batch, sizes.num_key_value_heads});
+    if (heads == 0) return;
+    // Threads take one head after another, each in memory of its own, so that none allocates.
+    static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
+    const int64_t workers = std::min(heads, threads), each = cpu_kernels().memory_of_head(sizes, call.length);
+    float* const memory = memory_of_calls(product({workers, each}));
     const auto function = attend<Element>(cpu_kernels());
-    context.parallel(call.batch * sizes.num_key_value_heads, [&](size_t head) { function(sizes, call, head); });
+    std::atomic<int64_t> next{0};
+    context.parallel(workers, [&](size_t worker) {
+      for (int64_t head = next++; head < heads; head = next++) function(sizes, call, head, memory + worker * each);
+    });
   }
 };
 
@@ -43,7 +79,7 @@ class CpuGatedSiLU : public GatedSiLUSignature {
     const auto *rows = input.template as<const Element>();
     auto *to = output.template as<Element>();
     const CpuKernels& kernels = cpu_kernels();
-    context.parallel(output.shape[0] * output.shape[1] * pieces, [&](size_t index) {
+    context.parallel(product({output.shape[0], output.shape[1], pieces}), [&](size_t index) {
       const int64_t row = index / pieces, start = index % pieces * PIECE, count = std::min(PIECE, size - start);
       const Element *gate = rows + row * 2 * size + start, *up = gate + size;
       if constexpr (std::is_same_v<Element, float>) {
@@ -67,7 +103,7 @@ class CpuArgmax : public ArgmaxSignature {
     const int64_t size = input.shape[2];
     const float* logits = input.as<const float>();
     auto* chosen = output.as<int64_t>();
-    context.parallel(output.shape[0] * output.shape[1],
+    context.parallel(product({output.shape[0], output.shape[1]}),
                      [&](size_t row) { chosen[row] = cpu_kernels().argmax(logits + row * size, size); });
   }
 };

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 
+#include "checks.h"
 #include "cpu_attention.h"
-#include "ort_kernel.h"
 
 namespace liger {
 
@@ -36,7 +37,7 @@ struct AttentionSignature {
 
   explicit AttentionSignature(const ort::Info& info);
 
-  // Returns a call's tensors, after checking their shapes against the attributes.
+  // Returns a call's tensors, after checking their shapes against the attributes. No size of one sequence overflows.
   template <class Element>
   Call<Element> call(const ort::Context& context) const;
 
@@ -105,32 +106,34 @@ inline AttentionSignature::AttentionSignature(const ort::Info& info) {
   sizes.window = info.integer("window_size");
   sizes.gate_normalizer = info.number("gate_normalizer");
   sizes.recurrent_weight = info.number("recurrent_weight");
-  if (sizes.num_key_value_heads < 1 || heads < 1 || heads % sizes.num_key_value_heads || sizes.head_dim < 8 ||
-      sizes.head_dim % 8 || sizes.window < 1) {
+  constexpr int64_t MAX_HEADS = 1 << 16, MAX_WINDOW = 1 << 30;  // products of these and a head size fit into int64
+  if (sizes.num_key_value_heads < 1 || heads < 1 || heads > MAX_HEADS || heads % sizes.num_key_value_heads ||
+      sizes.head_dim < 8 || sizes.head_dim > MAX_HEADS || sizes.head_dim % 8 || sizes.window < 1 ||
+      sizes.window > MAX_WINDOW) {
     throw ort::Error("liger::Attention needs a number of query heads that is a multiple of the key/value heads, a head "
-                     "size that is a multiple of 8, and a window of at least 1");
+                     "size that is a multiple of 8, both up to 65536, and a window from 1 to 2^30");
+  }
+  if (!std::isfinite(sizes.gate_normalizer) || sizes.gate_normalizer <= 0 || !(sizes.recurrent_weight >= 0) ||
+      !(sizes.recurrent_weight <= 1)) {
+    throw ort::Error("liger::Attention needs a positive gate_normalizer and a recurrent_weight from 0 to 1");
   }
   sizes.num_queries_per_kv = heads / sizes.num_key_value_heads;
-}
-
-inline void require_shape(const char* what, const ort::Tensor& tensor, std::initializer_list<int64_t> shape) {
-  if (tensor.rank == shape.size() && std::equal(shape.begin(), shape.end(), tensor.shape.begin())) return;
-  std::string message = std::string("liger: ") + what + " must have shape [";
-  for (const int64_t& size : shape) message += std::to_string(size) + (&size == shape.end() - 1 ? "]" : ", ");
-  throw ort::Error(message);
 }
 
 template <class Element>
 Call<Element> AttentionSignature::call(const ort::Context& context) const {
   const ort::Tensor query = context.input(0), key = context.input(1), value = context.input(2);
+  require_axes("query", query, "[B, T, H * D]");
+  if (bool(key) != bool(value)) throw ort::Error("liger::Attention needs both key and value, or neither");
   const int64_t kv_heads = sizes.num_key_value_heads, head_dim = sizes.head_dim;
   const int64_t heads = kv_heads * sizes.num_queries_per_kv * head_dim;
   const int64_t width = kv_heads * head_dim, batch = query.shape[0], length = query.shape[1];
+  if (length == 0) throw ort::Error("liger::Attention needs at least one token");
   Call<Element> call{};
   call.batch = batch;
   call.length = length;
   call.query = query.as<Element>();
-  if (key && value) {
+  if (key) {
     require_shape("query", query, {batch, length, heads});
     require_shape("key", key, {batch, length, width});
     require_shape("value", value, {batch, length, width});
@@ -167,23 +170,23 @@ Call<Element> AttentionSignature::call(const ort::Context& context) const {
 
 inline std::array<ort::Tensor, 2> GatedSiLUSignature::call(const ort::Context& context) {
   const ort::Tensor input = context.input(0);
-  if (input.rank != 3 || input.shape[2] % 16) {
-    throw ort::Error("liger::GatedSiLU needs [B, T, 2 I] with I a multiple of 8");
-  }
+  require_axes("gate and up", input, "[B, T, 2 I]");
+  if (input.shape[2] % 16) refuse_shape("gate and up", "[B, T, 2 I] with I a multiple of 8", input);
   return {input, context.output(0, {input.shape[0], input.shape[1], input.shape[2] / 2})};
 }
 
 inline std::array<ort::Tensor, 2> ArgmaxSignature::call(const ort::Context& context) {
   const ort::Tensor input = context.input(0);
-  if (input.rank != 3 || input.shape[2] < 1) throw ort::Error("liger::MostLikely needs [B, T, V]");
+  require_axes("logits", input, "[B, T, V]");
+  if (input.shape[2] < 1) refuse_shape("logits", "[B, T, V] with at least one token in the vocabulary", input);
   return {input, context.output(0, {input.shape[0], input.shape[1]})};
 }
 
 inline std::array<ort::Tensor, 4> RotaryAnglesSignature::call(const ort::Context& context) {
   const ort::Tensor positions = context.input(0), frequencies = context.input(1);
-  if (positions.rank != 2 || frequencies.rank != 1 || frequencies.shape[0] > 128) {
-    throw ort::Error("liger::RotaryAngles needs position_ids [B, T] and at most 128 frequencies");
-  }
+  require_axes("position_ids", positions, "[B, T]");
+  require_axes("frequencies", frequencies, "[D / 2]");
+  if (frequencies.shape[0] > 128) refuse_shape("frequencies", "[D / 2] with at most 128 of them", frequencies);
   const auto shape = {positions.shape[0], positions.shape[1], frequencies.shape[0]};
   return {positions, frequencies, context.output(0, shape), context.output(1, shape)};
 }
@@ -191,13 +194,16 @@ inline std::array<ort::Tensor, 4> RotaryAnglesSignature::call(const ort::Context
 template <class Copy>
 void LastPositionsSignature::run(const ort::Context& context, size_t item_size, const Copy& copy) {
   const ort::Tensor input = context.input(0), count = context.input(1);
-  if (input.rank != 3) throw ort::Error("liger::LastPositions needs [B, T, N]");
+  require_axes("hidden states", input, "[B, T, N]");
+  if (count.rank > 1 || (count.rank == 1 && count.shape[0] != 1)) refuse_shape("logits_to_keep", "[]", count);
   const int64_t batch = input.shape[0], length = input.shape[1], width = input.shape[2], asked = *count.as<int64_t>();
   if (asked < 0 || asked > length) {
-    throw ort::Error("liger::LastPositions: logits_to_keep must be from 0 to the tokens read");
+    throw ort::Error("liger::LastPositions: logits_to_keep must be from 0 to the tokens read, " + std::to_string(length) +
+                     ", not " + std::to_string(asked));
   }
   const int64_t kept = asked == 0 ? length : asked;
   const ort::Tensor output = context.output(0, {batch, kept, width});
+  if (product({batch, kept, width}) == 0) return;
   const size_t row = static_cast<size_t>(width) * item_size;
   for (int64_t sequence = 0; sequence < batch; ++sequence) {
     copy(output.as<char>() + sequence * kept * row, input.as<char>() + ((sequence + 1) * length - kept) * row, kept * row);

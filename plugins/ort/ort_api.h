@@ -102,6 +102,7 @@ using CreateCustomOpDomain = Entry<26, OrtStatus*(const char*, OrtCustomOpDomain
 using CustomOpDomainAdd = Entry<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)>;
 using AddCustomOpDomain = Entry<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>;
 using GetTensorMutableData = Entry<51, OrtStatus*(OrtValue*, void**)>;
+using GetTensorElementType = Entry<60, OrtStatus*(const OrtTensorTypeAndShapeInfo*, OrtElementType*)>;
 using GetDimensionsCount = Entry<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*)>;
 using GetDimensions = Entry<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t)>;
 using GetTensorTypeAndShape = Entry<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>;

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "checks.h"
 #include "cuda_kernels.h"
-#include "ort_kernel.h"
 
 namespace liger {
 
@@ -35,10 +35,11 @@ struct TopLogitsSignature {
 
   static Call call(const ort::Context& context) {
     const ort::Tensor logits = context.input(0), temperature = context.input(1);
-    if (logits.rank != 3 || logits.shape[1] < 1 || logits.shape[2] < 1 || logits.shape[2] > MAX_TOKENS) {
-      throw ort::Error("liger::Candidates needs logits [B, T, V] with at least one position and at most 2^24 tokens");
+    require_axes("logits", logits, "[B, T, V]");
+    if (logits.shape[1] < 1 || logits.shape[2] < 1 || logits.shape[2] > MAX_TOKENS) {
+      refuse_shape("logits", "[B, T, V] with at least one position and 1 to 2^24 tokens in the vocabulary", logits);
     }
-    if (temperature.rank != 0) throw ort::Error("liger::Candidates needs a scalar temperature");
+    require_shape("temperature", temperature, {});
     const int64_t batch = logits.shape[0];
     return {logits.as<const float>(), temperature.as<const float>(),
             context.output(0, {batch, 1 + 2 * TOP_LOGITS}).as<float>(), batch, logits.shape[1], logits.shape[2]};

@@ -1,7 +1,10 @@
-// An operator that calls every entry of ort_api.h and returns their results as numbers.
+// An operator that calls every entry of ort_api.h and returns their results as numbers, and one that fails on threads.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <new>
+#include <thread>
 
 #include "ort_kernel.h"
 
@@ -36,6 +39,7 @@ class Probe {
         static_cast<float>(constant_.as<uint8_t>()[2]), static_cast<float>(static_cast<bool>(variable_)), allocated_,
         static_cast<float>(message_ == "what went wrong"), static_cast<float>(input.rank),
         static_cast<float>(input.shape[0]), static_cast<float>(input.shape[1]), input.as<float>()[5],
+        static_cast<float>(input.type),
         static_cast<float>(static_cast<bool>(context.input(2))), static_cast<float>(total),
         static_cast<float>(context.stream() == nullptr),
     };
@@ -51,15 +55,38 @@ class Probe {
   float allocated_;
 };
 
+// Throws on every thread of a parallel section what its first input says: 0 no memory, 1 an error, 2 something else.
+class Failing {
+ public:
+  static constexpr const char* name = "Failing";
+  static constexpr std::array<ort::Parameter, 1> inputs{{{ORT_FLOAT}}};
+  static constexpr std::array<ort::Parameter, 1> outputs{{{ORT_FLOAT}}};
+
+  explicit Failing(const ort::Info&) {}
+
+  void run(const ort::Context& context) const {
+    const float kind = *context.input(0).as<float>();
+    context.output(0, {1});
+    context.parallel(8, [&](size_t) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // so that every thread takes part
+      if (kind == 0) throw std::bad_alloc();
+      if (kind == 1) throw ort::Error("what went wrong on a thread");
+      throw 2;
+    });
+  }
+};
+
 }  // namespace
 
 extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(ort::ORT_VERSION);
   return ort::guarded(api, [&] {
     static const ort::Operator<Probe> probe(ort::CPU, ORT_FLOAT);
+    static const ort::Operator<Failing> failing(ort::CPU, ORT_FLOAT);
     OrtCustomOpDomain* domain = nullptr;
     ort::check(api, ort::CreateCustomOpDomain::call(api, "probe", &domain));
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &probe));
+    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &failing));
     ort::check(api, ort::AddCustomOpDomain::call(api, options, domain));
     if (base->GetVersionString()[0] != '1') throw ort::Error("GetVersionString");
   });

@@ -140,9 +140,10 @@ def test_wrong_attributes_and_shapes_are_refused_with_what_is_wanted() -> None:
         session(model_of(case, num_heads=3))
     inputs = sequences(case, 4)
     feed = feed_of(inputs, np.tile(np.arange(4), (2, 1))) | zero_states(case, 2)
-    feed["cos"] = feed["cos"][:, :3]
-    with pytest.raises(Fail, match=r"cos must have shape \[2, 4, 4\]"):
-        session(model_of(case)).run(None, feed)
+    with pytest.raises(Fail, match=r"cos must have shape \[2, 4, 4\], not \[2, 3, 4\]"):
+        session(model_of(case)).run(None, feed | {"cos": feed["cos"][:, :3]})
+    with pytest.raises(Fail, match="0 or more, and -1 for padding at the end"):
+        session(model_of(case)).run(None, feed | {"position_ids": np.array([[0, 1, 2, 3], [-1, 0, 1, 2]])})
 
 
 def run_node(name: str, values: list[ValueInfoProto], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -206,5 +207,9 @@ def test_last_positions_are_the_last_of_each_sequence(dtype: str, count: int) ->
     model = session(helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString())
     (found,) = model.run(None, {"rows": rows, "count": np.array(count)})
     np.testing.assert_array_equal(found, rows[:, -count:])
-    with pytest.raises(Fail, match="from 0 to the tokens read"):
-        model.run(None, {"rows": rows, "count": np.array(6)})
+    for wrong in (6, -1, -(2**63), 2**63 - 1):
+        with pytest.raises(Fail, match=f"from 0 to the tokens read, 5, not {wrong}"):
+            model.run(None, {"rows": rows, "count": np.array(wrong)})
+    for shape in ((0,), (2,), (0, 4)):
+        with pytest.raises(Fail, match=r"logits_to_keep must have shape \[\], not \["):
+            model.run(None, {"rows": rows, "count": np.zeros(shape, np.int64)})

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,33 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "plugins" / "ort"
 
 
+FAILING = """
+import sys
+import numpy as np
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 4
+options.log_severity_level = 4
+options.register_custom_ops_library(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.stdin.buffer.read(), options, providers=["CPUExecutionProvider"])
+for kind in range(3):
+    try:
+        session.run(None, {"kind": np.float32([kind])})
+    except Exception as error:
+        print(error)
+"""
+
+
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
-    library = tmp_path_factory.mktemp("probe") / "libprobe.so"
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", f"-I{SOURCES}", str(HERE / "probe.cpp"), "-o", str(library)]
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("probe") / "libprobe.so"
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", f"-I{SOURCES}", str(HERE / "probe.cpp"), "-o", str(path)]
     subprocess.run(command, check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def session(library: Path) -> onnxruntime.InferenceSession:
     attributes = {"integer": -5, "number": 0.25, "text": "some text"}
     node = helper.make_node("Probe", ["variable", "constant"], ["found"], domain="probe", **attributes)
     graph = helper.make_graph(
@@ -52,11 +75,27 @@ def test_every_entry_does_what_its_name_says(session: onnxruntime.InferenceSessi
         "GetDimensions, first": 2,
         "GetDimensions, second": 3,
         "GetTensorMutableData": 5,
+        "GetTensorElementType": TensorProto.FLOAT,
         "GetInput of an absent one": 0,
         "ParallelFor": 45,
         "GetComputeStream: none on a CPU": 1,
     }
     assert dict(zip(expected, found[0].tolist(), strict=True)) == expected
+
+
+def test_an_exception_on_a_thread_is_an_error_of_the_call(library: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("kind", "found")]
+    graph = helper.make_graph(
+        [helper.make_node("Failing", ["kind"], ["found"], domain="probe")], "f", values[:1], values[1:]
+    )
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid("probe", 1)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
+    # In a process of its own, with a limit: an exception that reaches ONNX Runtime's threads ends the process or hangs.
+    command = [sys.executable, "-c", FAILING, str(library)]
+    ended = subprocess.run(command, input=model, capture_output=True, timeout=60, check=True)
+    causes = ("not enough memory", "what went wrong on a thread", "unknown error in an operator")
+    for cause, line in zip(causes, ended.stdout.decode().splitlines(), strict=True):
+        assert cause in line
 
 
 def test_every_declared_entry_is_used() -> None:
