@@ -1,6 +1,7 @@
 # make demo:   set up, then take the model that ships with the repository through the main path.
 # make check:  set up, then lint, types and the fast tests, in under 3 minutes on 2 cores. Run it before every commit.
 # make test:   set up, then lint, types and every test. CI runs it.
+# make fuzz:   set up, then 10,000 random and damaged inputs for each part that reads them.
 # make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them.
 # make format: apply ruff's fixes and formatting.
 #
@@ -12,7 +13,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 EXAMPLE := examples/pycode-7m
 
-.PHONY: demo check test lint wheel format clean
+.PHONY: demo check test fuzz lint wheel format clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,6 +41,9 @@ check: lint
 
 test: lint
 	$(BIN)/pytest -n auto --dist worksteal
+
+fuzz: .venv/.installed
+	$(BIN)/python -m tests.fuzz.operators --cases 10000
 
 # The second line compiles the kernels of the default shapes (kernels/prebuilt.py). Without it the wheel has none.
 wheel: .venv/.installed
