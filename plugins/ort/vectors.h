@@ -17,6 +17,7 @@ namespace LIGER_INSTRUCTIONS {
 namespace {
 
 typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
 typedef float UnalignedFloats __attribute__((vector_size(32), aligned(4)));
 constexpr int64_t WIDTH = 8;

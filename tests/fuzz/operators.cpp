@@ -135,9 +135,7 @@ std::string outcome(const Case& made, const Results& expected, const Answer& ans
   if (answer.is_refused != !expected) return "wrong " + (expected ? "refused: " + answer.message : "answered");
   if (!expected) return "refused";
   const bool is_undefined = made.name == "Candidates" && *static_cast<float*>(made.inputs[1].data) == 0;
-  const Numbers first = numbers_of(made.inputs[0]);
-  const bool is_any = made.name == "MostLikely" && std::any_of(first.begin(), first.end(), [](double x) { return x != x; });
-  for (size_t at = 0; at < answer.outputs.size() && !is_undefined && !is_any; ++at) {
+  for (size_t at = 0; at < answer.outputs.size() && !is_undefined; ++at) {
     if (!is_same(answer.outputs[at], again.outputs[at])) return "wrong other threads, other bits";
     if (made.values == Values::huge && made.name != "LastPositions") continue;  // float32 rounds these too coarsely
     const std::string found = difference(expected->at(at), answer.outputs[at], made.activation == ORT_FLOAT16);

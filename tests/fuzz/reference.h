@@ -183,7 +183,9 @@ inline Results most_likely(const Case& made) {
   const Numbers numbers = numbers_of(input);
   Result result{{input.shape[0], input.shape[1]}, {}};
   for (auto row = numbers.begin(); row != numbers.end(); row += input.shape[2]) {
-    result.numbers.push_back(std::max_element(row, row + input.shape[2]) - row);
+    const auto last = row + input.shape[2], peak = std::max_element(row, last);
+    const bool has_nan = std::any_of(row, last, [](double logit) { return std::isnan(logit); });
+    result.numbers.push_back(has_nan || std::isinf(*peak) ? -1 : peak - row);
   }
   return {{result}};
 }
