@@ -53,6 +53,21 @@ def test_fused_equals_stock_on_every_backbone(mixer: str, variant: str, tmp_path
 
 
 @needs_library
+@pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
+def test_nan_of_q_and_k_reaches_all_logits_as_in_stock(mixer: str, tmp_path: Path) -> None:
+    package = fused_package(tmp_path, mixer)
+    graph = onnx.load(package / MODEL_FILES["stock"], load_external_data=False).graph
+    name = "model.layers.0.self_attn.q_proj+k_proj+v_proj.weight"
+    weight = next(each for each in graph.initializer if each.name == name)
+    place = {entry.key: entry.value for entry in weight.external_data}
+    with (package / place["location"]).open("r+b") as file:
+        file.seek(int(place["offset"]))
+        file.write(np.full(int(place["length"]) // 2 // 4, np.nan, np.float32).tobytes())  # the rest includes v
+    for lowering in ("stock", "fused"):
+        assert np.isnan(load(package, lowering=lowering).all_logits(TOKENS)).all()
+
+
+@needs_library
 def test_fused_package_meets_every_bound_of_validate(tmp_path: Path) -> None:
     settings = ValidationSettings(max_tokens=4096, memory_tokens=256)
     report = validate(fused_package(tmp_path), tmp_path / "liger", settings)
