@@ -36,6 +36,7 @@ struct OrtKernelInfo {
   std::map<std::string, int64_t> integers;
   std::map<std::string, float> numbers;
   std::map<std::string, std::string> texts;
+  std::map<size_t, OrtValue> constants;
 };
 struct OrtKernelContext {
   std::vector<const OrtValue*> inputs;
@@ -202,6 +203,23 @@ inline const OrtApi* api() {
     return nullptr;
   });
   Slot<ort::GetOutput>::set(table, output);
+  Slot<ort::GetConstantInput>::set(
+      table, [](const OrtKernelInfo* info, size_t index, int* is_constant, const OrtValue** value) -> OrtStatus* {
+        const auto found = info->constants.find(index);
+        *is_constant = found != info->constants.end();
+        if (*is_constant) *value = &found->second;
+        return nullptr;
+      });
+  Slot<ort::GetAllocator>::set(table, [](const OrtKernelInfo*, OrtMemType, OrtAllocator** allocator) -> OrtStatus* {
+    static OrtAllocator memory{ort::ORT_VERSION, [](OrtAllocator*, size_t size) { return std::malloc(size); },
+                               [](OrtAllocator*, void* piece) { std::free(piece); }, nullptr};
+    *allocator = &memory;
+    return nullptr;
+  });
+  Slot<ort::GetComputeStream>::set(table, [](const OrtKernelContext*, void** stream) -> OrtStatus* {
+    *stream = nullptr;
+    return nullptr;
+  });
   Slot<ort::ParallelFor>::set(table, parallel_for);
   return reinterpret_cast<const OrtApi*>(table);
 }

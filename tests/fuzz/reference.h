@@ -42,7 +42,9 @@ struct Shape {
 
 // A call's sizes; nothing if the operator must refuse them.
 inline std::optional<Shape> shape_of(const Case& made) {
-  const auto& [integers, numbers, texts] = made.attributes;
+  const auto& integers = made.attributes.integers;
+  const auto& numbers = made.attributes.numbers;
+  const auto& texts = made.attributes.texts;
   if (integers.size() < 4 || (texts.at("mixer") != "gla" && texts.at("mixer") != "hgrn2")) return {};
   Shape shape{integers.at("num_heads"), integers.at("num_key_value_heads"), integers.at("head_dim"),
               integers.at("window_size"), 0, 0, numbers.at("gate_normalizer"), numbers.at("recurrent_weight"),
