@@ -1,7 +1,7 @@
 # make demo:   set up, then take the model that ships with the repository through the main path.
 # make check:  set up, then lint, types and the fast tests, in under 3 minutes on 2 cores. Run it before every commit.
 # make test:   set up, then lint, types and every test. CI runs it.
-# make fuzz:   set up, then 10,000 random and damaged inputs for each part that reads them.
+# make fuzz:   set up, then call the C++ operators with 10,000 random and damaged inputs, with sanitizers.
 # make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them.
 # make format: apply ruff's fixes and formatting.
 #

@@ -1,7 +1,7 @@
 """The operators of the ``fused`` lowering for ONNX Runtime, as a shared library. Importing this package loads nothing.
 
 - ``ort_api.h``: the part of ONNX Runtime's C interface in use; ``ort_kernel.h``: a C++ interface to it;
-- ``operators.h``: attributes, tensors and shapes of the operators;
+- ``operators.h``: attributes, tensors and shapes of the operators; ``checks.h``: checks of sizes and shapes;
 - ``cpu_attention.cpp``: the CPU kernels, with ``vectors.h``; ``cpu_dispatch.cpp``: selection of an instruction set;
 - ``cuda_kernels.cpp``: the compiled Triton kernels of a graph; ``cuda_operators.cpp``, ``cuda_linear.cpp``: launches;
 - ``cuda_gemm.cpp``: products with many tokens, by cuBLAS;

@@ -23,7 +23,7 @@ from tests.plugins.instructions import SOURCES, instruction_sets
 __all__ = ["build", "fuzz"]
 
 HERE = Path(__file__).parent
-FLAGS = ["-std=c++17", "-g", "-O1", "-Wno-psabi", f"-I{SOURCES}", f"-I{HERE}"]
+FLAGS = ["-std=c++17", "-g", "-O0", "-Wno-psabi", f"-I{SOURCES}", f"-I{HERE}"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 OUTCOMES = {"refused": Outcome.REFUSED, "same": Outcome.SAME, "wrong": Outcome.WRONG}  # words of operators.cpp
 # Leaks are not looked for: that needs to trace the process, which containers forbid.

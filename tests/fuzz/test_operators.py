@@ -17,8 +17,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_call_is_refused_or_answered_as_by_the_reference(program: Path) -> None:
-    counts = fuzz(program, cases=3000)
+    counts = fuzz(program, cases=2000)
     assert counts.faults == []
-    assert counts.total() == 3000
-    assert min(counts.total(outcome) for outcome in (Outcome.REFUSED, Outcome.SAME)) > 600
+    assert counts.total() == 2000
+    assert min(counts.total(outcome) for outcome in (Outcome.REFUSED, Outcome.SAME)) > 400
     assert set(counts.by_kind) == {"Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely"}
