@@ -25,7 +25,7 @@ from liger_export.export import (
     weight_bytes,
 )
 from liger_export.export.weights import Weight
-from liger_export.files import TOKENIZER_FILES, copy_files, require_space, sha256_file, sha256_files
+from liger_export.files import CARRIED_FILES, copy_files, require_space, sha256_file, sha256_files
 from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
     FUSED,
@@ -98,7 +98,7 @@ def convert(
         progress.start(nbytes)
         attach_weights(weights, source, partial / DATA_FILE, progress)
         described = _write_graphs(graphs, partial, targets)
-        copy_files(TOKENIZER_FILES, checkpoint, partial)
+        copy_files(CARRIED_FILES, checkpoint, partial)
         progress.stage("hashing")
         manifest = _describe(model, described, _describe_calibration(calibration, tokens), partial)
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

@@ -12,7 +12,9 @@ from liger_export.errors import OutputError
 from liger_export.partials import output_errors, partial_of, sync
 
 __all__ = [
+    "CARRIED_FILES",
     "TOKENIZER_FILES",
+    "TOOL_USE_TEMPLATE",
     "copy_files",
     "new_file",
     "require_space",
@@ -21,6 +23,7 @@ __all__ = [
     "sha256_files",
 ]
 
+TOOL_USE_TEMPLATE = "additional_chat_templates/tool_use.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,7 +33,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
+    TOOL_USE_TEMPLATE,
 )
+CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")  # from the base to the package
 
 
 @contextmanager
@@ -93,6 +98,7 @@ def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
     """Copy the files of ``names`` that exist in ``source`` and return their names."""
     present = [name for name in names if (source / name).is_file()]
     for name in present:
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
     return present
 

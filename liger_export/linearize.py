@@ -22,13 +22,12 @@ from liger_export.config import (
     read_config_json,
 )
 from liger_export.errors import CheckpointError, InputError, UnsupportedModelError
-from liger_export.files import TOKENIZER_FILES, copy_files, require_space
+from liger_export.files import CARRIED_FILES, copy_files, require_space
 from liger_export.ops import initial_parameters
 from liger_export.publishing import new_directory
 
 __all__ = ["LinearizeSettings", "liger_config_values", "linearize"]
 
-CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
 DOWNLOADED_FILES = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
 
 

@@ -11,7 +11,7 @@ from liger_export.engine.graph_io import expected_io
 from liger_export.engine.graphs import drop_functions, write_graphs
 from liger_export.errors import EngineError
 from liger_export.export.portable import check_prefill_length
-from liger_export.files import TOKENIZER_FILES, copy_files, sha256_file
+from liger_export.files import CARRIED_FILES, copy_files, sha256_file
 from liger_export.ort import ort
 from liger_export.package import MANIFEST_FILE, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.package.engines import (
@@ -180,7 +180,7 @@ class _Build:
         self.progress.stage("comparing with the package")
         self._seal(runnable, replace(record, backend=ONNX, activations=activations), opsets, in_place=False)
         result = check_against_package(self.package, runnable, self.check_tokens)
-        for name in (MANIFEST_FILE, *TOKENIZER_FILES):
+        for name in (MANIFEST_FILE, *CARRIED_FILES):
             (runnable / name).unlink(missing_ok=True)
         if runnable is not portable:
             shutil.rmtree(runnable)
@@ -209,7 +209,7 @@ class _Build:
 
     def _seal(self, folder: Path, record: EngineRecord, opsets: dict[str, int], *, in_place: bool) -> Manifest:
         """Add tokenizer and manifest to a folder of graphs; plugins may update recurrent states ``in_place``."""
-        copy_files(TOKENIZER_FILES, self.package, folder)
+        copy_files(CARRIED_FILES, self.package, folder)
         recurrent = [entry.past_name for entry in self.manifest.state if entry.name not in WINDOW_STATES]
         in_place_states = recurrent if in_place and record.plugins else []
         graphs = {PORTABLE: replace(self.manifest.graphs[STOCK], opsets=opsets, in_place=in_place_states)}

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from liger_export.checkpoint import learned_tensors, open_liger, write_weights
 from liger_export.config import base_window
 from liger_export.errors import InputError
-from liger_export.files import TOKENIZER_FILES, copy_files
+from liger_export.files import CARRIED_FILES, copy_files
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
 from liger_export.finetune.stage import FinetuneRun, Stage, run_stage
 from liger_export.modeling import LigerForCausalLM
@@ -161,7 +161,7 @@ class _Transfer(Stage):
     def save(self, weights: dict[str, Tensor], directory: Path) -> None:
         learned = {name: weights[stored] for stored, name in self._student.learned.items()}
         write_weights(self.opened.weights, learned, directory)
-        copy_files((*TOKENIZER_FILES, "generation_config.json"), self.opened.directory, directory)
+        copy_files(CARRIED_FILES, self.opened.directory, directory)
         (directory / "config.json").write_text(json.dumps(self.opened.values, indent=2) + "\n")
 
     def trained_parameters(self) -> int:

@@ -148,8 +148,11 @@ class Manifest:
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file in a new package directory."""
-    digests = sha256_files(sorted(directory.iterdir()))
-    return {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in digests.items()}
+    digests = sha256_files(sorted(path for path in directory.rglob("*") if path.is_file()))
+    return {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in digests.items()
+    }
 
 
 def read_manifest(directory: Path) -> Manifest:
