@@ -13,7 +13,7 @@ from liger_export.errors import EnvironmentMismatchError, InputError, PackageErr
 from liger_export.extras import install_command, required_extra
 from liger_export.files import TOOL_USE_TEMPLATE
 
-__all__ = ["ChatTemplate", "Message"]
+__all__ = ["ChatTemplate", "Message", "no_template"]
 
 Message = Mapping[str, Any]
 
@@ -32,11 +32,6 @@ class ChatTemplate:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-
-    @property
-    def exists(self) -> bool:
-        """True if the package has a chat template."""
-        return bool(self._templates)
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> str:
         """Return the text of a conversation, up to where the assistant's next message begins.
@@ -114,10 +109,7 @@ class ChatTemplate:
         templates = self._templates
         name = "tool_use" if has_tools and "tool_use" in templates else "default"
         if name not in templates:
-            raise InputError(
-                "The package has no chat template.",
-                "Use generate, or put the model's chat_template.jinja into the checkpoint and convert it again.",
-            )
+            raise no_template()
         return templates[name]
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -131,6 +123,14 @@ class ChatTemplate:
         if not isinstance(values, dict):
             raise _damaged(path, "it is not a JSON object")
         return values
+
+
+def no_template() -> InputError:
+    """Return the error for a package without a chat template."""
+    return InputError(
+        "The package has no chat template.",
+        "Use generate, or put the model's chat_template.jinja into the checkpoint and convert it again.",
+    )
 
 
 def _check_jinja() -> None:

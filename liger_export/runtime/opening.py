@@ -11,6 +11,7 @@ from liger_export.errors import EnvironmentMismatchError, InputError, PackageErr
 from liger_export.ort import library_path, ort, session_options
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.runtime.buffers import CPU, CUDA
+from liger_export.runtime.chat_template import ChatTemplate
 from liger_export.runtime.cuda import has_gpu
 from liger_export.runtime.dynamic import DynamicExecutor
 from liger_export.runtime.fixed import engine_device, open_engine
@@ -77,7 +78,8 @@ def load(
     _check_names(manifest, lowering, device)
     if manifest.engine is not None:
         tokenizer = read_tokenizer(directory)
-        return Session(manifest, tokenizer, open_engine(directory, manifest, threads=threads, verify=verify))
+        engine = open_engine(directory, manifest, threads=threads, verify=verify)
+        return Session(manifest, tokenizer, engine, chat_template=ChatTemplate(directory))
     choice = choose_graph(manifest, lowering, device)
     _check_onnxruntime(manifest.graphs[choice.lowering].onnxruntime)
     manifest.check_files(directory, hashes=False)  # first: ONNX Runtime maps files, and a truncated one could crash it
@@ -92,7 +94,7 @@ def load(
         verified.result()
     tokenizer = read_tokenizer(directory)
     executor = DynamicExecutor(model, manifest, lowering=choice.lowering, device=choice.device)
-    return Session(manifest, tokenizer, executor)
+    return Session(manifest, tokenizer, executor, chat_template=ChatTemplate(directory))
 
 
 def has_bfloat16() -> bool:

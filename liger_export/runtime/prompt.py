@@ -1,10 +1,16 @@
-"""A prompt's token ids."""
+"""A prompt's token ids, and their checks."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from tokenizers import Tokenizer
 
 from liger_export.errors import InputError
+from liger_export.runtime.executor import Tokens
 
-__all__ = ["PromptEncoder"]
+__all__ = ["PromptEncoder", "check_vocabulary", "checked_tokens"]
+
+ENCODE = "Encode text with the package's own tokenizer."
 
 
 class PromptEncoder:
@@ -65,3 +71,26 @@ class PromptEncoder:
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
+
+
+def checked_tokens(token_ids: Sequence[int] | Tokens, vocab_size: int) -> Tokens:
+    """Return token ids as int64 [T]. Raises InputError if they are malformed or outside the vocabulary."""
+    try:
+        tokens = np.asarray(token_ids)
+    except ValueError:  # lists of different lengths
+        raise _not_token_ids(token_ids) from None
+    if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
+        raise _not_token_ids(token_ids)
+    check_vocabulary(tokens, vocab_size)
+    return tokens.astype(np.int64, copy=False)
+
+
+def check_vocabulary(tokens: Tokens, vocab_size: int) -> None:
+    """Raise InputError if a token is outside the vocabulary."""
+    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if outside.size:
+        raise InputError(f"Token id {outside[0]} is outside the vocabulary of {vocab_size} entries.", ENCODE)
+
+
+def _not_token_ids(value: object) -> InputError:
+    return InputError(f"{value!r} is not a sequence of token ids.", ENCODE)

@@ -18,7 +18,8 @@ __all__ = ["SavedState", "model_identity"]
 
 # Names of a file's arrays that are not state tensors. Files of older versions have only the position.
 POSITION, MODEL, PENDING, RECENT, SEEN, LOGITS = "position", "model", "pending", "recent", "seen", "logits"
-FIELDS = (POSITION, MODEL, PENDING, RECENT, SEEN, LOGITS)
+DIGEST, MESSAGES = "digest", "messages"
+FIELDS = (POSITION, MODEL, PENDING, RECENT, SEEN, LOGITS, DIGEST, MESSAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class SavedState:
     """The state of one sequence. Any session of the same model can continue from it, in any process or backend.
 
     A state without ``model`` is accepted wherever its tensors fit. Without ``seen``, no token counts as seen. Without
-    ``logits`` and ``pending``, ``generate`` needs a prompt.
+    ``logits`` and ``pending``, ``generate`` needs a prompt. Without ``digest``, ``chat`` reads its whole prompt.
 
     Attributes:
         position: Number of tokens read.
@@ -37,6 +38,8 @@ class SavedState:
         recent: Ids of the last tokens of the text, because the next token may complete a character of theirs.
         seen: Ids of all tokens in the text, int64 ``[N]``, for the repetition penalty.
         logits: Logits of the next token, float32 ``[vocab_size]``, if no token is pending.
+        digest: Hash of the tokens read, in hexadecimal, by which ``chat`` recognizes them.
+        messages: The conversation as JSON, in a file of the ``chat`` command. Sessions do not use it.
     """
 
     position: int
@@ -46,6 +49,8 @@ class SavedState:
     recent: tuple[int, ...] = ()
     seen: npt.NDArray[np.int64] | None = None
     logits: npt.NDArray[np.float32] | None = None
+    digest: str | None = None
+    messages: str | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the state to a ``.npz`` file, as a whole or not at all. Raises OutputError."""
@@ -56,6 +61,8 @@ class SavedState:
             RECENT: np.array(self.recent, dtype=np.int64),
             SEEN: self.seen,
             LOGITS: self.logits,
+            DIGEST: None if self.digest is None else np.array(self.digest),
+            MESSAGES: None if self.messages is None else np.array(self.messages),
         }
         present = {name: array for name, array in arrays.items() if array is not None}
         with new_file(Path(path)) as file, file.open("wb") as stream:
@@ -76,6 +83,8 @@ class SavedState:
                 recent=tuple(fields[RECENT].tolist()) if RECENT in fields else (),
                 seen=fields.get(SEEN),
                 logits=fields.get(LOGITS),
+                digest=str(fields[DIGEST]) if DIGEST in fields else None,
+                messages=str(fields[MESSAGES]) if MESSAGES in fields else None,
             )
         except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a saved state ({error}).", "Pass a file that save wrote.") from error

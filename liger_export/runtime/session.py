@@ -1,29 +1,27 @@
 """A session: one text that a model reads and continues, in memory that does not grow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from liger_export.errors import InputError, NotFiniteError
 from liger_export.package import Manifest
 from liger_export.runtime.buffers import Array
+from liger_export.runtime.chat import Turn, rewind
+from liger_export.runtime.chat_template import ChatTemplate, Message, no_template
 from liger_export.runtime.continuation import Continuation
 from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.finite import not_finite
 from liger_export.runtime.generation import Generation, GenerationSettings
 from liger_export.runtime.guard import Guard
-from liger_export.runtime.prompt import PromptEncoder
+from liger_export.runtime.prompt import PromptEncoder, check_vocabulary, checked_tokens
+from liger_export.runtime.record import NO_TOKENS, TextRecord
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.saved_state import SavedState, model_identity
 
 __all__ = ["Session"]
-
-ENCODE = "Encode text with the package's own tokenizer."
-RECENT_TOKENS = 16  # more than the bytes of a character
-NO_TOKENS: Tokens = np.empty(0, dtype=np.int64)
 
 
 class Session:
@@ -40,19 +38,27 @@ class Session:
         manifest: The package's manifest.
         tokenizer: The package's tokenizer.
         executor: Runs the graph. Reading tokens with it directly bypasses the session's record of the text.
+        chat_template: The package's chat template, if it may have one.
+        turn: The last prompt that ``chat`` read.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, executor: Executor) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        executor: Executor,
+        *,
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.executor = executor
+        self.chat_template = chat_template
+        self.turn: Turn | None = None
         self._prompts = PromptEncoder(tokenizer)
         self._guard = Guard()
         self._vocab_size = manifest.model_config.vocab_size
-        self._seen = np.zeros(self._vocab_size, dtype=np.bool_)  # tokens in the text, for the repetition penalty
-        self._pending: list[int] = []  # chosen by generate, not read by the model yet
-        self._recent: list[int] = []  # the last tokens read
-        self._prediction: Prediction | None = None  # of the token after the last one read
+        self._text = TextRecord(executor, self._vocab_size)
         self._model = model_identity(manifest)
 
     @property
@@ -74,7 +80,7 @@ class Session:
     @property
     def length(self) -> int:
         """Number of tokens in the text, including the last one that ``generate`` chose."""
-        return self.position + len(self._pending)
+        return self.position + len(self._text.pending)
 
     @property
     def state_bytes(self) -> int:
@@ -89,10 +95,10 @@ class Session:
         """
         tokens = self._checked(token_ids)
         with self._guard.change():
-            tokens = self._take_pending(tokens)
+            tokens = self._text.take_pending(tokens)
             if not len(tokens):
                 raise _no_tokens()
-            self._read(tokens)
+            self._text.read(tokens)
             return self.executor.last_logits().copy()
 
     def step(self, token_id: int) -> Logits:
@@ -105,9 +111,9 @@ class Session:
             raise _no_tokens()
         tokens = self._checked(token_ids)
         with self._guard.change():
-            tokens = self._take_pending(tokens)
+            tokens = self._text.take_pending(tokens)
             logits = self.executor.read_with_all_logits(tokens)
-            self._record(tokens, StoredPrediction(logits[-1].copy()))
+            self._text.record(tokens, StoredPrediction(logits[-1].copy()))
         return logits[-len(token_ids) :]
 
     def encode(
@@ -144,9 +150,9 @@ class Session:
             prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
         )
         with self._guard.change():
-            tokens = self._take_pending(self._checked(token_ids))
+            tokens = self._text.take_pending(self._checked(token_ids))
             if len(tokens):
-                self._read(tokens)
+                self._text.read(tokens)
         return len(tokens)
 
     def generate(
@@ -180,18 +186,53 @@ class Session:
                 tokens, or a stop string is empty or not text. The iterator raises NotFiniteError, which is one, if the
                 logits are not finite.
         """
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
         prompt_ids = self.encode(
             prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
         )
-        end_ids = self.manifest.model_config.eos_token_ids
-        context = [*self._recent, *self._pending, *prompt_ids]
-        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._seen)
-        if not (prompt_ids or self._pending or self._prediction):
+        if not (prompt_ids or self._text.pending or self._text.prediction):
             raise _no_tokens() if self.position == 0 else _no_logits()
-        unread = [self._checked(prompt_ids)]
-        return Continuation(self._guard, partial(self._advance, generation, unread))
+        context = [*self._text.recent, *self._text.pending, *prompt_ids]
+        read_prompt = partial(self._read_next, self._checked(prompt_ids))
+        return self._continue(context, read_prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Continuation:
+        """Return an iterator that reads a conversation and yields the assistant's answer, piece by piece.
+
+        The answer is that of a new session that reads all messages with the package's chat template. Only tokens that
+        follow what has been read are read, if the conversation goes on from the session's text, or from the prompt of
+        the last ``chat``: as when the history or a regenerated answer stays the same, or the template drops an answer's
+        reasoning. Otherwise the session starts over. For that, ``turn`` keeps one copy of the state.
+
+        As with ``generate``, nothing is read or dropped before the first piece is requested, and ``generate("")``
+        continues the answer.
+
+        Args:
+            messages: The conversation. See ``ChatTemplate.render``, also for its errors. As in transformers, special
+                tokens that are written in a message are read as such.
+            tools: JSON schemas of functions that the model may call.
+            max_new_tokens: See ``generate``.
+            sampling: See ``generate``.
+            stop: See ``generate``.
+
+        Raises:
+            InputError: As ``generate``, or the package has no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise no_template()
+        text = self.chat_template.render(messages, tools=tools)
+        prompt = self._checked(self.encode(text, add_special_tokens=False, parse_special_tokens=True))
+        if not len(prompt):
+            raise _no_tokens()
+        read_prompt = partial(self._read_turn, prompt)
+        return self._continue(prompt.tolist(), read_prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
     def sample_tokens(self, count: int, sampling: Sampling) -> list[int]:
         """Start a new text and choose ``count`` tokens. End-of-text tokens do not end it.
@@ -200,12 +241,12 @@ class Session:
             NotFiniteError: The logits are not finite.
         """
         with self._guard.replace():
-            self._clear()
-            sampler = Sampler(sampling, self._seen)
+            self._text.clear()
+            sampler = Sampler(sampling, self._text.seen)
             tokens = [self.manifest.model_config.bos_token_id or 0]
             while len(tokens) < count:
                 self.executor.request_top_logits(sampler.top_logits_temperature)
-                self._read(self._checked(tokens[-1:]))
+                self._text.read(self._checked(tokens[-1:]))
                 with self._naming_the_place(self.executor):
                     tokens.append(sampler.choose_next(self.executor))
         return tokens
@@ -213,28 +254,20 @@ class Session:
     def reset(self) -> None:
         """Start a new text. This ends an unfinished generation, and makes an interrupted session usable again."""
         with self._guard.replace():
-            self._clear()
+            self._text.clear()
 
     def fork(self) -> "Session":
         """Return a second session on the same weights, which starts from a copy of this one's state."""
-        other = Session(self.manifest, self.tokenizer, self.executor.fresh())
+        other = Session(self.manifest, self.tokenizer, self.executor.fresh(), chat_template=self.chat_template)
         other._prompts = self._prompts  # may hold a copy of the tokenizer
         other.load_state(self.state())
+        other.turn = self.turn
         return other
 
     def state(self) -> SavedState:
         """Return a copy of everything that the rest of the text depends on, except for a generation's random seed."""
         with self._guard.read():
-            logits = self._prediction.last_logits().copy() if self._prediction and not self._pending else None
-            return SavedState(
-                self.executor.position,
-                self.executor.read_state(),
-                model=self._model,
-                pending=tuple(self._pending),
-                recent=tuple(self._recent),
-                seen=np.flatnonzero(self._seen),
-                logits=logits,
-            )
+            return self._text.save(self._model)
 
     def load_state(self, state: SavedState) -> None:
         """Continue from a saved state. This ends an unfinished generation, as ``reset`` does.
@@ -246,16 +279,12 @@ class Session:
             raise InputError(
                 "The saved state belongs to another model.", "Load it with a package of the checkpoint that it is from."
             )
-        pending, recent = (self._checked(tokens).tolist() for tokens in (state.pending, state.recent))
-        seen = self._checked(NO_TOKENS if state.seen is None else state.seen)
+        for tokens in (state.pending, state.recent, NO_TOKENS if state.seen is None else state.seen):
+            self._checked(tokens)
         if state.logits is not None and state.logits.shape != (self._vocab_size,):
             raise InputError(f"The saved state's logits are not [{self._vocab_size}].", "Load a state that save wrote.")
         with self._guard.replace():
-            self.executor.write_state(state.position, state.tensors)
-            self._pending, self._recent = pending, recent
-            self._seen.fill(False)
-            self._seen[seen] = True
-            self._prediction = None if state.logits is None else StoredPrediction(state.logits)
+            self._text.load(state)
 
     def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
         """Run the graph on any batch without touching this session's state.
@@ -276,7 +305,7 @@ class Session:
         """
         if not token_ids.size:
             raise _no_tokens()
-        self._check_vocabulary(token_ids)
+        check_vocabulary(token_ids, self._vocab_size)
         return self.executor.run(token_ids, position, past)
 
     def buffer_addresses(self) -> list[int]:
@@ -284,50 +313,36 @@ class Session:
         return self.executor.buffer_addresses()
 
     def _checked(self, token_ids: Sequence[int] | Tokens) -> Tokens:
-        """Return token ids as int64 [T]. Raises InputError if they are malformed or outside the vocabulary."""
-        try:
-            tokens = np.asarray(token_ids)
-        except ValueError:  # lists of different lengths
-            raise _not_token_ids(token_ids) from None
-        if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
-            raise _not_token_ids(token_ids)
-        self._check_vocabulary(tokens)
-        return tokens.astype(np.int64, copy=False)
+        return checked_tokens(token_ids, self._vocab_size)
 
-    def _check_vocabulary(self, tokens: Tokens) -> None:
-        outside = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
-        if outside.size:
-            raise InputError(f"Token id {outside[0]} is outside the vocabulary of {self._vocab_size} entries.", ENCODE)
+    def _continue(
+        self,
+        context: list[int],
+        read_prompt: Callable[[Generation], None],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        stop: str | Sequence[str],
+    ) -> Continuation:
+        """Return a continuation, which reads its prompt first. ``context``: see ``Generation``."""
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
+        end_ids = self.manifest.model_config.eos_token_ids
+        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._text.seen)
+        return Continuation(self._guard, partial(self._advance, generation, [read_prompt]))
 
-    def _take_pending(self, tokens: Tokens) -> Tokens:
-        """Return the pending token, which is then no longer pending, followed by ``tokens``."""
-        if not self._pending:
-            return tokens
-        pending, self._pending = self._pending, []
-        return np.array([*pending, *tokens], dtype=np.int64)
-
-    def _read(self, tokens: Tokens) -> None:
-        self.executor.read(tokens)
-        self._record(tokens, self.executor)
-
-    def _record(self, tokens: Tokens, prediction: Prediction) -> None:
-        """Record tokens that the model has read, and its prediction of the next one."""
-        self._seen[tokens] = True
-        self._recent = [*self._recent, *tokens[-RECENT_TOKENS:].tolist()][-RECENT_TOKENS:]
-        self._prediction = prediction
-
-    def _advance(self, generation: Generation, unread: list[Tokens], user: Continuation) -> tuple[list[str], bool]:
-        """Read the pending token and, the first time, the prompt. Then choose the next token. See ``Continuation``."""
+    def _advance(
+        self, generation: Generation, unread: list[Callable[[Generation], None]], user: Continuation
+    ) -> tuple[list[str], bool]:
+        """Read the prompt, or the pending token after that. Then choose the next token. See ``Continuation``."""
         with self._guard.change(user):
-            tokens = self._take_pending(unread.pop() if unread else NO_TOKENS)
-            if len(tokens):
-                self.executor.request_top_logits(generation.top_logits_temperature)
-                self._read(tokens)
-            if generation.finished or self._prediction is None:
+            read = unread.pop() if unread else partial(self._read_next, NO_TOKENS)
+            read(generation)
+            if generation.finished or self._text.prediction is None:
                 return [], True
-            with self._naming_the_place(self._prediction):
-                token, pieces = generation.advance(self._prediction)
-            self._pending = [] if token is None else [token]
+            with self._naming_the_place(self._text.prediction):
+                token, pieces = generation.advance(self._text.prediction)
+            self._text.pending = [] if token is None else [token]
         return pieces, generation.finished
 
     @contextmanager
@@ -338,14 +353,18 @@ class Session:
         except NotFiniteError:
             raise not_finite(self.manifest, self.executor.read_state(), prediction.last_logits()) from None
 
-    def _clear(self) -> None:
-        self.executor.clear_state()
-        self._pending, self._recent, self._prediction = [], [], None
-        self._seen.fill(False)
+    def _read_next(self, tokens: Tokens, generation: Generation) -> None:
+        """Read the pending token and ``tokens``, if there are any."""
+        tokens = self._text.take_pending(tokens)
+        if len(tokens):
+            self.executor.request_top_logits(generation.top_logits_temperature)
+            self._text.read(tokens)
 
-
-def _not_token_ids(value: object) -> InputError:
-    return InputError(f"{value!r} is not a sequence of token ids.", ENCODE)
+    def _read_turn(self, prompt: Tokens, generation: Generation) -> None:
+        """Read what is new in a conversation's prompt."""
+        rest = rewind(self._text, prompt, self.turn)
+        self._read_next(rest, generation)
+        self.turn = Turn(len(prompt), len(rest), self._text.save(self._model))
 
 
 def _no_tokens() -> InputError:

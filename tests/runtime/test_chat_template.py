@@ -176,7 +176,6 @@ def test_malformed_tools_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_package_without_a_valid_template_says_what_to_do(tmp_path: Path) -> None:
-    assert not ChatTemplate(tmp_path).exists
     with pytest.raises(InputError, match=r"no chat template.*chat_template\.jinja"):
         ChatTemplate(tmp_path).render(HELLO)
     with pytest.raises(PackageError, match="not valid"):
