@@ -43,6 +43,7 @@ from liger_export.publishing import new_directory
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
 from liger_export.quantize.source import RoundedCheckpoint
 from liger_export.runtime import read_tokenizer
+from liger_export.runtime.defaults import read_defaults
 
 __all__ = ["convert"]
 
@@ -128,6 +129,7 @@ class _Model:
         """Open and check everything that can be checked without reading weights."""
         opened = open_liger(checkpoint)
         values = with_end_tokens(opened.values, checkpoint)
+        _check_defaults(checkpoint)
         weights = MergedCheckpoint(opened.weights, tuple(Adapter.open(path) for path in adapters))
         config = LigerConfig.from_dict(values)
         encoder = TextEncoder.of(checkpoint, _read_tokenizer(checkpoint), config)
@@ -208,6 +210,14 @@ def _read_tokenizer(checkpoint: Path) -> Tokenizer:
     except PackageError as error:
         cause = error.__cause__
         raise CheckpointError(f"{path} cannot be read ({cause}).", "Save the model's fast tokenizer again.") from cause
+
+
+def _check_defaults(checkpoint: Path) -> None:
+    """Check ``generation_config.json``, which travels in the package. Raises CheckpointError."""
+    try:
+        read_defaults(checkpoint)
+    except PackageError as error:
+        raise CheckpointError(error.cause, "Correct it in the checkpoint, or restore the original file.") from error
 
 
 def _describe(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
@@ -12,6 +12,8 @@ from liger_export.errors import PackageError
 from liger_export.files import sha256_file
 from liger_export.package.engines import ONNX
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILES, REPORT_FILE, Manifest, read_manifest
+from liger_export.runtime import Sampling
+from liger_export.runtime.defaults import read_defaults
 from liger_export.state import bytes_per_session
 
 __all__ = ["Summary", "inspect"]
@@ -54,6 +56,7 @@ def inspect(directory: Path) -> Summary:
         *_precision_row(manifest),
         ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
+        ("generation", _generation(directory)),
         ("state per session", f"{bytes_per_session(manifest.state):,} bytes, whatever the length of the text"),
         *_state_rows(manifest),
         ("memory growth", _growth(manifest)),
@@ -100,6 +103,20 @@ def _calibration_row(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.calibration is None:
         return []
     return [("calibrated on", f"{manifest.calibration['tokens']:,} tokens of {manifest.calibration['name']}")]
+
+
+def _generation(directory: Path) -> str:
+    """How tokens are chosen by default, and the settings that are not applied."""
+    try:
+        defaults = read_defaults(directory)
+    except PackageError as error:
+        return error.cause
+    differing = {name: value for name, value in asdict(defaults.sampling).items() if value != getattr(Sampling(), name)}
+    lines = [", ".join(f"{name} {value}" for name, value in differing.items())] if differing else []
+    if defaults.sampling.temperature == 0:
+        lines.insert(0, "greedy")
+    ignored = [f"not applied: {name} {value}" for name, value in defaults.ignored.items()]
+    return "\n".join([*lines, *ignored])
 
 
 def _growth(manifest: Manifest) -> str:

@@ -17,13 +17,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from liger_export.convert import convert
-from liger_export.errors import AdapterError, CheckpointError, OutputError, QuantizationError
+from liger_export.errors import AdapterError, CheckpointError, OutputError, PackageError, QuantizationError
+from liger_export.files import TOOL_USE_TEMPLATE
+from liger_export.linearize import linearize
 from liger_export.package import read_manifest
 from liger_export.package.manifest import FORMAT_VERSION
 from liger_export.precision import Calibration, Precision
-from liger_export.runtime import load
+from liger_export.runtime import Sampling, load
 from tests.cells import slow_except
-from tests.tiny import Shape, edit_json, load_model, relative_l2, write_liger
+from tests.tiny import Shape, edit_json, load_model, relative_l2, write_base, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 40)]
 
@@ -96,6 +98,34 @@ def test_end_tokens_come_from_the_generation_config(checkpoint_copy: Path, tmp_p
     edit_json(checkpoint_copy / "generation_config.json", eos_token_id=[0, 105])
     manifest = convert(checkpoint_copy, tmp_path / "package")
     assert manifest.model_config.eos_token_ids == (0, 105)
+
+
+def test_templates_and_generation_defaults_travel_from_the_base_to_the_package(tmp_path: Path) -> None:
+    base, names = write_base(tmp_path / "base"), ("chat_template.jinja", TOOL_USE_TEMPLATE, "generation_config.json")
+    (base / TOOL_USE_TEMPLATE).parent.mkdir()
+    for name in names[:2]:
+        (base / name).write_text(name)
+    edit_json(base / "generation_config.json", do_sample=True, top_k=7)
+    linearize(str(base), tmp_path / "liger")
+    manifest = convert(tmp_path / "liger", tmp_path / "package")
+    for name in names:
+        assert (tmp_path / "package" / name).read_bytes() == (base / name).read_bytes()
+    assert set(names) <= manifest.files.keys()
+    session = load(tmp_path / "package", verify=True)
+    assert session.defaults.sampling == Sampling(temperature=1.0, top_k=7)
+    assert session.chat_template is not None
+    message = [{"role": "user", "content": "x"}]
+    assert session.chat_template.render(message, tools=[]) == TOOL_USE_TEMPLATE
+    (tmp_path / "package" / "generation_config.json").write_text("{}")
+    with pytest.raises(PackageError, match="was truncated"):
+        load(tmp_path / "package")
+
+
+def test_generation_defaults_out_of_range_are_refused_before_any_work(checkpoint_copy: Path, tmp_path: Path) -> None:
+    edit_json(checkpoint_copy / "generation_config.json", top_p=1.5)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p is 1\.5"):
+        convert(checkpoint_copy, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
 
 
 def test_adapter_of_another_model_leaves_no_output(adapter: Path, tmp_path: Path) -> None:

@@ -27,12 +27,14 @@ from rich.progress import (
 from liger_export.commands.tables import megabytes
 from liger_export.extras import required_extra
 from liger_export.runtime import Session
+from liger_export.runtime.defaults import GenerationDefaults
 
 __all__ = [
     "ProgressBar",
     "accept_every_character",
     "exporter",
     "interrupt",
+    "note_ignored",
     "print_error",
     "print_failure",
     "print_interrupted",
@@ -100,6 +102,13 @@ def show(*results: RenderableType) -> None:
 def print_note(text: str) -> None:
     """Print a remark to standard error."""
     err.print(f"note: {escape(text)}")
+
+
+def note_ignored(defaults: GenerationDefaults) -> None:
+    """Print which of a package's generation settings have no effect."""
+    if defaults.ignored:
+        settings = ", ".join(f"{name} {value}" for name, value in defaults.ignored.items())
+        print_note(f"not applied, of generation_config.json: {settings}")
 
 
 def print_failure(summary: str, meaning: str) -> None:

@@ -1,11 +1,13 @@
 """Options that several commands share, and parsers for option values."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from liger_export.errors import InputError
+from liger_export.runtime import Sampling
 
 __all__ = [
     "Adapters",
@@ -13,9 +15,19 @@ __all__ = [
     "Device",
     "JsonFile",
     "Lowering",
+    "MinP",
     "Overwrite",
     "PackageArgument",
+    "RepetitionPenalty",
     "RunnableArgument",
+    "Seed",
+    "Stop",
+    "Temperature",
+    "Threads",
+    "TopK",
+    "TopP",
+    "Verify",
+    "override_sampling",
     "parse_override",
     "split_names",
 ]
@@ -38,8 +50,37 @@ Lowering = Annotated[
     str | None,
     typer.Option("--lowering", show_default="fused if it can run here", help="Graph to run: stock or fused."),
 ]
+OF_PACKAGE = "as in the package's generation_config.json"
+Temperature = Annotated[
+    float | None,
+    typer.Option(show_default=OF_PACKAGE, help="Sampling temperature; 0 takes the most likely token."),
+]
+TopK = Annotated[
+    int | None, typer.Option(show_default=OF_PACKAGE, help="Sample from the k most likely tokens; 0 for all.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(show_default=OF_PACKAGE, help="Sample from the most likely tokens with this total probability."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(show_default=OF_PACKAGE, help="Drop tokens below this fraction of the highest probability."),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(show_default=OF_PACKAGE, help="Penalty for repeated tokens; 1 for none.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed for sampling.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends the output; repeatable.")]
+Threads = Annotated[int | None, typer.Option(min=1, show_default="chosen by ONNX Runtime", help="CPU threads.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Check the SHA-256 of every file, not only its size.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results to this JSON file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+
+
+def override_sampling(defaults: Sampling, **options: float | int | None) -> Sampling:
+    """Return the package's sampling with the options that are given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return replace(defaults, **given)  # type: ignore[arg-type]
 
 
 def split_names(values: list[str] | None) -> tuple[str, ...]:

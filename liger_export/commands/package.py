@@ -5,20 +5,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from liger_export.commands.console import exporter, print_note, print_speed, progress_bar, show, stream_text
+from liger_export.commands.console import (
+    exporter,
+    note_ignored,
+    print_note,
+    print_speed,
+    progress_bar,
+    show,
+    stream_text,
+)
 from liger_export.commands.options import (
     Adapters,
     CheckpointArgument,
     Device,
     Lowering,
+    MinP,
     Overwrite,
+    RepetitionPenalty,
     RunnableArgument,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Verify,
+    override_sampling,
     parse_override,
     split_names,
 )
 from liger_export.commands.tables import engine_rows, megabytes, summary_table
 from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
-from liger_export.runtime import Sampling, load
+from liger_export.runtime import load
+from liger_export.runtime.defaults import read_defaults
 
 if TYPE_CHECKING:
     from liger_export.package import Manifest
@@ -113,6 +132,7 @@ def _print_package(directory: Path, manifest: "Manifest") -> None:
     has_kernels = any(graph.targets for graph in manifest.graphs.values())
     if manifest.activations == "bfloat16" and not has_kernels:
         print_note("bfloat16 runs only on a GPU, and this package has no GPU kernels: add --lowering fused --targets")
+    note_ignored(read_defaults(directory))
     size = sum(entry["bytes"] for entry in manifest.files.values())
     typer.echo(f"{directory}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")
 
@@ -133,30 +153,27 @@ def run(
     max_new_tokens: Annotated[
         int, typer.Option("-n", "--max-new-tokens", min=0, help="Maximum tokens to write.")
     ] = 256,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most likely token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens with this total probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the highest probability.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Penalty for repeated tokens; 1 for none.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Text that ends the output; repeatable.")
-    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
     parse_special_tokens: Annotated[
         bool,
         typer.Option("--parse-special-tokens", help="Parse special tokens in the prompt; by default, they stay text."),
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, show_default="chosen by ONNX Runtime", help="CPU threads.")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check the SHA-256 of every file, not only its size.")
-    ] = False,
+    threads: Threads = None,
+    verify: Verify = False,
     device: Device = None,
     lowering: Lowering = None,
 ) -> None:
     """Continue a prompt with a package or engine."""
-    sampling = Sampling(
+    session = load(package, device=device, lowering=lowering, threads=threads, verify=verify)
+    note_ignored(session.defaults)
+    sampling = override_sampling(
+        session.defaults.sampling,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -164,7 +181,6 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    session = load(package, device=device, lowering=lowering, threads=threads, verify=verify)
     tokens = session.encode(prompt, parse_special_tokens=parse_special_tokens)
     pieces = session.generate(tokens, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
     print_speed(session, len(tokens), stream_text(prompt, pieces))

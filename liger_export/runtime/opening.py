@@ -13,7 +13,9 @@ from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.chat_template import ChatTemplate
 from liger_export.runtime.cuda import has_gpu
+from liger_export.runtime.defaults import read_defaults
 from liger_export.runtime.dynamic import DynamicExecutor
+from liger_export.runtime.executor import Executor
 from liger_export.runtime.fixed import engine_device, open_engine
 from liger_export.runtime.session import Session
 
@@ -79,7 +81,7 @@ def load(
     if manifest.engine is not None:
         tokenizer = read_tokenizer(directory)
         engine = open_engine(directory, manifest, threads=threads, verify=verify)
-        return Session(manifest, tokenizer, engine, chat_template=ChatTemplate(directory))
+        return _session(directory, manifest, tokenizer, engine)
     choice = choose_graph(manifest, lowering, device)
     _check_onnxruntime(manifest.graphs[choice.lowering].onnxruntime)
     manifest.check_files(directory, hashes=False)  # first: ONNX Runtime maps files, and a truncated one could crash it
@@ -94,7 +96,12 @@ def load(
         verified.result()
     tokenizer = read_tokenizer(directory)
     executor = DynamicExecutor(model, manifest, lowering=choice.lowering, device=choice.device)
-    return Session(manifest, tokenizer, executor, chat_template=ChatTemplate(directory))
+    return _session(directory, manifest, tokenizer, executor)
+
+
+def _session(directory: Path, manifest: Manifest, tokenizer: Tokenizer, executor: Executor) -> Session:
+    template, defaults = ChatTemplate(directory), read_defaults(directory)
+    return Session(manifest, tokenizer, executor, chat_template=template, defaults=defaults)
 
 
 def has_bfloat16() -> bool:

@@ -12,6 +12,7 @@ from liger_export.runtime.buffers import Array
 from liger_export.runtime.chat import Turn, rewind
 from liger_export.runtime.chat_template import ChatTemplate, Message, no_template
 from liger_export.runtime.continuation import Continuation
+from liger_export.runtime.defaults import GenerationDefaults
 from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.finite import not_finite
 from liger_export.runtime.generation import Generation, GenerationSettings
@@ -39,6 +40,7 @@ class Session:
         tokenizer: The package's tokenizer.
         executor: Runs the graph. Reading tokens with it directly bypasses the session's record of the text.
         chat_template: The package's chat template, if it may have one.
+        defaults: How ``generate`` and ``chat`` choose tokens by default.
         turn: The last prompt that ``chat`` read.
     """
 
@@ -49,11 +51,13 @@ class Session:
         executor: Executor,
         *,
         chat_template: ChatTemplate | None = None,
+        defaults: GenerationDefaults | None = None,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.executor = executor
         self.chat_template = chat_template
+        self.defaults = defaults or GenerationDefaults()
         self.turn: Turn | None = None
         self._prompts = PromptEncoder(tokenizer)
         self._guard = Guard()
@@ -178,7 +182,7 @@ class Session:
             add_special_tokens: See ``encode``.
             parse_special_tokens: See ``encode``.
             max_new_tokens: Largest number of tokens to choose.
-            sampling: How to choose them; greedy by default.
+            sampling: How to choose them; default: ``defaults.sampling``, of the package's ``generation_config.json``.
             stop: Strings to stop at. A special token in them matches that token, which has no text, and its name.
 
         Raises:
@@ -258,7 +262,13 @@ class Session:
 
     def fork(self) -> "Session":
         """Return a second session on the same weights, which starts from a copy of this one's state."""
-        other = Session(self.manifest, self.tokenizer, self.executor.fresh(), chat_template=self.chat_template)
+        other = Session(
+            self.manifest,
+            self.tokenizer,
+            self.executor.fresh(),
+            chat_template=self.chat_template,
+            defaults=self.defaults,
+        )
         other._prompts = self._prompts  # may hold a copy of the tokenizer
         other.load_state(self.state())
         other.turn = self.turn
@@ -326,7 +336,8 @@ class Session:
     ) -> Continuation:
         """Return a continuation, which reads its prompt first. ``context``: see ``Generation``."""
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
+        sampling = sampling or self.defaults.sampling
+        settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
         end_ids = self.manifest.model_config.eos_token_ids
         generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._text.seen)
         return Continuation(self._guard, partial(self._advance, generation, [read_prompt]))

@@ -108,6 +108,24 @@ def test_run_reads_special_tokens_in_the_prompt_only_when_asked(package: Path) -
     assert_refused(liger_export(*command, "--stop", ""), "A stop string is ''")
 
 
+def test_run_uses_the_packages_generation_defaults_and_options_override_them(
+    checkpoint_copy: Path, package: Path, tmp_path: Path
+) -> None:
+    edit_json(checkpoint_copy / "generation_config.json", do_sample=True, top_k=1, repetition_penalty=5.0, num_beams=4)
+    made = liger_export("convert", checkpoint_copy, "-o", tmp_path / "package")
+    note = "note: not applied, of generation_config.json: num_beams 4"
+    assert note in made.stderr
+    command = ("run", tmp_path / "package", "def", "-n", 12)
+    greedy = liger_export("run", package, "def", "-n", 12).stdout
+    assert note in liger_export(*command).stderr
+    assert liger_export(*command).stdout == liger_export("run", package, *command[2:], "--repetition-penalty", 5).stdout
+    assert liger_export(*command).stdout != greedy == liger_export(*command, "--repetition-penalty", 1).stdout
+    shown = " ".join(liger_export("inspect", tmp_path / "package").stdout.split())
+    assert "repetition_penalty 5.0, temperature 1.0, top_k 1" in shown
+    assert "not applied: num_beams 4" in shown
+    assert "generation greedy" in " ".join(liger_export("inspect", package).stdout.split())
+
+
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)
 def test_help_says_what_a_command_does(subcommand: str) -> None:
     result = liger_export(subcommand, "--help")
