@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from liger_export.commands.chat import chat
 from liger_export.commands.console import accept_every_character, interrupt, print_error, print_interrupted
 from liger_export.commands.engine import build_engine
 from liger_export.commands.measure import bench, evaluate, validate
@@ -25,7 +26,7 @@ app = typer.Typer(
     help="Linearize language models, convert them to ONNX and run them on devices.",
     epilog="Exit codes: 0 success, 1 a bound was missed, 2 bad input or environment.",
 )
-for command in (linearize, finetune, convert, validate, evaluate, bench, build_engine, inspect, run):
+for command in (linearize, finetune, convert, validate, evaluate, bench, build_engine, inspect, run, chat):
     app.command()(command)
 
 

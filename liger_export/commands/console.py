@@ -37,6 +37,7 @@ __all__ = [
     "note_ignored",
     "print_error",
     "print_failure",
+    "print_faint",
     "print_interrupted",
     "print_note",
     "print_speed",
@@ -109,6 +110,11 @@ def note_ignored(defaults: GenerationDefaults) -> None:
     if defaults.ignored:
         settings = ", ".join(f"{name} {value}" for name, value in defaults.ignored.items())
         print_note(f"not applied, of generation_config.json: {settings}")
+
+
+def print_faint(text: str) -> None:
+    """Print information that is no result to standard error, without wrapping."""
+    err.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
 
 
 def print_failure(summary: str, meaning: str) -> None:
@@ -226,9 +232,7 @@ def print_speed(session: Session, prompt_tokens: int, seconds: tuple[float, floa
     """Print the speed that ``stream_text`` measured, and the size of the state, to standard error."""
     decoded = session.length - prompt_tokens
     rate = f" at {(decoded - 1) / seconds[1]:,.0f} tokens/s" if decoded > 1 and seconds[1] else ""
-    err.print(
-        f"[dim]{prompt_tokens} prompt tokens in {seconds[0] * 1e3:.0f} ms, {decoded} tokens{rate}, "
-        f"state {megabytes(session.state_bytes)}, {session.lowering} graph on {session.device}[/dim]",
-        highlight=False,
-        soft_wrap=True,
+    print_faint(
+        f"{prompt_tokens} prompt tokens in {seconds[0] * 1e3:.0f} ms, {decoded} tokens{rate}, "
+        f"state {megabytes(session.state_bytes)}, {session.lowering} graph on {session.device}"
     )

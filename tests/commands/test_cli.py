@@ -16,7 +16,18 @@ from rich.console import Console
 from liger_export.cli import app, main
 from tests.tiny import END_OF_TEXT, edit_json, write_base, write_liger
 
-SUBCOMMANDS = ["linearize", "finetune", "convert", "validate", "evaluate", "bench", "build-engine", "inspect", "run"]
+SUBCOMMANDS = [
+    "linearize",
+    "finetune",
+    "convert",
+    "validate",
+    "evaluate",
+    "bench",
+    "build-engine",
+    "inspect",
+    "run",
+    "chat",
+]
 
 
 @dataclass(frozen=True)

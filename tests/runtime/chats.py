@@ -6,7 +6,8 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import byte_tokenizer
+from liger_export.convert import convert
+from tests.tiny import byte_tokenizer, write_liger
 
 TEMPLATES = Path(__file__).parent / "templates"
 SPECIAL = {
@@ -93,3 +94,10 @@ def write_tokenizer(directory: Path, name: str) -> PreTrainedTokenizerFast:
     written.save_pretrained(directory)
     loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory)
     return loaded
+
+
+def write_chat_package(directory: Path, name: str, **settings: Any) -> Path:
+    """Write a package of a random model with the chat template of another one."""
+    write_tokenizer(write_liger(directory / "liger", vocab_size=288, **settings), name)
+    convert(directory / "liger", directory / "package")
+    return directory / "package"

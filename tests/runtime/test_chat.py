@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liger_export.convert import convert
 from liger_export.errors import InputError
 from liger_export.runtime import Sampling, SavedState, Session, load
 from liger_export.runtime.executor import Tokens
-from tests.runtime.chats import TOOLS, say, write_tokenizer
-from tests.tiny import write_liger
+from tests.runtime.chats import TOOLS, say, write_chat_package
 
 Messages = list[dict[str, Any]]
 HELLO = [say("system", "Be brief."), say("user", "Hello")]
@@ -24,13 +22,7 @@ END = 0
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Packages of one random model, by the name of their chat template."""
-    made = {}
-    for name in ("chatml", "qwen3"):
-        directory = tmp_path_factory.mktemp(name)
-        write_tokenizer(write_liger(directory / "liger", vocab_size=288), name)
-        convert(directory / "liger", directory / "package")
-        made[name] = directory / "package"
-    return made
+    return {name: write_chat_package(tmp_path_factory.mktemp(name), name) for name in ("chatml", "qwen3")}
 
 
 @pytest.fixture
