@@ -32,8 +32,8 @@ LAYERS = [*RUNTIME, *EXPORTER]
 NEED_EXTRAS = {"liger_export.runtime.template_sandbox": "chat"}
 
 EXPORTER_LIBRARIES = {
-    *("accelerate", "jinja2", "onnx", "onnx_ir", "onnxscript", "peft", "psutil", "rich", "safetensors", "torch"),
-    *("transformers", "triton", "typer"),
+    *("accelerate", "gguf", "jinja2", "onnx", "onnx_ir", "onnxscript", "peft", "psutil", "rich", "safetensors"),
+    *("torch", "transformers", "triton", "typer"),
 }
 
 

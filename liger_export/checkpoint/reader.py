@@ -51,19 +51,21 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint directory, read on request.
+    """The tensors of a checkpoint, read on request.
 
     Attributes:
-        directory: the checkpoint directory.
+        directory: the checkpoint directory, or the GGUF file.
         tensors: the stored tensors, by name.
         tied: names of the tied embedding and head; empty if they are not tied, or if the config is unknown.
         unused: names of other stored tensors that the model does not use; empty if the config is unknown.
+        is_converted: true if reading converts the tensors, so that they differ from those in the files.
     """
 
     directory: Path
     tensors: dict[str, TensorInfo]
     tied: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
+    is_converted: bool = False
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -102,6 +104,8 @@ class Checkpoint:
         """
         expected = {name: shape for name, shape in expected_tensors(config).items() if name not in excluded}
         fix = "The weights and config.json do not match: restore the original checkpoint."
+        if self.is_converted:
+            fix = "The tensors and metadata of the file do not match: download it or convert the model again."
         missing = [name for name in expected if name not in self.tensors]
         if missing and set(missing) <= set(learned_tensors(config)):
             fix = (
@@ -115,7 +119,9 @@ class Checkpoint:
         for name, shape in expected.items():
             info = self.tensors[name]
             if info.shape != shape:
-                raise CheckpointError(f"{name} has shape {list(info.shape)} instead of {list(shape)}.", fix)
+                raise CheckpointError(
+                    f"{name} has shape {list(info.shape)} instead of {list(shape)} in {self.directory}.", fix
+                )
             if info.dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
                     f"{name} is stored as {info.dtype}.", "Use an unquantized checkpoint (F32, F16 or BF16)."
