@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from liger_export.checkpoint import Checkpoint, learned_tensors, write_weights
+from liger_export.checkpoint import find_base, learned_tensors, open_base, weight_bytes, write_weights
 from liger_export.config import (
     BACKBONES,
     FORMAT,
@@ -19,16 +19,13 @@ from liger_export.config import (
     Fields,
     LigerConfig,
     base_window,
-    read_config_json,
 )
 from liger_export.errors import CheckpointError, InputError, UnsupportedModelError
-from liger_export.files import CARRIED_FILES, copy_files, require_space
+from liger_export.files import require_space
 from liger_export.ops import initial_parameters
 from liger_export.publishing import new_directory
 
 __all__ = ["LinearizeSettings", "liger_config_values", "linearize"]
-
-DOWNLOADED_FILES = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +84,13 @@ def linearize(
 ) -> LigerConfig:
     """Write a Liger checkpoint with the weights and tokenizer of ``base``.
 
-    Liger adds no parameters (arXiv 2503.01496, section 3): weight files are copied byte for byte. The feature maps of
-    LoLCATs are added in a file of their own, initialized to the identity.
+    Liger adds no parameters (arXiv 2503.01496, section 3): weight files are copied byte for byte. The weights of a GGUF
+    file are dequantized and rounded to bfloat16. The feature maps of LoLCATs are added in a file of their own,
+    initialized to the identity.
 
     Args:
-        base: local Hugging Face checkpoint directory, or a Hub ID to download.
+        base: local Hugging Face checkpoint directory, GGUF file or directory with one, or a Hub ID to download
+            (``owner/name``, or ``owner/name:FILE.gguf`` for one of several GGUF files).
         output: directory to create.
         settings: mixer, window and their options; default: those of the Liger paper.
         overwrite: replace ``output`` if it exists.
@@ -105,18 +104,17 @@ def linearize(
         InputError: settings contradict each other or the base.
         OutputError: ``output`` exists or cannot be written.
     """
-    directory = _local_directory(base)
-    values = liger_config_values(read_config_json(directory), settings or LinearizeSettings())
+    path = find_base(base)
+    opened = open_base(path)
+    values = liger_config_values(opened.config_values, settings or LinearizeSettings())
     config = LigerConfig.from_dict(values)
-    checkpoint = Checkpoint.open(directory)
+    opened.checkpoint.check(config, excluded=learned_tensors(config))
     learned = _initial_tensors(config)
-    checkpoint.check(config, excluded=learned)
 
-    nbytes = sum(file.stat().st_size for file in checkpoint.files) + sum(t.nbytes for t in learned.values())
-    require_space(output, nbytes)
-    with new_directory(output, overwrite, inputs=(directory,)) as partial:
-        write_weights(checkpoint, learned, partial)
-        copy_files(CARRIED_FILES, directory, partial)
+    require_space(output, weight_bytes(opened.checkpoint) + sum(tensor.nbytes for tensor in learned.values()))
+    with new_directory(output, overwrite, inputs=(path,)) as partial:
+        write_weights(opened.checkpoint, learned, partial)
+        opened.write_companions(partial)
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     return config
 
@@ -192,18 +190,3 @@ def _initial_tensors(config: LigerConfig) -> dict[str, Tensor]:
     names = learned_tensors(config)
     initial = initial_parameters(config) if names else {}
     return {name: initial[name.rsplit(".", 1)[1]].clone() for name in names}
-
-
-def _local_directory(base: str) -> Path:
-    path = Path(base)
-    if path.exists() or base.count("/") != 1 or base.startswith((".", "/", "~")):
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(base, allow_patterns=DOWNLOADED_FILES))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{base} is not a local directory and cannot be downloaded from the Hugging Face Hub ({error}).",
-            "Pass the path of a Hugging Face checkpoint directory.",
-        ) from error

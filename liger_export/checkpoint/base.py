@@ -9,11 +9,10 @@ from liger_export.checkpoint.gguf import GgufModel
 from liger_export.checkpoint.reader import Checkpoint
 from liger_export.config import read_config_json
 from liger_export.errors import CheckpointError
-from liger_export.files import TOKENIZER_FILES, copy_files
+from liger_export.files import CARRIED_FILES, copy_files
 
 __all__ = ["BaseModel", "find_base", "open_base"]
 
-CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
 DOWNLOADED_FILES = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
 
 

@@ -21,7 +21,8 @@ __all__ = ["finetune", "linearize"]
 
 def linearize(
     base: Annotated[
-        str, typer.Argument(help="Llama, Mistral, Qwen2 or Qwen3 checkpoint: a directory or a Hugging Face Hub ID.")
+        str,
+        typer.Argument(help="Llama, Mistral, Qwen2 or Qwen3 model: a directory, GGUF file or Hugging Face Hub ID."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Liger checkpoint directory to create.")],
     mixer: Annotated[str, typer.Option(help="Replacement for softmax attention: gla, hgrn2, gsa or lolcats.")] = "gla",
@@ -52,7 +53,7 @@ def linearize(
 ) -> None:
     """Turn a pretrained transformer into a Liger checkpoint.
 
-    The weights stay as they are.
+    The weights stay as they are. Those of a GGUF file are dequantized and rounded to bfloat16.
     """
     with exporter():
         from liger_export.linearize import LinearizeSettings
