@@ -32,7 +32,7 @@ def run_transformer(tokens: int) -> list[dict[str, int]]:
     import torch
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
+    model = LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32, trust_remote_code=False).eval()
     points: list[dict[str, int]] = []
     token, cache = torch.zeros((1, 1), dtype=torch.int64), None
     with torch.no_grad():

@@ -126,7 +126,7 @@ def write_cache_scales(base: Path, output: Path) -> None:
     """Write the scales of an int8 KV cache, per layer and for keys and values: largest entry of 512 tokens / 127."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
     tokens = torch.randint(model.config.vocab_size, (1, CALIBRATION_TOKENS), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         layers = model(tokens, logits_to_keep=1).past_key_values.layers

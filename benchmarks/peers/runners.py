@@ -282,7 +282,9 @@ class Transformers:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self._torch, self._new_cache = torch, DynamicCache
-        self._model = AutoModelForCausalLM.from_pretrained(directory / package, dtype=torch.bfloat16).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            directory / package, dtype=torch.bfloat16, trust_remote_code=False
+        ).eval()
         self.weight_bytes = sum(parameter.nbytes for parameter in self._model.parameters())
         self.clear()
 

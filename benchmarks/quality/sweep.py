@@ -133,7 +133,7 @@ def run(
             checkpoint = transferred
         result = finetune(checkpoint, data, adapter, lora, heldout=heldout)
         seconds = time.perf_counter() - began
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False)
         lengths = measure_lengths(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), texts)
     print(f"{experiment.name}: {result.after.accuracy:.2%}, {seconds:.0f} s", flush=True)
     return {
@@ -211,7 +211,7 @@ def sweep(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     with args.results.open("a") as results:
         if "base" not in done and not args.skip_base:
-            model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32, trust_remote_code=False)
             blocks = token_blocks(open_model(args.base).encoder, args.heldout, settings.sequence_length)
             lengths, whole = measure_lengths(model, texts), measure_lengths(model, {1024: blocks})["1024"]
             line = {"name": "base", "before": None, "after": whole, "lengths": lengths, "tokens": 0}

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from liger_export.checkpoint import Adapter, Checkpoint, open_liger
-from liger_export.checkpoint.causal_lm import LOAD_ERRORS, check_causal_lm, load_causal_lm, unloadable
+from liger_export.checkpoint.causal_lm import check_causal_lm, load_causal_lm, load_tokenizer, read_vocab_size
 from liger_export.config import MODEL_TYPES, read_config_json, read_end_ids
 from liger_export.data import TextEncoder
 from liger_export.distributed import processes
@@ -91,12 +90,7 @@ class TorchModel(EvaluatedModel):
         weights = open_liger(path).weights if is_liger else Checkpoint.open(path)
         for adapter in adapters:
             Adapter.open(adapter).check(weights)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            vocab_size = AutoConfig.from_pretrained(path).get_text_config().vocab_size
-        except LOAD_ERRORS as error:
-            raise unloadable(path, "tokenizer", error) from error
-        self.encoder = TextEncoder(path, tokenizer, vocab_size, read_end_ids(path))
+        self.encoder = TextEncoder(path, load_tokenizer(path), read_vocab_size(path), read_end_ids(path))
 
     def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Score batches of blocks. Raises CheckpointError if the config and the weights do not match."""

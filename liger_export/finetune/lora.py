@@ -64,7 +64,7 @@ class _Lora(Stage):
     _model: PeftModel
 
     def build(self, settings: FinetuneSettings) -> PeftModel:
-        base = AutoModelForCausalLM.from_pretrained(self.opened.directory, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(self.opened.directory, dtype=torch.float32, trust_remote_code=False)
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()

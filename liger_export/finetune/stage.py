@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from liger_export.checkpoint import LigerCheckpoint
+from liger_export.checkpoint.causal_lm import load_tokenizer
 from liger_export.config import read_end_ids
 from liger_export.data import TextEncoder, token_blocks
 from liger_export.distributed import processes
@@ -129,7 +130,7 @@ def _remove_work(work: Path) -> None:
 
 def _load_blocks(run: FinetuneRun, vocab_size: int, settings: FinetuneSettings) -> tuple[Tensor, Tensor]:
     """Return the blocks to train on and the blocks to measure on, each int64 [N, sequence_length]."""
-    tokenizer = AutoTokenizer.from_pretrained(run.checkpoint)
+    tokenizer = load_tokenizer(run.checkpoint)
     encoder = TextEncoder(run.checkpoint, tokenizer, vocab_size, read_end_ids(run.checkpoint))
     blocks = token_blocks(encoder, run.data, settings.sequence_length)
     if run.heldout is not None:

@@ -154,7 +154,9 @@ class _Transfer(Stage):
     _student: AttentionTransfer
 
     def build(self, settings: FinetuneSettings) -> AttentionTransfer:
-        model = AutoModelForCausalLM.from_pretrained(self.opened.directory, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            self.opened.directory, dtype=torch.float32, trust_remote_code=False
+        )
         self._student = AttentionTransfer(model)
         return self._student
 

@@ -25,7 +25,7 @@ class TorchReference:
 
     def __init__(self, checkpoint: Path, adapters: tuple[Path, ...]) -> None:
         register()
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False)
         for adapter in adapters:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         self._model = model.eval()
