@@ -7,6 +7,7 @@ from liger_export.errors import KernelError
 from liger_export.kernels import launch
 from tests.kernels.cases import (
     BOUNDS,
+    DEVICE,
     call_arguments,
     empty_state,
     every_dtype,
@@ -87,3 +88,21 @@ def test_a_call_too_long_for_the_kernels_is_refused() -> None:
     long = torch.empty(1, 2**26, 96, device="meta").split(32, dim=-1)
     with pytest.raises(KernelError, match="67108864 tokens"):
         launch.chunkwise("gla", long, (), empty_state(case, torch.float32, batch=1))
+
+
+@every_mixer
+def test_a_full_window_reads_the_same_at_any_position(mixer: str) -> None:
+    case, generator = Case(mixer, head_dim=32, window_size=4), torch.Generator().manual_seed(0)
+    inputs, _ = inputs_and_reference(case, 5, torch.float32)
+    state = tuple(torch.rand(2, *shape, generator=generator).to(DEVICE) for shape in case.state_shapes.values())
+    near, *far = (
+        launch.chunkwise(
+            mixer,
+            *call_arguments(inputs, torch.arange(start, start + 5).expand(2, -1).contiguous(), torch.float32),
+            state,
+            **options(case),
+        )
+        for start in (4, 2**31 - 2, 2**32 - 2, 2**40)
+    )
+    for results in far:
+        assert all(torch.equal(measured, expected) for measured, expected in zip(results, near, strict=True))

@@ -8,6 +8,7 @@ from liger_export.kernels import launch
 from liger_export.kernels.shapes import AttentionShape
 from tests.kernels.cases import (
     BOUNDS,
+    DEVICE,
     call_arguments,
     empty_state,
     every_dtype,
@@ -122,3 +123,21 @@ def test_more_tokens_and_other_dtypes_are_refused() -> None:
     double = tuple(tensor.double() for tensor in empty_state(case, torch.float32))
     with pytest.raises(KernelError, match=r"state is torch\.float64"):
         launch.step("gla", *arguments, (double[0], *empty_state(case, torch.float32)[1:]))
+
+
+@every_mixer
+@in_place_or_not
+def test_a_full_window_reads_the_same_at_any_position(mixer: str, in_place: bool) -> None:
+    case, generator = Case(mixer, head_dim=32, window_size=4), torch.Generator().manual_seed(0)
+    inputs, _ = inputs_and_reference(case, 1, torch.float32)
+    state = [torch.rand(2, *shape, generator=generator).to(DEVICE) for shape in case.state_shapes.values()]
+    results = []
+    for start in (4, 2**31, 2**32, 2**40):  # multiples of the window: the ring begins at the same row
+        arguments = call_arguments(inputs, torch.full((2, 1), start), torch.float32)
+        before = tuple(tensor.clone() for tensor in state)
+        if in_place:
+            results.append((launch.step_in_place(mixer, *arguments, before, **options(case)), *before))
+        else:
+            results.append(launch.step(mixer, *arguments, before, **options(case)))
+    for far in results[1:]:
+        assert all(torch.equal(measured, expected) for measured, expected in zip(far, results[0], strict=True))

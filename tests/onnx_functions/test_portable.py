@@ -149,3 +149,18 @@ def test_recurrent_weight_shares_the_output(mixer: str) -> None:
     case = Case(mixer, recurrent_weight=0.9)
     inputs = sequences(case, 33, batch=1)
     assert_equal(run(case, inputs, [32]), reference(case, inputs), BOUND)
+
+
+@every_mixer
+@pytest.mark.parametrize("length", [1, PREFILL_LENGTH])
+@pytest.mark.parametrize("position", [2**31 - 2, 2**32, 2**40])
+def test_a_full_window_reads_the_same_at_any_position(mixer: str, length: int, position: int) -> None:
+    case = Case(mixer)
+    inputs, random = sequences(case, length, batch=1), np.random.default_rng(0)
+    states = {name: random.random(array.shape, np.float32) for name, array in zero_states(case, 1).items()}
+    near, far = (
+        session_of(case, length).run(None, shared_feed(inputs, np.arange(start, start + length)[None]) | states)
+        for start in (case.window_size, position)
+    )
+    for measured, expected in zip(far, near, strict=True):
+        np.testing.assert_array_equal(measured, expected)

@@ -125,3 +125,21 @@ def test_layers_of_one_graph_do_not_mix_their_names(mixer: str) -> None:
         expected = reference(case, inputs)["output"]
         assert relative_l2(torch.from_numpy(output), expected) <= BOUND
         inputs = inputs.projected(torch.from_numpy(output).double(), inputs.key, inputs.value)
+
+
+@every_mixer
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("position", [2**31 - 2, 2**31 - 1, 2**32, 2**40])
+def test_a_full_window_reads_the_same_at_any_position(mixer: str, count: int, position: int) -> None:
+    case = Case(mixer)
+    inputs = sequences(case, count, batch=2 if count == 1 else 1)
+    random = np.random.default_rng(0)
+    states = {
+        name: random.random(array.shape, np.float32) for name, array in zero_states(case, len(inputs.query)).items()
+    }
+    near, far = (
+        call_at(case, inputs, states, np.tile(np.arange(start, start + count), (len(inputs.query), 1)))
+        for start in (case.window_size, position)
+    )
+    for name, expected in near.items():
+        np.testing.assert_array_equal(far[name], expected)

@@ -175,3 +175,17 @@ def test_recurrent_weight_shares_the_output_between_recurrence_and_window(mixer:
     case = Case(mixer, gate_normalizer=4.0, recurrent_weight=weight)
     inputs = sequences(case, 20)
     assert_equal(run(case, inputs), reference(case, inputs), 1e-12)
+
+
+@every_mixer
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_full_window_reads_the_same_at_any_position(mixer: str, count: int) -> None:
+    case = Case(mixer)
+    inputs, generator = sequences(case, count), torch.Generator().manual_seed(0)
+    state = [torch.rand(2, *shape, generator=generator) for shape in case.state_shapes.values()]
+    near, *far = (
+        ATTENTIONS[mixer](*arguments(case, inputs, state, positions_of(start, start + count), torch.float32))
+        for start in (case.window_size, 2**31 - 2, 2**32, 2**40)
+    )
+    for results in far:
+        assert all(torch.equal(measured, expected) for measured, expected in zip(results, near, strict=True))

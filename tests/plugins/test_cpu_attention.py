@@ -213,3 +213,18 @@ def test_last_positions_are_the_last_of_each_sequence(dtype: str, count: int) ->
     for shape in ((0,), (2,), (0, 4)):
         with pytest.raises(Fail, match=r"logits_to_keep must have shape \[\], not \["):
             model.run(None, {"rows": rows, "count": np.zeros(shape, np.int64)})
+
+
+@every_mixer
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("position", [2**31 - 2, 2**32, 2**40])
+def test_a_full_window_reads_the_same_at_any_position(mixer: str, count: int, position: int) -> None:
+    case = Case(mixer)
+    inputs, random = sequences(case, count, batch=1), np.random.default_rng(0)
+    states = {name: random.random(array.shape, np.float32) for name, array in zero_states(case, 1).items()}
+    near, far = (
+        session(model_of(case)).run(None, feed_of(inputs, np.arange(start, start + count)[None]) | states)
+        for start in (case.window_size, position)
+    )
+    for measured, expected in zip(far, near, strict=True):
+        np.testing.assert_array_equal(measured, expected)

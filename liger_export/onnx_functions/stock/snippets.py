@@ -61,11 +61,21 @@ ROTATE = """
 
 
 def window_attention(output: str) -> str:
-    """Define ``{output}``, softmax attention over the last W keys, and the next window states."""
+    """Define ``{output}``, softmax attention over the last W keys, and the next window states.
+
+    GroupQueryAttention counts tokens in int32 and needs them only to know how many rows of the window are filled.
+    Tokens that have left the window are therefore not counted.
+    """
     return f"""
     {ROTATE}
+    first = Constant <value = int64 {{0}}> ()
     last = Constant <value = int64 {{-1}}> ()
-    last_position_wide = Gather <axis = 1> (position_ids, last)
+    first_in_text = Gather <axis = 1> (position_ids, first)
+    last_in_text = Gather <axis = 1> (position_ids, last)
+    after_first = Sub (last_in_text, first_in_text)
+    full_window = Constant <value_int: int = @window_size> ()
+    held = Min (first_in_text, full_window)
+    last_position_wide = Add (held, after_first)
     last_position = Cast <to = 6> (last_position_wide)
     furthest_position = ReduceMax <keepdims = 0> (last_position)
     one_more = Constant <value = int32 {{1}}> ()
