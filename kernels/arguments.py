@@ -23,11 +23,11 @@ FLOAT32 = (
     "next_sums",
     "candidates",
     "values",
-    "frequencies",
     "vectors",
 )
 INTEGERS = {
     "position_ids": "*i64",
+    "turns": "*i64",
     "counts": "*i32",
     "chosen": "*i64",
     "lists": "*i64",

@@ -1,8 +1,11 @@
 """Kernels of the CUDA graph outside attention, linear layers for few tokens, and top logits."""
 
+import math
+
 import triton
 import triton.language as tl
 
+from liger_export.config import TURN
 from liger_export.kernels.dependent_launch import wait_for_activations
 from liger_export.kernels.plans import BUNDLE_NAMES
 
@@ -16,6 +19,9 @@ __all__ = [
     "gated_silu_kernel",
     "rms_norm_kernel",
 ]
+
+_TURN = tl.constexpr(TURN)
+_RADIANS = tl.constexpr(2 * math.pi / TURN)
 
 
 @triton.jit
@@ -113,20 +119,25 @@ def count_kernel(position_ids, counts, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def angles_kernel(position_ids, frequencies, cos, sin, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Cosine and sine of rotary angles (arXiv 2104.09864). Grid (tokens,).
+def angles_kernel(position_ids, turns, cos, sin, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """Cosine and sine of rotary angles (arXiv 2104.09864), exact at any position. Grid (tokens,).
 
     Args:
-        position_ids: int64 [tokens], -1 for padding.
-        frequencies: float32 [width].
+        position_ids: int64 [tokens], -1 for padding, which gets some finite values.
+        turns: int64 [8, width], from ``config.rotary_turns``.
         cos, sin: outputs, float32 [tokens, width].
         width: half the head size. BLOCK: at least width. PDL: as in ``linear``.
     """
     wait_for_activations(PDL)
     token = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
-    position = tl.maximum(tl.load(position_ids + token), 0).to(tl.float32)
-    angles = position * tl.load(frequencies + lanes, mask=lanes < width, other=0.0)
+    position = tl.load(position_ids + token)
+    rotations = tl.full((BLOCK,), _TURN // 2, tl.int64)
+    for place in tl.static_range(8):
+        row = tl.load(turns + place * width + lanes, mask=lanes < width, other=0)
+        rotations += (position >> 8 * place & 255) * row
+    centred = (rotations & (_TURN - 1)) - _TURN // 2
+    angles = centred.to(tl.float32) * _RADIANS
     tl.store(cos + token * width + lanes, tl.cos(angles), mask=lanes < width)
     tl.store(sin + token * width + lanes, tl.sin(angles), mask=lanes < width)
 

@@ -241,6 +241,7 @@ def _describe_graph(model: ir.Model, targets: tuple[str, ...]) -> Graph:
         onnxruntime=MINIMUM_ONNXRUNTIME,
         in_place=in_place_states(model),
         targets=list(targets),
+        exact_angles=True,
     )
 
 

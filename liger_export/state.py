@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from liger_export.config import LAYER_MIXERS, LigerConfig
 
-__all__ = ["WINDOW_STATES", "StateTensor", "by_layer", "bytes_per_session", "state_table"]
+__all__ = ["MAX_POSITION", "WINDOW_STATES", "StateTensor", "by_layer", "bytes_per_session", "state_table"]
 
+MAX_POSITION = 1 << 62  # positions are int64, and tokens are added to them
 WINDOW_STATES = ("key", "value")
 
 T = TypeVar("T")

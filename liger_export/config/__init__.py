@@ -4,7 +4,7 @@ from liger_export.config.backbones import BACKBONES, MODEL_TYPES, Backbone, Mode
 from liger_export.config.fields import Fields, read_config_json, read_end_ids, with_end_tokens
 from liger_export.config.mixers import LAYER_MIXERS, MIXERS, SOFTMAX, Mixer
 from liger_export.config.model import FORMAT, LIGER_DEFAULTS, LigerConfig, check_supported
-from liger_export.config.rope import RopeConfig, inverse_frequencies, read_rope
+from liger_export.config.rope import TURN, RopeConfig, inverse_frequencies, read_rope, rotary_turns
 
 __all__ = [
     "BACKBONES",
@@ -14,6 +14,7 @@ __all__ = [
     "MIXERS",
     "MODEL_TYPES",
     "SOFTMAX",
+    "TURN",
     "Backbone",
     "Fields",
     "LigerConfig",
@@ -26,5 +27,6 @@ __all__ = [
     "read_config_json",
     "read_end_ids",
     "read_rope",
+    "rotary_turns",
     "with_end_tokens",
 ]

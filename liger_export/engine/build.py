@@ -212,7 +212,8 @@ class _Build:
         copy_files(CARRIED_FILES, self.package, folder)
         recurrent = [entry.past_name for entry in self.manifest.state if entry.name not in WINDOW_STATES]
         in_place_states = recurrent if in_place and record.plugins else []
-        graphs = {PORTABLE: replace(self.manifest.graphs[STOCK], opsets=opsets, in_place=in_place_states)}
+        stock = self.manifest.graphs[STOCK]  # of a package that may be older than the graphs written here
+        graphs = {PORTABLE: replace(stock, opsets=opsets, in_place=in_place_states, exact_angles=True)}
         sealed = replace(self.manifest, graphs=graphs, engine=record, memory=None, files=describe_files(folder))
         (folder / MANIFEST_FILE).write_text(sealed.to_json(), encoding="utf-8")
         return sealed

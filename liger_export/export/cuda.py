@@ -66,10 +66,9 @@ def compiled_kernels(
 
 
 def fuse_for_cuda(graph: ir.Graph) -> list[LinearShape]:
-    """Fuse a graph's linear layers and rotary angles. Returns one shape for each distinct kernel that it needs."""
+    """Fuse a graph's linear layers. Returns one shape for each distinct kernel that it needs."""
     _unfuse_residuals(graph)
     _normalize_last_positions_only(graph)
-    _fuse_angles(graph)
     shapes = {}
     for layer in list(_layers(graph)):
         shape = layer.fuse(graph)
@@ -201,24 +200,6 @@ def _normalize_last_positions_only(graph: ir.Graph) -> None:
 
 def _norm(hidden: ir.Value, weight: ir.Value | None, epsilon: float, name: str | None) -> ir.Node:
     return ir.node("RMSNormalization", [hidden, weight], {"axis": -1, "epsilon": epsilon, "stash_type": 1}, name=name)
-
-
-def _fuse_angles(graph: ir.Graph) -> None:
-    """Compute cosine and sine of positions times frequencies in one node."""
-    positions = next(value for value in graph.inputs if value.name == "position_ids")
-    for cosine in list(graph):
-        product = present(cosine.inputs[0]).producer() if cosine.op_type == "Cos" else None
-        if product is None or product.op_type != "Mul":
-            continue
-        frequencies = next((value for value in product.inputs if present(value).is_initializer()), None)
-        users = {use.node.op_type: use.node for use in product.outputs[0].uses()}
-        if frequencies is None or len(present(frequencies.shape)) != 1 or set(users) != {"Cos", "Sin"}:
-            continue
-        angles = ir.node("RotaryAngles", [positions, frequencies], domain=DOMAIN, num_outputs=2, name="rotary_angles")
-        old = [users[name].outputs[0] for name in ("Cos", "Sin")]
-        last = users["Sin"]
-        unused = [product, *users.values()]
-        ir.convenience.replace_nodes_and_values(graph, last, unused, [angles], old, angles.outputs)
 
 
 def _only_use(value: ir.Value) -> ir.Node | None:

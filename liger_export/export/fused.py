@@ -17,7 +17,7 @@ MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in KERNEL_MIXERS}
 ARGMAX = "most_likely"
 TEMPERATURE = "temperature"
 # Operators that the library implements, and that need no function body.
-NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely")
+NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely", "RotaryAngles")
 VECTOR = 8  # the library's CPU kernels compute vectors of this many values
 
 

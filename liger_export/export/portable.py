@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+from onnx import FunctionProto
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
 from liger_export.errors import InputError
 from liger_export.export.weights import DenseWeight, SignedWeight, Weight, declare_weight
 from liger_export.onnx_functions.portable import CHUNK, Sizes, portable_function
+from liger_export.onnx_functions.rotary_angles import ROTARY_ANGLES, rotary_angles_function
 from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.ops.signatures import SIGNATURES_BY_OPERATOR
 from liger_export.precision import Scheme
@@ -90,17 +92,24 @@ def _expand_attention(model: ir.Model, length: int, keep: Collection[str]) -> No
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
+        if node.op_type == ROTARY_ANGLES:
+            _add_function(model, rotary_angles_function())
+            continue
         mixer, sizes = SIGNATURES_BY_OPERATOR[node.op_type].mixer, _sizes(node, length)
         is_kept = node.op_type in keep  # its layers all have the same sizes, so one function serves them
         name = written.setdefault((mixer, sizes), node.op_type if is_kept else f"{node.op_type}{len(written)}")
         body = portable_function(mixer, name, sizes)
         body.attribute.extend(node.attributes if is_kept else ())
-        function = ir.serde.deserialize_function(body)
-        model.functions[function.identifier()] = function
+        _add_function(model, body)
         if is_kept:
             continue
         call = ir.node(name, node.inputs, domain=DOMAIN, num_outputs=len(node.outputs), name=node.name)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)
+
+
+def _add_function(model: ir.Model, body: FunctionProto) -> None:
+    function = ir.serde.deserialize_function(body)
+    model.functions[function.identifier()] = function
 
 
 def _sizes(node: ir.Node, length: int) -> Sizes:

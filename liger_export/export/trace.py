@@ -11,9 +11,10 @@ import torch
 from onnxscript.values import Op, Opset
 from torch import Tensor, nn
 
-from liger_export.config import LigerConfig, inverse_frequencies
+from liger_export.config import LigerConfig, rotary_turns
 from liger_export.modeling import MODEL_CLASSES, LigerCache
 from liger_export.modeling.model import LigerForCausalLM
+from liger_export.onnx_functions.rotary_angles import ROTARY_ANGLES
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET, SCHEMAS
 from liger_export.ops import ATTENTIONS, AttentionOp
 from liger_export.state import StateTensor, by_layer, state_table
@@ -21,7 +22,7 @@ from liger_export.state import StateTensor, by_layer, state_table
 __all__ = ["ONNX_OPSET", "trace"]
 
 ONNX_OPSET = 23
-ROTARY = "model.rotary_emb.inv_freq"
+ROTARY = "model.rotary_emb.turns"
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -60,7 +61,8 @@ def trace(config: LigerConfig, config_values: dict[str, Any], activations: str =
 
     The graph's inputs are ``input_ids`` and ``position_ids``, int64 [B, T], ``logits_to_keep`` (int64 scalar, 0 for
     all) and the past states. Its outputs are ``logits`` and the present states. State names are those of the state
-    table. Initializers have the checkpoint's tensor names and no data. Liger attention is one ``liger`` node per layer.
+    table. Initializers have the checkpoint's tensor names and no data. Liger attention is one ``liger`` node per layer,
+    and the rotary angles of the call are one more.
 
     Args:
         config: the model.
@@ -72,7 +74,6 @@ def trace(config: LigerConfig, config_values: dict[str, Any], activations: str =
     model_class = MODEL_CLASSES[config.model_type]
     with torch.device("meta"):
         causal_lm = model_class(model_class.config_class.from_dict(config_values)).eval().to(dtype)
-        causal_lm.model.rotary_emb.float()  # angles are computed in float32 for every activation dtype
         model = _PureModel(causal_lm, table)
         tokens = torch.zeros(2, 3, dtype=torch.int64)  # sizes that torch.export does not specialize on
         past = tuple(torch.zeros(2, *entry.shape, dtype=getattr(torch, entry.dtype)) for entry in table)
@@ -92,6 +93,7 @@ def trace(config: LigerConfig, config_values: dict[str, Any], activations: str =
             custom_translation_table={
                 **{attention.torch_op: _translator(attention) for attention in ATTENTIONS.values()},
                 torch.ops.liger.last_positions.default: _translate_last_positions,
+                torch.ops.liger.rotary_angles.default: _translate_rotary_angles,
             },
         )
     assert exported is not None  # None only when exporting to a file
@@ -103,6 +105,7 @@ def trace(config: LigerConfig, config_values: dict[str, Any], activations: str =
 
 _LIGER = Opset(DOMAIN, OPSET)
 _LAST_POSITIONS = Op(_LIGER, "LastPositions", SCHEMAS["LastPositions"])
+_ROTARY_ANGLES = Op(_LIGER, ROTARY_ANGLES, SCHEMAS[ROTARY_ANGLES])
 
 
 def _translator(attention: AttentionOp) -> Callable[..., Any]:
@@ -132,6 +135,10 @@ def _translate_last_positions(hidden_states: Any, count: Any) -> Any:
     return _LAST_POSITIONS(hidden_states, count)
 
 
+def _translate_rotary_angles(position_ids: Any, turns: Any) -> Any:
+    return _ROTARY_ANGLES(position_ids, turns)
+
+
 def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]) -> None:
     """Name inputs and outputs as the state table does, and initializers as the checkpoint does."""
     graph = model.graph
@@ -150,7 +157,7 @@ def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]
         tied = config.tie_word_embeddings and name == "lm_head.weight"
         value.name = "model.embed_tokens.weight" if tied else name
         if value.name == ROTARY:
-            value.const_value = ir.tensor(inverse_frequencies(config.rope, config.head_dim))
+            value.const_value = ir.tensor(rotary_turns(config.rope, config.head_dim))
         elif value.dtype in FLOATS:
             value.const_value = None  # it was on the meta device
 

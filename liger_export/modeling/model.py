@@ -13,11 +13,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from liger_export.checkpoint import expected_tensors, learned_tensors, open_liger
-from liger_export.config import MODEL_TYPES, LigerConfig, inverse_frequencies, read_config_json
+from liger_export.config import MODEL_TYPES, LigerConfig, read_config_json, rotary_turns
 from liger_export.kernels.register import register_cuda_kernels
 from liger_export.modeling.cache import LigerCache
 from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
-from liger_export.ops import ATTENTIONS, initial_parameters
+from liger_export.ops import ATTENTIONS, cos_and_sin, initial_parameters, rotary_angles
 
 __all__ = [
     "MODEL_CLASSES",
@@ -31,20 +31,21 @@ __all__ = [
 
 
 class LigerRotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotary angles, computed from positions. There is no table, and no maximum context."""
+    """Cosines and sines of the rotary angles, exact at any position. There is no maximum context."""
 
-    inv_freq: Tensor
+    turns: Tensor
 
     def __init__(self, config: LigerConfig) -> None:
         super().__init__()
-        self.frequencies = inverse_frequencies(config.rope, config.head_dim).tolist()
-        self.register_buffer("inv_freq", torch.tensor(self.frequencies), persistent=False)
+        self.table = rotary_turns(config.rope, config.head_dim).tolist()
+        self.register_buffer("turns", torch.tensor(self.table), persistent=False)
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Map positions [B, T] to cosine and sine, each [B, T, D / 2]; float64 if ``dtype`` is, otherwise float32."""
-        wide = torch.promote_types(dtype, torch.float32)
-        angles = position_ids.clamp(min=0).unsqueeze(-1).to(wide) * self.inv_freq.to(wide)
-        return angles.cos(), angles.sin()
+        if dtype == torch.float64:
+            return cos_and_sin(position_ids, self.turns, dtype)
+        angles: tuple[Tensor, Tensor] = rotary_angles(position_ids, self.turns)
+        return angles
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ class LigerPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, LigerRotaryEmbedding):  # not in checkpoints: transformers leaves it uninitialized
-            init.copy_(module.inv_freq, torch.tensor(module.frequencies))
+            init.copy_(module.turns, torch.tensor(module.table))
         if isinstance(module, LigerAttention):
             module.initialize()
 

@@ -31,7 +31,8 @@ def _attention(signature: AttentionSignature) -> Operator:
 
 
 LAST_POSITIONS = Operator("LastPositions", ("hidden_states", "count"), ("kept",), {})
-OPERATORS = {each.name: each for each in (*map(_attention, SIGNATURES.values()), LAST_POSITIONS)}
+ROTARY_ANGLES = Operator("RotaryAngles", ("position_ids", "turns"), ("cos", "sin"), {})
+OPERATORS = {each.name: each for each in (*map(_attention, SIGNATURES.values()), LAST_POSITIONS, ROTARY_ANGLES)}
 
 
 def _schema(operator: Operator) -> OpSchema:

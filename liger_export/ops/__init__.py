@@ -4,6 +4,7 @@ from liger_export.ops.attention import ATTENTIONS, AttentionOp
 from liger_export.ops.mixers import initial_parameters
 from liger_export.ops.naive import NAIVE_ATTENTIONS, naive_gla_recurrence, naive_rotary, naive_window_attention
 from liger_export.ops.recurrence import gated_recurrence
+from liger_export.ops.rotary import cos_and_sin, rotary_angles
 from liger_export.ops.signatures import SIGNATURES, AttentionSignature
 from liger_export.ops.window import rotate, window_attention
 
@@ -13,11 +14,13 @@ __all__ = [
     "SIGNATURES",
     "AttentionOp",
     "AttentionSignature",
+    "cos_and_sin",
     "gated_recurrence",
     "initial_parameters",
     "naive_gla_recurrence",
     "naive_rotary",
     "naive_window_attention",
+    "rotary_angles",
     "rotate",
     "window_attention",
 ]

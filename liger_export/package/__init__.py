@@ -4,6 +4,7 @@
 """
 
 from liger_export.package.manifest import (
+    FLOAT32_REACH,
     FUSED,
     FUSED_CUDA,
     MANIFEST_FILE,
@@ -17,6 +18,7 @@ from liger_export.package.manifest import (
 )
 
 __all__ = [
+    "FLOAT32_REACH",
     "FUSED",
     "FUSED_CUDA",
     "MANIFEST_FILE",

@@ -14,6 +14,7 @@ from liger_export.precision import Precision
 from liger_export.state import StateTensor, bytes_per_session, state_table
 
 __all__ = [
+    "FLOAT32_REACH",
     "FORMAT_VERSION",
     "FUSED",
     "FUSED_CUDA",
@@ -29,8 +30,11 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT_VERSION = 4
-OLDEST_FORMAT = 3  # without precision.activation_precision: integer weights had float32 activations
+FORMAT_VERSION = 5
+# Format 4 has graphs without exact_angles. Format 3 also lacks precision.activation_precision: integer weights had
+# float32 activations.
+OLDEST_FORMAT = 3
+FLOAT32_REACH = 1 << 20  # tokens; float32 angles then cost the shipped model a mean KL of 7e-6 nats
 MANIFEST_FILE = "manifest.json"
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 # Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
@@ -47,12 +51,15 @@ class Graph:
         onnxruntime: oldest version of ONNX Runtime with the operators, such as ``1.31.0``.
         in_place: names of past states that may share a buffer with their present state on a CPU.
         targets: GPU architectures for which the graph contains compiled kernels.
+        exact_angles: whether rotary angles are exact at any position. Graphs of format 4 and older compute them in
+            float32, which is accurate only up to ``FLOAT32_REACH`` tokens.
     """
 
     opsets: dict[str, int]
     onnxruntime: str
     in_place: list[str]
     targets: list[str] = field(default_factory=list)
+    exact_angles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

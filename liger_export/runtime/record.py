@@ -4,6 +4,8 @@ from hashlib import sha256
 
 import numpy as np
 
+from liger_export.errors import InputError
+from liger_export.package import FLOAT32_REACH
 from liger_export.runtime.executor import Executor, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.saved_state import SavedState
 
@@ -26,8 +28,16 @@ class TextRecord:
         digest: ``digest_after`` all tokens read; None if a state was loaded that does not have it.
     """
 
-    def __init__(self, executor: Executor, vocab_size: int) -> None:
+    def __init__(self, executor: Executor, vocab_size: int, max_length: int) -> None:
+        """Begin a text.
+
+        Args:
+            executor: See above.
+            vocab_size: Size of the model's vocabulary.
+            max_length: Tokens up to which the graph's rotary angles are accurate.
+        """
         self.executor = executor
+        self._max_length = max_length
         self.seen = np.zeros(vocab_size, dtype=np.bool_)
         self.pending: list[int] = []
         self.recent: list[int] = []
@@ -47,11 +57,24 @@ class TextRecord:
         self.digest = digest_after(self.digest, tokens)
 
     def take_pending(self, tokens: Tokens) -> Tokens:
-        """Return the pending token, which is then no longer pending, followed by ``tokens``."""
+        """Return the pending token, which is then no longer pending, followed by ``tokens``.
+
+        Raises:
+            InputError: See ``check_length``.
+        """
+        self.check_length(self.executor.position + len(self.pending) + len(tokens))
         if not self.pending:
             return tokens
         pending, self.pending = self.pending, []
         return np.array([*pending, *tokens], dtype=np.int64)
+
+    def check_length(self, length: int) -> None:
+        """Raise InputError if a text of ``length`` tokens is too long for the graph's rotary angles."""
+        if length > self._max_length:
+            raise InputError(
+                f"The package is of format 4 or older, whose graphs are inaccurate after {FLOAT32_REACH:,} tokens.",
+                "Convert the checkpoint again: states saved by this package continue in the new one. Or call reset.",
+            )
 
     def starts(self, tokens: Tokens) -> bool:
         """Return True if ``tokens`` start with the tokens read; False also if these are unknown."""

@@ -7,7 +7,7 @@ from functools import partial
 from tokenizers import Tokenizer
 
 from liger_export.errors import InputError, NotFiniteError
-from liger_export.package import Manifest
+from liger_export.package import FLOAT32_REACH, Manifest
 from liger_export.runtime.buffers import Array
 from liger_export.runtime.chat import Turn, rewind
 from liger_export.runtime.chat_template import ChatTemplate, Message, no_template
@@ -21,6 +21,7 @@ from liger_export.runtime.prompt import PromptEncoder, check_vocabulary, checked
 from liger_export.runtime.record import NO_TOKENS, TextRecord
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.saved_state import SavedState, model_identity
+from liger_export.state import MAX_POSITION
 
 __all__ = ["Session"]
 
@@ -62,7 +63,8 @@ class Session:
         self._prompts = PromptEncoder(tokenizer)
         self._guard = Guard()
         self._vocab_size = manifest.model_config.vocab_size
-        self._text = TextRecord(executor, self._vocab_size)
+        has_exact_angles = manifest.graphs[executor.lowering].exact_angles
+        self._text = TextRecord(executor, self._vocab_size, MAX_POSITION if has_exact_angles else FLOAT32_REACH)
         self._model = model_identity(manifest)
 
     @property
@@ -95,7 +97,8 @@ class Session:
         """Read tokens and return the logits after the last one, float32 ``[vocab_size]``.
 
         Raises:
-            InputError: There are no tokens, one is outside the vocabulary, or the session is in use or was interrupted.
+            InputError: There are no tokens, one is outside the vocabulary, the text becomes too long for a package of
+                an older format, or the session is in use or was interrupted.
         """
         tokens = self._checked(token_ids)
         with self._guard.change():
@@ -244,6 +247,7 @@ class Session:
         Raises:
             NotFiniteError: The logits are not finite.
         """
+        self._text.check_length(count)
         with self._guard.replace():
             self._text.clear()
             sampler = Sampler(sampling, self._text.seen)
@@ -311,10 +315,13 @@ class Session:
             Logits, float32 ``[B, T, vocab_size]``, and the next state by input name.
 
         Raises:
-            InputError: There are no tokens, or one is outside the vocabulary.
+            InputError: There are no tokens, one is outside the vocabulary, or the position is not supported.
         """
         if not token_ids.size:
             raise _no_tokens()
+        if not 0 <= position <= MAX_POSITION:
+            raise InputError(f"The position is {position}.", f"Pass the tokens read so far, at most {MAX_POSITION}.")
+        self._text.check_length(position + token_ids.shape[1])
         check_vocabulary(token_ids, self._vocab_size)
         return self.executor.run(token_ids, position, past)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from liger_export.errors import InputError
 from liger_export.runtime.buffers import Array, Buffer
-from liger_export.state import StateTensor
+from liger_export.state import MAX_POSITION, StateTensor
 
 __all__ = ["StateBuffers"]
 
@@ -52,10 +52,10 @@ class StateBuffers:
         """Replace the state.
 
         Raises:
-            InputError: The position is negative, or a tensor is missing or has another shape or dtype. The state is
-                unchanged.
+            InputError: The position is not from 0 to ``MAX_POSITION``, or a tensor is missing or has another shape or
+                dtype. The state is unchanged.
         """
-        if position < 0:
+        if not 0 <= position <= MAX_POSITION:
             raise InputError(f"The saved state has position {position}.", "Load a state that save wrote.")
         for entry, buffer in self._current():
             tensor = tensors.get(entry.past_name)

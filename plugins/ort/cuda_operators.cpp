@@ -160,18 +160,19 @@ class CudaArgmax : public ArgmaxSignature {
   OrtAllocator* allocator_;
 };
 
-class CudaRotaryAngles : public RotaryAnglesSignature {
+template <class Table>
+class CudaRotaryAngles : public RotaryAnglesSignature<Table> {
  public:
-  explicit CudaRotaryAngles(const ort::Info& info) : compiled_(info, KERNELS) {}
+  explicit CudaRotaryAngles(const ort::Info& info) : compiled_(info, CudaRotaryAngles::KERNELS) {}
 
   void run(const ort::Context& context) const {
-    const auto [positions, frequencies, cos, sin] = call(context);
+    const auto [positions, table, cos, sin] = this->call(context);
     Arguments arguments;
     arguments.pointer("position_ids", positions.data);
-    arguments.pointer("frequencies", frequencies.data);
+    arguments.pointer(this->has_turns ? "turns" : "frequencies", table.data);
     arguments.pointer("cos", cos.data);
     arguments.pointer("sin", sin.data);
-    arguments.integer("width", frequencies.shape[0]);
+    arguments.integer("width", cos.shape[2]);
     const int64_t tokens = product({positions.shape[0], positions.shape[1]});
     compiled_.get().launch("angles_kernel", arguments, tokens, 1, context.stream());
   }
@@ -203,13 +204,14 @@ void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CudaGatedSiLU> gated_half(ort::CUDA, ORT_FLOAT16);
   static const ort::Operator<CudaGatedSiLU> gated_bfloat16(ort::CUDA, ORT_BFLOAT16);
   static const ort::Operator<CudaArgmax> argmax(ort::CUDA, ORT_FLOAT);
-  static const ort::Operator<CudaRotaryAngles> angles(ort::CUDA, ORT_FLOAT);
+  static const ort::Operator<CudaRotaryAngles<int64_t>> angles(ort::CUDA, ORT_INT64);
+  static const ort::Operator<CudaRotaryAngles<float>> angles_of_frequencies(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaLastPositions<float>> last(ort::CUDA, ORT_FLOAT);
   static const ort::Operator<CudaLastPositions<Half>> last_half(ort::CUDA, ORT_FLOAT16);
   static const ort::Operator<CudaLastPositions<BFloat16>> last_bfloat16(ort::CUDA, ORT_BFLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
            &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &argmax, &angles,
-           &last, &last_half, &last_bfloat16}) {
+           &angles_of_frequencies, &last, &last_half, &last_bfloat16}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_linear_operators(api, domain);

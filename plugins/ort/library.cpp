@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -116,6 +117,30 @@ class CpuLastPositions : public LastPositionsSignature {
   void run(const ort::Context& context) const { LastPositionsSignature::run(context, sizeof(Element), std::memcpy); }
 };
 
+class CpuRotaryAngles : public RotaryAnglesSignature<int64_t> {
+ public:
+  explicit CpuRotaryAngles(const ort::Info&) {}
+
+  void run(const ort::Context& context) const {
+    const auto [positions, table, cosines, sines] = call(context);
+    const int64_t tokens = positions.shape[0] * positions.shape[1], width = table.shape[1];
+    const auto *position = positions.as<const int64_t>(), *turns = table.as<const int64_t>();
+    auto *cosine = cosines.as<float>(), *sine = sines.as<float>();
+    for (int64_t index = 0; index < tokens * width; ++index) {
+      int64_t rotation = TURN / 2;
+      for (int64_t place = 0; place < POSITION_BYTES; ++place) {
+        rotation += (position[index / width] >> 8 * place & 255) * turns[place * width + index % width];
+      }
+      const double angle = (rotation % TURN - TURN / 2) * (2 * PI / TURN);
+      cosine[index] = static_cast<float>(std::cos(angle));
+      sine[index] = static_cast<float>(std::sin(angle));
+    }
+  }
+
+ private:
+  static constexpr double PI = 3.14159265358979323846;
+};
+
 // Operators are static, because sessions keep pointers to them.
 void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CpuAttention<float>> cpu_attention(ort::CPU, ORT_FLOAT);
@@ -123,10 +148,12 @@ void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CpuGatedSiLU<float>> cpu_gated(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuGatedSiLU<Half>> cpu_gated_half(ort::CPU, ORT_FLOAT16);
   static const ort::Operator<CpuArgmax> cpu_argmax(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuRotaryAngles> cpu_angles(ort::CPU, ORT_INT64);
   static const ort::Operator<CpuLastPositions<float>> cpu_last(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuLastPositions<Half>> cpu_last_half(ort::CPU, ORT_FLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_argmax, &cpu_last, &cpu_last_half}) {
+           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_argmax, &cpu_angles, &cpu_last,
+           &cpu_last_half}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_cpu_top_logits(api, domain);

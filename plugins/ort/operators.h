@@ -4,11 +4,14 @@
 
 #include <array>
 #include <cmath>
+#include <type_traits>
 
 #include "checks.h"
 #include "cpu_attention.h"
 
 namespace liger {
+
+constexpr int64_t POSITION_BYTES = 8, TURN = int64_t{1} << 52;  // config/rope.py
 
 // liger::Attention. Inputs: query [B, T, H * D], or, without key and value, packed rows of q, k and v of (H + 2 G) D;
 // key and value [B, T, G * D]; cos and sin, float32 [B, T, D / 2]; position_ids, int64 [B, T]; recurrent_state, window_key
@@ -67,14 +70,17 @@ struct ArgmaxSignature {
   static std::array<ort::Tensor, 2> call(const ort::Context& context);
 };
 
-// liger::RotaryAngles: from position_ids, int64 [B, T], and frequencies, float32 [D / 2], to the cosines and sines of their
-// products, float32 [B, T, D / 2].
+// liger::RotaryAngles: from position_ids, int64 [B, T], and turns, int64 [8, D / 2], the table of rotary_turns in
+// config/rope.py, to the cosines and sines of rotary angles, float32 [B, T, D / 2]. Packages of format 4 and older have
+// frequencies, float32 [D / 2], instead of turns.
+template <class Table>
 struct RotaryAnglesSignature {
   static constexpr const char* name = "RotaryAngles";
   static constexpr size_t KERNELS = 2;
   static constexpr std::array<ort::Parameter, 3> inputs{
-      {{ORT_INT64}, {ORT_FLOAT}, {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT}}};
+      {{ORT_INT64}, {ort::ACTIVATION}, {ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT}}};
   static constexpr std::array<ort::Parameter, 2> outputs{{{ORT_FLOAT}, {ORT_FLOAT}}};
+  static constexpr bool has_turns = std::is_same_v<Table, int64_t>;
 
   // The two inputs and the two outputs.
   static std::array<ort::Tensor, 4> call(const ort::Context& context);
@@ -182,13 +188,18 @@ inline std::array<ort::Tensor, 2> ArgmaxSignature::call(const ort::Context& cont
   return {input, context.output(0, {input.shape[0], input.shape[1]})};
 }
 
-inline std::array<ort::Tensor, 4> RotaryAnglesSignature::call(const ort::Context& context) {
-  const ort::Tensor positions = context.input(0), frequencies = context.input(1);
+template <class Table>
+std::array<ort::Tensor, 4> RotaryAnglesSignature<Table>::call(const ort::Context& context) {
+  const ort::Tensor positions = context.input(0), table = context.input(1);
+  const char* name = has_turns ? "turns" : "frequencies";
+  const char* axes = has_turns ? "[8, D / 2]" : "[D / 2]";
   require_axes("position_ids", positions, "[B, T]");
-  require_axes("frequencies", frequencies, "[D / 2]");
-  if (frequencies.shape[0] > 128) refuse_shape("frequencies", "[D / 2] with at most 128 of them", frequencies);
-  const auto shape = {positions.shape[0], positions.shape[1], frequencies.shape[0]};
-  return {positions, frequencies, context.output(0, shape), context.output(1, shape)};
+  require_axes(name, table, axes);
+  const int64_t width = table.shape[table.rank - 1];
+  if (width < 1 || width > 128) refuse_shape(name, "D / 2 of 1 to 128", table);
+  if (has_turns && table.shape[0] != POSITION_BYTES) refuse_shape(name, axes, table);
+  const auto shape = {positions.shape[0], positions.shape[1], width};
+  return {positions, table, context.output(0, shape), context.output(1, shape)};
 }
 
 template <class Copy>

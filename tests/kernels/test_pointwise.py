@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from liger_export.config import RopeConfig, inverse_frequencies, rotary_turns
 from liger_export.kernels.plans import Plan, pointwise_plans
+from tests.angles import FAR_POSITIONS, exact_angles
 from tests.kernels.cases import DEVICE, every_dtype
 
 triton = pytest.importorskip("triton", reason="needs Triton, which is only available on Linux")
@@ -88,10 +90,17 @@ def test_a_product_begins_with_bias_and_residual(has_bias: bool, has_residual: b
 
 @pytest.mark.parametrize("width", [16, 64])
 def test_rotary_angles_equal_their_definition_at_far_positions(width: int) -> None:
-    positions = torch.tensor([0, 1, 131_071, -1], device=DEVICE)
-    frequencies = 10_000.0 ** -(torch.arange(width, device=DEVICE) / width)
-    cos, sin = (torch.full((4, width), float("nan"), device=DEVICE) for _ in range(2))
-    launch("angles_kernel", 4, width, positions, frequencies, cos, sin, width)
-    angles = (positions.clamp(min=0).float()[:, None] * frequencies).double()
-    assert float((cos.double() - angles.cos()).abs().max()) < 1e-6
-    assert float((sin.double() - angles.sin()).abs().max()) < 1e-6
+    positions = torch.tensor(FAR_POSITIONS, device=DEVICE)
+    turns = torch.tensor(rotary_turns(RopeConfig(), 2 * width), device=DEVICE)
+    cos, sin = (torch.full((len(positions), width), float("nan"), device=DEVICE) for _ in range(2))
+    launch("angles_kernel", len(positions), width, positions, turns, cos, sin, width)
+    angles = exact_angles(FAR_POSITIONS, inverse_frequencies(RopeConfig(), 2 * width))
+    assert float((cos.cpu().double() - angles.cos()).abs().max()) < 1e-6
+    assert float((sin.cpu().double() - angles.sin()).abs().max()) < 1e-6
+
+
+def test_padding_gets_finite_angles() -> None:
+    turns = torch.tensor(rotary_turns(RopeConfig(), 32), device=DEVICE)
+    cos, sin = (torch.full((1, 16), float("nan"), device=DEVICE) for _ in range(2))
+    launch("angles_kernel", 1, 16, torch.tensor([-1], device=DEVICE), turns, cos, sin, 16)
+    assert bool((cos.isfinite() & sin.isfinite()).all())

@@ -62,6 +62,17 @@ def test_format_3_is_read_and_is_written_in_the_current_format(package_copy: Pat
     assert read_manifest(package_copy) == expected
 
 
+def test_graphs_of_format_4_do_not_have_exact_angles(package_copy: Path) -> None:
+    path = package_copy / "manifest.json"
+    assert read_manifest(package_copy).graphs["stock"].exact_angles
+    graphs = json.loads(path.read_text())["graphs"]
+    del graphs["stock"]["exact_angles"]
+    edit_json(path, format_version=4, graphs=graphs)
+    path.write_text(read_manifest(package_copy).to_json())
+    assert json.loads(path.read_text())["format_version"] == FORMAT_VERSION
+    assert not read_manifest(package_copy).graphs["stock"].exact_angles
+
+
 @pytest.mark.parametrize(
     "changes",
     [

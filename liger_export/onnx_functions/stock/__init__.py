@@ -2,6 +2,7 @@
 
 from onnx import FunctionProto, parser
 
+from liger_export.onnx_functions.rotary_angles import ROTARY_ANGLES, rotary_angles_function
 from liger_export.onnx_functions.schemas import OPERATORS, Operator
 from liger_export.onnx_functions.stock.gla import GLA_BODY
 from liger_export.onnx_functions.stock.gsa import GSA_BODY
@@ -27,6 +28,8 @@ BY_OPERATOR = {SIGNATURES[mixer].onnx_name: body for mixer, body in STOCK_BODIES
 
 def stock_function(name: str) -> FunctionProto:
     """The body of an operator, named as in ``schemas.OPERATORS``, as a model-local function."""
+    if name == ROTARY_ANGLES:
+        return rotary_angles_function()
     return parse_body(OPERATORS[name], BY_OPERATOR[name])
 
 
