@@ -184,6 +184,14 @@ def test_a_saved_conversation_goes_on_elsewhere(
     assert reads[0] == other.turn.prompt_tokens > 60
 
 
+def test_a_prompt_without_its_logits_is_read_again(session: Session) -> None:
+    answer(session, HELLO, max_new_tokens=0)
+    assert session.turn is not None
+    other = fresh(session)
+    other.load_state(replace(session.turn.end, pending=(7,), logits=None))  # saved after the first token was chosen
+    assert answer(other, HELLO) == answer(fresh(session), HELLO) != ""
+
+
 def test_an_answer_that_is_not_read_leaves_the_session_as_it_was(session: Session) -> None:
     session.prefill([1, 2, 3])
     before = session.fork().step(4)
