@@ -74,8 +74,9 @@ def test_without_a_record_the_checkout_or_the_name_is_used(tmp_path: Path, monke
 
 def test_the_extras_named_in_messages_exist() -> None:
     extras_of_project = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
-    assert {"cli", "export", "bench", "tensorrt", "tensorrt-rtx"} <= set(extras_of_project)
-    assert {Requirement(line).name for line in extras_of_project["cli"]} == CLI_LIBRARIES
+    assert {"chat", "cli", "export", "bench", "tensorrt", "tensorrt-rtx"} <= set(extras_of_project)
+    assert {Requirement(line).name for line in extras_of_project["cli"]} == {"liger-export", *CLI_LIBRARIES}
+    assert {Requirement(line).name for line in extras_of_project["chat"]} == {"jinja2"}
     needed_by_graphs = {"onnx_ir", "onnxscript", "torch", "transformers"}
     assert needed_by_graphs <= EXPORTER_LIBRARIES - CLI_LIBRARIES
 

@@ -122,7 +122,12 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
     for folder in ("liger_export", "kernels", "plugins", "benchmarks", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
-    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("*/**/README.md"))):
+    for page in (
+        ROOT / "README.md",
+        *sorted(ROOT.glob("docs/**/*.md")),
+        *sorted(ROOT.glob("examples/**/*.md")),
+        *ROOT.glob("benchmarks/**/*.md"),
+    ):
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             yield str(page.relative_to(ROOT)), ast.parse(block)
 

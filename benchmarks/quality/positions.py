@@ -48,7 +48,7 @@ class ExactAngles(nn.Module):
 def reference_model(checkpoint: Path, adapters: Sequence[Path]) -> Any:
     """The model in float64 with exact angles."""
     register()
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False)
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     config = model.model.liger

@@ -28,13 +28,13 @@ class TextRecord:
         digest: ``digest_after`` all tokens read; None if a state was loaded that does not have it.
     """
 
-    def __init__(self, executor: Executor, vocab_size: int, max_length: int) -> None:
+    def __init__(self, executor: Executor, vocab_size: int, max_length: int | None = None) -> None:
         """Begin a text.
 
         Args:
             executor: See above.
             vocab_size: Size of the model's vocabulary.
-            max_length: Tokens up to which the graph's rotary angles are accurate.
+            max_length: Tokens up to which the graph's rotary angles are accurate; None if they are exact.
         """
         self.executor = executor
         self._max_length = max_length
@@ -70,7 +70,7 @@ class TextRecord:
 
     def check_length(self, length: int) -> None:
         """Raise InputError if a text of ``length`` tokens is too long for the graph's rotary angles."""
-        if length > self._max_length:
+        if self._max_length is not None and length > self._max_length:
             raise InputError(
                 f"The package is of format 4 or older, whose graphs are inaccurate after {FLOAT32_REACH:,} tokens.",
                 "Convert the checkpoint again: states saved by this package continue in the new one. Or call reset.",

@@ -64,7 +64,7 @@ class Session:
         self._guard = Guard()
         self._vocab_size = manifest.model_config.vocab_size
         has_exact_angles = manifest.graphs[executor.lowering].exact_angles
-        self._text = TextRecord(executor, self._vocab_size, MAX_POSITION if has_exact_angles else FLOAT32_REACH)
+        self._text = TextRecord(executor, self._vocab_size, None if has_exact_angles else FLOAT32_REACH)
         self._model = model_identity(manifest)
 
     @property

@@ -89,7 +89,7 @@ def test_commands_in_a_pipe_print_to_standard_error(chat_package: Path) -> None:
         ("/exit now", "no command '/exit now'"),
         ("/save", "/save needs a file"),
         ("/load /nowhere", "is not a saved state"),
-        ("/save /nowhere/file", "No such file"),
+        ("/save /nowhere/file", "/nowhere is not a directory"),
     ],
 )
 def test_a_wrong_command_in_a_pipe_ends_with_exit_code_2(chat_package: Path, line: str, words: str) -> None:
@@ -229,7 +229,7 @@ def test_a_terminal_goes_on_after_an_error(
     )
     assert [message["content"] for message in conversation.messages[::2]] == ["Hello"]
     shown = capsys.readouterr().err
-    for words in ("no command '/stat'", "not a saved state", "No such file", "not valid Unicode"):
+    for words in ("no command '/stat'", "not a saved state", "is not a directory", "not valid Unicode"):
         assert words in shown
 
 
