@@ -213,10 +213,10 @@ class Session:
     ) -> Continuation:
         """Return an iterator that reads a conversation and yields the assistant's answer, piece by piece.
 
-        The answer is that of a new session that reads all messages with the package's chat template. Only tokens that
-        follow what has been read are read, if the conversation goes on from the session's text, or from the prompt of
-        the last ``chat``: as when the history or a regenerated answer stays the same, or the template drops an answer's
-        reasoning. Otherwise the session starts over. For that, ``turn`` keeps one copy of the state.
+        The answer is that of a new session that reads all messages with the package's chat template. If the prompt
+        starts with the session's text, only the rest is read. Otherwise, if it starts with the last prompt of ``chat``,
+        the session goes back to that: when an answer is generated again, or the template drops its reasoning. Otherwise
+        the session starts over. ``turn`` keeps one copy of the state for this.
 
         As with ``generate``, nothing is read or dropped before the first piece is requested, and ``generate("")``
         continues the answer.
