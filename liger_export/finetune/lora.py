@@ -29,8 +29,9 @@ def finetune(
 ) -> FinetuneResult:
     """Train a LoRA adapter for a Liger checkpoint and save it in PEFT's format.
 
-    Until the run ends, ``OUTPUT.work`` holds the checkpoints to resume from. Under ``accelerate launch`` all processes
-    train, and the first one writes.
+    Until the run ends, ``OUTPUT.work`` holds points to resume from, each of them whole. A run that is killed before its
+    first point leaves nothing to resume, and starts again. Under ``accelerate launch`` all processes train, and the
+    first one writes.
 
     Args:
         checkpoint: a Liger checkpoint directory.
@@ -47,7 +48,8 @@ def finetune(
         InputError: the model lacks a target projection, the run to resume began with other settings, or the model
             does not know a token of the data.
         DataError: the data is missing, unreadable or too short.
-        OutputError: ``output`` exists, or there is an unfinished run next to it and ``resume`` is false.
+        OutputError: ``output`` exists, there is an unfinished run next to it and ``resume`` is false, or the disk is
+            full. Points that were written before can then be resumed from.
     """
     opened = open_liger(checkpoint)
     _check_targets(settings.target_modules, opened.weights)

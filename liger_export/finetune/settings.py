@@ -24,7 +24,7 @@ class FinetuneSettings:
         epochs: passes over the data; ignored if ``max_steps`` is given.
         max_steps: number of optimizer steps.
         heldout_fraction: share of the blocks, taken from the end, to measure on if no held-out data is given.
-        save_steps: optimizer steps between the checkpoints that a run can resume from.
+        save_steps: optimizer steps between the points that a run can resume from.
         gradient_checkpointing: recompute layers in the backward pass to save memory.
         seed: seed of initialization and data order.
     """

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from liger_export.checkpoint import LigerCheckpoint
 from liger_export.checkpoint.causal_lm import load_tokenizer
@@ -19,6 +17,7 @@ from liger_export.config import read_end_ids
 from liger_export.data import TextEncoder, token_blocks
 from liger_export.distributed import processes
 from liger_export.errors import DataError, OutputError
+from liger_export.finetune.points import WorkDirectory
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
 from liger_export.finetune.training import train
 from liger_export.modeling import register
@@ -54,9 +53,9 @@ class FinetuneRun:
         return (self.checkpoint, self.data) if self.heldout is None else (self.checkpoint, self.data, self.heldout)
 
     @property
-    def work(self) -> Path:
-        """``OUTPUT.work``, where the checkpoints to resume from are written."""
-        return self.output.with_name(self.output.name + ".work")
+    def work(self) -> WorkDirectory:
+        """``OUTPUT.work``, where the points to resume from are written."""
+        return WorkDirectory(self.output.with_name(self.output.name + ".work"))
 
 
 class Stage(ABC):
@@ -90,7 +89,7 @@ def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progre
 
     Raises:
         OutputError: ``run.output`` exists or contains an input, or ``run.resume`` does not match the state of
-            ``run.work``.
+            ``run.work``, or ``run.work`` holds anything else or cannot be written.
         InputError: the run to resume began with other settings, another model or another text, or the model does not
             know a token of the data.
         DataError: the data is missing, unreadable or too short.
@@ -113,19 +112,20 @@ def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progre
 
 def _check_work(run: FinetuneRun) -> None:
     require_replaceable(run.output, run.overwrite, run.inputs)
-    resumable = run.work.is_dir() and get_last_checkpoint(str(run.work)) is not None
+    run.work.require_own()
+    work, resumable = run.work.path, run.work.latest() is not None
     if resumable and not run.resume:
-        raise OutputError(f"{run.work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")
+        raise OutputError(f"{work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")
     if run.resume and not resumable:
-        raise OutputError(f"There is no unfinished run at {run.work}.", "Omit --resume.")
+        raise OutputError(f"{work} holds no point to resume from.", "Omit --resume to start from the beginning.")
 
 
-def _remove_work(work: Path) -> None:
-    """Remove the checkpoints to resume from, once every process has finished."""
+def _remove_work(work: WorkDirectory) -> None:
+    """Remove the points to resume from, once every process has finished."""
     state = processes()
     state.wait_for_everyone()
     if state.is_main_process:
-        shutil.rmtree(work)
+        work.remove()
 
 
 def _load_blocks(run: FinetuneRun, vocab_size: int, settings: FinetuneSettings) -> tuple[Tensor, Tensor]:

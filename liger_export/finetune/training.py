@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from liger_export.distributed import runs_on_cpu
+from liger_export.distributed import processes, runs_on_cpu
 from liger_export.errors import InputError
+from liger_export.files import new_file
+from liger_export.finetune.points import WorkDirectory
 from liger_export.finetune.settings import FinetuneSettings
 from liger_export.metrics import Quality, measure_quality
 from liger_export.progress import Progress
 
 __all__ = ["Trained", "train"]
-
-RECORD_FILE = "run.json"  # in the work directory: describes the run at its beginning
 
 
 class _Blocks(Dataset[dict[str, Tensor]]):
@@ -33,6 +33,22 @@ class _Blocks(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": self._blocks[index], "labels": self._blocks[index]}
+
+
+class _PointTrainer(Trainer):  # type: ignore[misc]
+    """The transformers Trainer, whose checkpoints are whole or absent."""
+
+    def __init__(self, model: nn.Module, work: WorkDirectory, settings: FinetuneSettings, blocks: Tensor) -> None:
+        super().__init__(model, _arguments(settings, work.partial), train_dataset=_Blocks(blocks))
+        self._work = work
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._work.writing():
+            super()._save_checkpoint(model, trial)
+            processes().wait_for_everyone()  # each process writes the state of its random numbers
+            if self.is_world_process_zero():
+                step = self.state.global_step
+                self._work.publish(self._work.partial / f"{PREFIX_CHECKPOINT_DIR}-{step}", step)
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
@@ -88,7 +104,7 @@ def train(
     model: nn.Module,
     blocks: tuple[Tensor, Tensor],
     settings: FinetuneSettings,
-    work: Path,
+    work: WorkDirectory,
     *,
     begun: dict[str, Any],
     resume: bool,
@@ -101,67 +117,72 @@ def train(
             returns ``logits``.
         blocks: blocks to train on and blocks to measure on, each int64 [N, T].
         settings: training settings.
-        work: directory for the checkpoints to resume from.
+        work: directory for the points to resume from.
         begun: description of the run in JSON types; a run resumes only with an equal one.
-        resume: continue from the last checkpoint in ``work``.
+        resume: continue from the newest point in ``work``.
         progress: counts optimizer steps, and batches before and after; the stage names the latest training loss.
 
     Raises:
         InputError: the run to resume began with another description, or its record is damaged.
+        OutputError: ``work`` cannot be written.
     """
     if resume:
         _check_resumed(work, begun)
     trained_on, measured_on = blocks
-    record = work / RECORD_FILE
-    trainer = Trainer(model, _arguments(settings, work), train_dataset=_Blocks(trained_on))
+    if processes().is_main_process:
+        work.prepare()
+    trainer = _PointTrainer(model, work, settings, trained_on)
 
     def measure_before() -> None:
         progress.stage("measuring before training")
         quality = measure_quality(trainer.model_wrapped, measured_on, progress=progress)
         if trainer.is_world_process_zero():
-            work.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps({"before": asdict(quality), "begun": begun}))
+            with new_file(work.record) as partial:
+                partial.write_text(json.dumps({"before": asdict(quality), "begun": begun}))
 
     trainer.add_callback(_BeforeTraining(measure_before))
     trainer.add_callback(_Reporter(progress))
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
+    point = work.latest() if resume else None
+    trainer.train(resume_from_checkpoint=None if point is None else str(point))
     progress.stage("measuring after training")
     after = measure_quality(trainer.model_wrapped, measured_on, progress=progress)
     return Trained(
         trainer.accelerator.get_state_dict(trainer.model_wrapped),
-        Quality(**json.loads(record.read_text())["before"]),
+        Quality(**json.loads(work.record.read_text())["before"]),
         after,
         trainer.state.global_step,
         trainer.is_world_process_zero(),
     )
 
 
-def _check_resumed(work: Path, now: dict[str, Any]) -> None:
+def _check_resumed(work: WorkDirectory, now: dict[str, Any]) -> None:
     """Check that a run resumes with what it began with: other settings, another model or another text are refused.
 
     Raises:
         InputError: something differs, or the record of the beginning is damaged.
     """
     try:
-        begun = json.loads((work / RECORD_FILE).read_text())["begun"]
+        begun = json.loads(work.record.read_text())["begun"]
         same = {name: begun[name] == now[name] for name in now}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{work / RECORD_FILE} is missing or damaged.", f"Remove {work} and start again.") from error
+        raise InputError(f"{work.record} is missing or damaged.", f"Remove {work.path} and start again.") from error
     if all(same.values()):
         return
     if same["settings"]:
         other = ", ".join(name for name, is_same in same.items() if not is_same)
-        raise InputError(f"The unfinished run in {work} began with another {other}.", "Pass the one it began with.")
+        raise InputError(
+            f"The unfinished run in {work.path} began with another {other}.", "Pass the one it began with."
+        )
     names = [name for name in now["settings"] if now["settings"][name] != begun["settings"].get(name)]
     was = ", ".join(f"{name} {begun['settings'].get(name)}" for name in names)
-    raise InputError(f"The unfinished run in {work} began with {was}.", "Resume it with the same settings.")
+    raise InputError(f"The unfinished run in {work.path} began with {was}.", "Resume it with the same settings.")
 
 
-def _arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:
+def _arguments(settings: FinetuneSettings, output: Path) -> TrainingArguments:
     on_cuda = torch.cuda.is_available() and not runs_on_cpu()
     return TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(output),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         num_train_epochs=settings.epochs,
@@ -175,7 +196,6 @@ def _arguments(settings: FinetuneSettings, work: Path) -> TrainingArguments:
         bf16=on_cuda,
         dataloader_pin_memory=on_cuda,
         save_steps=settings.save_steps,
-        save_total_limit=2,
         logging_steps=10,
         logging_first_step=True,
         report_to="none",

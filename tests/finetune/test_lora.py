@@ -92,7 +92,7 @@ def test_interrupted_run_resumes_to_the_same_adapter(
 
 
 def test_a_run_whose_record_is_damaged_is_not_resumed(liger_checkpoint: Path, text: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.work" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "out.work" / "point-4").mkdir(parents=True)
     (tmp_path / "out.work" / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json is missing or damaged.*start again"):
         finetune(liger_checkpoint, text, tmp_path / "out", SETTINGS, resume=True)
