@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from liger_export.config import LigerConfig, read_config_json
+from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings, linearize
 from liger_export.modeling import MODEL_CLASSES, LigerForCausalLM
 
@@ -133,6 +134,13 @@ def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32) -> LigerFor
 
 def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def record_file(package: Path, name: str) -> None:
+    """Record the present size and SHA-256 of a file in the package's manifest."""
+    manifest, file = package / "manifest.json", package / name
+    entry = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    edit_json(manifest, files={**json.loads(manifest.read_text())["files"], name: entry})
 
 
 def relative_l2(measured: torch.Tensor, reference: torch.Tensor) -> float:

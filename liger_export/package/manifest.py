@@ -39,6 +39,7 @@ MANIFEST_FILE = "manifest.json"
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 # Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
 MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx", FUSED_CUDA: "model.cuda.onnx"}
+WEIGHT_SUFFIXES = (".data", ".engine")  # of files that are as large as the model
 REPORT_FILE = "parity.json"  # not listed in the manifest, because validate writes it later
 
 
@@ -133,8 +134,12 @@ class Manifest:
         values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
         return json.dumps({**values, "files": files}, indent=1) + "\n"
 
-    def check_files(self, directory: Path, *, hashes: bool = True) -> None:
-        """Check that every file exists and has the recorded size and, with ``hashes``, the recorded SHA-256.
+    def check_files(self, directory: Path, *, weights: bool = True) -> None:
+        """Check that every file exists and has the recorded size and SHA-256.
+
+        Args:
+            directory: The directory of the manifest.
+            weights: Also hash weights and engines. Every other file is small and always hashed.
 
         Raises:
             PackageError: a file is missing or was changed; the error names the first such file.
@@ -149,7 +154,7 @@ class Manifest:
                 raise PackageError(
                     f"{path} has {size:,} bytes instead of {recorded['bytes']:,}: it was truncated.", fix
                 )
-            if hashes and sha256_file(path) != recorded["sha256"]:
+            if (weights or path.suffix not in WEIGHT_SUFFIXES) and sha256_file(path) != recorded["sha256"]:
                 raise PackageError(f"{path} has changed since it was written (its SHA-256 differs).", fix)
 
 

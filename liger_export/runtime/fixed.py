@@ -245,7 +245,7 @@ def open_engine(directory: Path, manifest: Manifest, *, threads: int | None, ver
             engine.
     """
     record = _record(manifest)
-    manifest.check_files(directory, hashes=verify)
+    manifest.check_files(directory, weights=verify)
     graphs: FixedGraphs
     if record.backend == ONNX:
         graphs = OnnxGraphs.open(directory, record, threads)

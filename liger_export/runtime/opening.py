@@ -63,8 +63,8 @@ def load(
             session's ``lowering`` and ``device`` tell what was selected; the fused graph for a GPU is called ``cuda``.
             An engine directory supports neither value.
         threads: ONNX Runtime's threads within an operator; None lets it choose.
-        verify: Compare every file's SHA-256 with the manifest, which about doubles the time to open the package.
-            Otherwise only sizes are compared.
+        verify: Compare the SHA-256 of weights and engines with the manifest, which about doubles the time to open the
+            package. Otherwise only their size is compared. All other files are small and always compared.
 
     Raises:
         InputError: ``threads`` is invalid, or the device or lowering is unknown or not supported by the engine
@@ -79,14 +79,13 @@ def load(
     manifest = read_manifest(directory)
     _check_names(manifest, lowering, device)
     if manifest.engine is not None:
-        tokenizer = read_tokenizer(directory)
-        engine = open_engine(directory, manifest, threads=threads, verify=verify)
-        return _session(directory, manifest, tokenizer, engine)
+        engine = open_engine(directory, manifest, threads=threads, verify=verify)  # checks all files
+        return _session(directory, manifest, read_tokenizer(directory), engine)
     choice = choose_graph(manifest, lowering, device)
     _check_onnxruntime(manifest.graphs[choice.lowering].onnxruntime)
-    manifest.check_files(directory, hashes=False)  # first: ONNX Runtime maps files, and a truncated one could crash it
+    manifest.check_files(directory, weights=False)  # first: ONNX Runtime maps files, and a truncated one could crash it
     with ThreadPoolExecutor(1) as pool:  # hash on one core while ONNX Runtime prepares weights on another
-        verified = pool.submit(manifest.check_files, directory, hashes=verify)
+        verified = pool.submit(manifest.check_files, directory, weights=verify)
         try:
             model = _open(directory, choice, threads)
         except Exception as error:  # ONNX Runtime raises its own types

@@ -22,7 +22,7 @@ from liger_export.errors import (
     UnsupportedModelError,
 )
 from liger_export.evaluate import evaluate, models, open_model, text_blocks
-from tests.tiny import BACKBONES, edit_json, load_model, write_base
+from tests.tiny import BACKBONES, edit_json, load_model, record_file, write_base
 
 LENGTH = 100
 Metrics = tuple[float, float]
@@ -194,17 +194,10 @@ def test_models_with_different_tokens_are_not_compared(base: Path, package_copy:
     values = json.loads((package_copy / "tokenizer.json").read_text())
     values["post_processor"] = None  # no BOS token
     (package_copy / "tokenizer.json").write_text(json.dumps(values))
-    edit_manifest_of_tokenizer(package_copy)
+    record_file(package_copy, "tokenizer.json")
     printed = run(base, package_copy, "--text", text, "--sequence-length", LENGTH)
     rows = [line.split() for line in printed.splitlines()]
     assert [row[-1] for row in rows if row[:1] in (["base"], ["package"])] == ["100.0%", "-"]
-
-
-def edit_manifest_of_tokenizer(package: Path) -> None:
-    from liger_export.package.manifest import describe_files
-
-    values = json.loads((package / "manifest.json").read_text())
-    edit_json(package / "manifest.json", files={name: describe_files(package)[name] for name in values["files"]})
 
 
 def test_unwritable_json_is_refused_before_any_work(base: Path, text: Path, tmp_path: Path) -> None:

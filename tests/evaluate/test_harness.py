@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, processors
 from liger_export.evaluate import harness
 from liger_export.evaluate.harness import PackageLM, register
 from liger_export.runtime import load
-from tests.tiny import END_OF_TEXT, edit_json, load_model
+from tests.tiny import END_OF_TEXT, load_model, record_file
 
 CHOICE = """
 task: tiny_choice
@@ -140,17 +140,9 @@ def test_a_context_has_no_end_of_text_token_that_the_tokenizer_adds(package_copy
     tokenizer = Tokenizer.from_file(str(path))
     single = f"{END_OF_TEXT} $A {END_OF_TEXT}"
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(END_OF_TEXT, 0)])
-    size = path.stat().st_size
     tokenizer.save(str(path))
-    edit_size(package_copy, path.name, path.stat().st_size - size)
+    record_file(package_copy, path.name)
     assert PackageLM(package_copy).tok_encode("ab") == [0, *encode("ab")]
-
-
-def edit_size(package: Path, name: str, difference: int) -> None:
-    """Update the size of a file in the manifest."""
-    files = json.loads((package / "manifest.json").read_text())["files"]
-    files[name]["bytes"] += difference
-    edit_json(package / "manifest.json", files=files)
 
 
 def write_tasks(directory: Path, model: PackageLM, checkpoint: Path) -> dict[str, float]:

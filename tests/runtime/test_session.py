@@ -17,7 +17,7 @@ from liger_export.errors import EnvironmentMismatchError, InputError, PackageErr
 from liger_export.linearize import LinearizeSettings
 from liger_export.precision import Precision
 from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
-from tests.tiny import END_OF_TEXT, Shape, load_model, relative_l2, write_liger
+from tests.tiny import END_OF_TEXT, Shape, load_model, record_file, relative_l2, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 200)]
 SHAPES = [Shape(), Shape(6, 2, 24, 5), Shape(3, 3, 16, 17), Shape(8, 1, 8, 1)]
@@ -413,14 +413,25 @@ def test_damaged_package_does_not_open(package_copy: Path) -> None:
     with pytest.raises(PackageError, match="has changed"):
         load(package_copy, verify=True)
     assert load(package_copy).position == 0
-    (package_copy / "model.onnx").write_bytes(b"x" * (package_copy / "model.onnx").stat().st_size)
+    (package_copy / "model.onnx").write_bytes(b"x")
+    record_file(package_copy, "model.onnx")
     with pytest.raises(PackageError, match="cannot be opened"):
         load(package_copy)
-    with pytest.raises(PackageError, match="has changed"):
+    with pytest.raises(PackageError, match="data has changed"):
         load(package_copy, verify=True)
     data.write_bytes(content[:-1])
     with pytest.raises(PackageError, match="was truncated"):
         load(package_copy)
+
+
+def test_a_small_file_that_has_changed_is_always_noticed(package_copy: Path) -> None:
+    """The changed tokenizer has the same size and can be read: it would give other tokens silently."""
+    file, ids = package_copy / "tokenizer.json", load(package_copy).encode("a")
+    file.write_bytes(file.read_bytes().replace(b'"a": ', b'"b": '))
+    with pytest.raises(PackageError, match="json has changed"):
+        load(package_copy)
+    record_file(package_copy, "tokenizer.json")
+    assert load(package_copy).encode("a") != ids
 
 
 def test_a_tokenizer_that_truncates_and_pads_reads_texts_whole(package_copy: Path) -> None:
