@@ -19,6 +19,8 @@ from liger_export.errors import DataError, InputError
 
 __all__ = ["TextEncoder", "read_documents", "read_tokens", "token_blocks"]
 
+MARGIN = 256  # tokens before a cut that are never used
+CHARACTERS_PER_TOKEN = 8  # more than most texts have
 TOKENIZER_BATCH = 512  # documents per call: a fast tokenizer encodes them in parallel
 
 JSON_LINES = frozenset({".jsonl", ".jsonlines", ".ndjson"})
@@ -68,6 +70,21 @@ class TextEncoder:
         ids: list[list[int]] = self.tokenizer(texts, verbose=False).input_ids
         return ids
 
+    def encode_start(self, text: str, count: int) -> list[int]:
+        """Encode ``count`` tokens or more at the start of a text, if it has them, but not a long rest.
+
+        Tokens near the end of a cut text can differ from those of the whole text. So as many tokens again, and
+        ``MARGIN``, lie between the last one that is used and the cut.
+        """
+        needed = 2 * count + MARGIN
+        length = CHARACTERS_PER_TOKEN * needed
+        while length < len(text):
+            [ids] = self.encode([text[:length]])
+            if len(ids) >= needed:
+                return ids[:count]
+            length *= 4
+        return self.encode([text])[0]
+
     def separator(self, before: list[int], after: list[int]) -> tuple[int, ...]:
         """Return the end token to put between two documents: none if one stands there already.
 
@@ -115,13 +132,29 @@ def read_tokens(encoder: TextEncoder, data: Path, max_tokens: int | None = None)
         InputError: the model does not know a token.
     """
     documents, ids = read_documents(data), list[int]()
-    while (max_tokens is None or len(ids) < max_tokens) and (batch := list(islice(documents, TOKENIZER_BATCH))):
-        for encoded in encoder.encode(batch):
-            ids += encoder.separator(ids, encoded)
-            ids += encoded
+    while max_tokens is None or len(ids) < max_tokens:
+        wanted = None if max_tokens is None else max_tokens - len(ids)
+        if not (batch := _next_batch(documents, wanted)):
+            break
+        encoded = encoder.encode(batch[:-1]) if len(batch) > 1 else []
+        encoded += encoder.encode(batch[-1:]) if wanted is None else [encoder.encode_start(batch[-1], wanted)]
+        for tokens in encoded:
+            ids += encoder.separator(ids, tokens)
+            ids += tokens
     ids = ids[:max_tokens]
     encoder.check(ids)
     return ids
+
+
+def _next_batch(documents: Iterator[str], wanted: int | None) -> list[str]:
+    """Take some documents: not many more than hold ``wanted`` tokens."""
+    batch, characters = list[str](), 0
+    for text in islice(documents, TOKENIZER_BATCH):
+        batch.append(text)
+        characters += len(text)
+        if wanted is not None and characters >= CHARACTERS_PER_TOKEN * wanted:
+            break
+    return batch
 
 
 def read_documents(data: Path) -> Iterator[str]:

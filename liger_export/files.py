@@ -1,12 +1,15 @@
-"""Atomic writing of files, checks before writing, and file hashes."""
+"""Atomic writing of files, checks before reading and writing, and file hashes."""
 
 import hashlib
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from liger_export.errors import OutputError
 from liger_export.partials import output_errors, partial_of, sync
@@ -16,7 +19,10 @@ __all__ = [
     "TOKENIZER_FILES",
     "TOOL_USE_TEMPLATE",
     "copy_files",
+    "is_file_name",
     "new_file",
+    "read_json",
+    "require_regular",
     "require_space",
     "require_writable",
     "sha256_file",
@@ -36,6 +42,8 @@ TOKENIZER_FILES = (
     TOOL_USE_TEMPLATE,
 )
 CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")  # from the base to the package
+MOST_JSON_BYTES = 1 << 28  # the largest tokenizers and indexes have some tens of MB
+MOST_JSON_LEVELS = 64
 
 
 @contextmanager
@@ -92,6 +100,50 @@ def require_space(path: Path, nbytes: int) -> None:
             f"{path} needs {nbytes / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free.",
             "Free some disk space or choose another disk.",
         )
+
+
+def require_regular(path: Path) -> None:
+    """Check that a path is a file, or a link to one. Reading a pipe or a device could never end.
+
+    Raises:
+        OSError: it does not exist.
+        ValueError: it is something else.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+
+
+def is_file_name(name: object) -> bool:
+    """Return true for the name of a file in a directory: not a path, and not one that leads out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of bounded size and depth.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a regular file, is too large, or is not JSON in UTF-8.
+    """
+    require_regular(path)
+    if path.stat().st_size > MOST_JSON_BYTES:
+        raise ValueError(f"it has more than {MOST_JSON_BYTES:,} bytes")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _check_depth(values)
+    return values
+
+
+def _check_depth(values: Any) -> None:
+    level = [values]
+    for _ in range(MOST_JSON_LEVELS):
+        containers = [value for value in level if isinstance(value, dict | list)]
+        level = [item for value in containers for item in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MOST_JSON_LEVELS} levels deep")
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:

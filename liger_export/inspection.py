@@ -1,6 +1,5 @@
 """``inspect``: describe a package or engine in rows of text."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import onnx
 
 from liger_export.config import LigerConfig
 from liger_export.errors import PackageError
-from liger_export.files import sha256_file
+from liger_export.files import read_json, sha256_file
 from liger_export.package.engines import ONNX
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILES, REPORT_FILE, Manifest, read_manifest
 from liger_export.runtime import Sampling
@@ -130,7 +129,7 @@ def _growth(manifest: Manifest) -> str:
 def _verdict(path: Path, manifest_sha256: str) -> str:
     """The result of ``validate`` in one line, read from its report at ``path``."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if values["manifest_sha256"] != manifest_sha256:
             return f"no: {path.name} is the report of another package"
         missed = [check["name"] for check in values["checks"] if not check["passed"]]
@@ -139,7 +138,7 @@ def _verdict(path: Path, manifest_sha256: str) -> str:
         return f"missed: {', '.join(missed)}" if missed else f"yes, {len(values['checks'])} checks against PyTorch{how}"
     except FileNotFoundError:
         return "not yet (run liger-export validate)"
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no: {path.name} is damaged ({error})"
 
 

@@ -106,6 +106,7 @@ def linearize(
     """
     path = find_base(base)
     opened = open_base(path)
+    opened.checkpoint.check_layers(Fields(opened.config_values).integer("num_hidden_layers"))
     values = liger_config_values(opened.config_values, settings or LinearizeSettings())
     config = LigerConfig.from_dict(values)
     opened.checkpoint.check(config, excluded=learned_tensors(config))

@@ -1,12 +1,14 @@
 import codecs
 import json
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Tokenizer, models, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from liger_export.checkpoint import open_liger
@@ -61,6 +63,47 @@ def test_one_end_token_stands_between_two_documents(
 def test_a_model_without_an_end_token_reads_the_documents_without_separation(tmp_path: Path) -> None:
     read = TextEncoder(Path("model"), byte_tokenizer(), VOCABULARY, ())
     assert len(read_tokens(read, write_lines(tmp_path / "text.jsonl", "aa", "bb"))) == 2 * 3
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    """A tokenizer whose tokens span words, so that a cut changes tokens far before it."""
+    tokenizer = Tokenizer(models.BPE(unk_token="?"))
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["?"], show_progress=False, max_token_length=24)
+    random = Random(0)
+    texts = ["".join(random.choices("aab  \n", k=300)) + "a" * random.randrange(40) for _ in range(40)]
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text("aab \n1", min_size=1, max_size=60), times=st.integers(1, 300), count=st.integers(1, 200))
+def test_the_start_of_a_text_has_the_tokens_of_the_whole(trained: Tokenizer, text: str, times: int, count: int) -> None:
+    for tokenizer in (trained, byte_tokenizer()):
+        read = TextEncoder(Path("model"), tokenizer, 400, (END,))
+        whole = read.encode([text * times])[0]
+        assert read.encode_start(text * times, count)[:count] == whole[:count]
+
+
+class Counting:
+    """A byte tokenizer that counts the characters it encodes."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def __call__(self, texts: list[str], verbose: bool) -> Any:
+        self.characters += sum(map(len, texts))
+        return SimpleNamespace(input_ids=[list(text.encode()) for text in texts])
+
+
+@pytest.mark.parametrize("documents", [1, 100])
+def test_only_the_start_of_a_long_text_is_encoded(tmp_path: Path, documents: int) -> None:
+    write_lines(tmp_path / "text.jsonl", *["word " * (400_000 // documents)] * documents)
+    tokenizer = Counting()
+    read = TextEncoder(Path("model"), tokenizer, VOCABULARY, (END,))
+    ids = read_tokens(read, tmp_path / "text.jsonl", 5000)
+    assert tokenizer.characters < 200_000
+    assert ids == read_tokens(read, tmp_path / "text.jsonl")[:5000]
 
 
 def test_one_document_is_encoded_as_by_its_tokenizer(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from liger_export.checkpoint.adapter_config import AdapterConfig, read_json
+from liger_export.checkpoint.adapter_config import AdapterConfig, read_object
 from liger_export.checkpoint.reader import Checkpoint, open_safetensors
 from liger_export.errors import AdapterError, CheckpointError
 
@@ -69,7 +69,7 @@ class Adapter:
         """
         config = AdapterConfig.read(directory)
         record = directory / BASE_RECORD
-        base = read_json(record).get("base_sha256") if record.is_file() else None
+        base = read_object(record).get("base_sha256") if record.is_file() else None
         updates = {}
         for name, (a, b) in _read_factors(directory / WEIGHTS_FILE).items():
             module = name.removesuffix(".weight")

@@ -4,7 +4,6 @@ A LoRA variant can change the meaning of the saved factors, or the base that the
 field that is not known to be harmless must be null, false, empty or the installed PEFT's default.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from liger_export.errors import AdapterError
+from liger_export.files import read_json
 
-__all__ = ["AdapterConfig", "read_json"]
+__all__ = ["AdapterConfig", "read_object"]
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -81,7 +81,7 @@ class AdapterConfig:
             AdapterError: it is missing or invalid, or uses a PEFT feature that cannot be merged.
         """
         file = directory / CONFIG_FILE
-        values = read_json(file)
+        values = read_object(file)
         if values.get("peft_type") != "LORA":
             raise AdapterError(
                 f"{directory} is a {values.get('peft_type')} adapter.", "Only LoRA adapters can be merged."
@@ -131,10 +131,10 @@ class AdapterConfig:
         return next(iter(values), default)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from an adapter's file. Raises AdapterError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError:
         raise AdapterError(f"{path} is missing.", "Pass the directory in which PEFT saved the adapter.") from None
     except ValueError as error:

@@ -1,7 +1,6 @@
 """Lazy, strict reading of safetensors checkpoints."""
 
 import hashlib
-import json
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from liger_export.checkpoint.names import expected_tensors, is_ignored, learned_tensors
 from liger_export.config import LigerConfig, read_config_json
 from liger_export.errors import CheckpointError
+from liger_export.files import read_json, require_regular
 from liger_export.precision import EMBEDDING, LM_HEAD
 
 __all__ = ["Checkpoint", "TensorInfo", "open_safetensors"]
@@ -91,6 +91,18 @@ class Checkpoint:
         """The safetensors files, sorted by name."""
         return sorted({info.file for info in self.tensors.values()})
 
+    def check_layers(self, layers: int) -> None:
+        """Check that there are tensors for a number of layers, before anything of that size is built.
+
+        Raises:
+            CheckpointError: there are fewer tensors than layers.
+        """
+        if layers > len(self.tensors):
+            raise CheckpointError(
+                f"config.json has {layers} layers, but {self.directory} contains {len(self.tensors)} tensors.",
+                "The weights and config.json do not match: restore the original checkpoint.",
+            )
+
     def check(self, config: LigerConfig, excluded: Container[str] = ()) -> None:
         """Compare with the tensors that the config requires.
 
@@ -102,6 +114,7 @@ class Checkpoint:
             CheckpointError: a tensor is missing or unexpected, or has the wrong shape or dtype, or a tied head differs
                 from the embedding.
         """
+        self.check_layers(config.num_hidden_layers)
         expected = {name: shape for name, shape in expected_tensors(config).items() if name not in excluded}
         fix = "The weights and config.json do not match: restore the original checkpoint."
         if self.is_converted:
@@ -175,6 +188,7 @@ def open_safetensors(file: Path) -> dict[str, TensorInfo]:
         CheckpointError: the file is missing, truncated or not a safetensors file.
     """
     try:
+        require_regular(file)
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             return {
@@ -182,7 +196,7 @@ def open_safetensors(file: Path) -> dict[str, TensorInfo]:
             }
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing.", "Restore the file from the original checkpoint.") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} is not a complete safetensors file ({error}).", "Download or copy the file again."
         ) from error
@@ -192,10 +206,10 @@ def _weight_files(directory: Path) -> list[Path]:
     """The files that transformers loads: ``model.safetensors`` first, then the shards of the index."""
     index, single = directory / INDEX_FILE, directory / SINGLE_FILE
     _check_named_weights(directory)
-    shards = _shards(index) if index.is_file() else []
-    if not single.is_file() and shards:
+    shards = _shards(index) if index.exists() else []
+    if not single.exists() and shards:
         return shards
-    if single.is_file():
+    if single.exists():
         others = [shard.name for shard in shards if shard != single and shard.is_file()]
         if others:
             raise CheckpointError(
@@ -214,14 +228,14 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        return sorted({index.parent / name for name in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index.", "Restore the original file.") from error
+        return sorted({index.parent / name for name in read_json(index)["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index ({error}).", "Restore the original file.") from error
 
 
 def _check_named_weights(directory: Path) -> None:
     """Check that config.json does not name the weights, which transformers would follow. Raises CheckpointError."""
-    if not (directory / "config.json").is_file():
+    if not (directory / "config.json").exists():
         return
     named = read_config_json(directory).get("transformers_weights")
     if named is not None:

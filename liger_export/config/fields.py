@@ -1,12 +1,12 @@
 """Strict reading of ``config.json``. Every error names the field, the value and the fix."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from liger_export.errors import CheckpointError
+from liger_export.files import read_json
 
 __all__ = ["Fields", "read_config_json", "read_end_ids", "read_token_ids", "with_end_tokens"]
 
@@ -74,8 +74,8 @@ def with_end_tokens(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     if not path.is_file():
         return values
     try:
-        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
+        ends = read_json(path).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}).", "Restore the original file.") from error
     return values if ends is None else {**values, "eos_token_id": ends}
 
@@ -97,11 +97,11 @@ def read_config_json(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         cause = f"{directory} has no config.json." if directory.is_dir() else f"{directory} is not a directory."
         raise CheckpointError(cause, "Pass a Hugging Face checkpoint directory.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}).", RESTORE) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} does not contain a JSON object.", RESTORE)

@@ -21,6 +21,9 @@ LIGER_DEFAULTS: dict[str, int | float] = {
     "softmax_window": 1024,
 }
 
+LARGEST = 2**31 - 1  # of every size: dimensions of tensors are 32-bit integers in some libraries
+MOST_SLOTS = 1024  # that an error lists
+
 POSITIVE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "window_size", "gate_normalizer"),
@@ -76,8 +79,10 @@ class LigerConfig:
 
     def __post_init__(self) -> None:
         for name in POSITIVE:
-            if getattr(self, name) <= 0:
-                raise UnsupportedModelError(f"{name} is {getattr(self, name)}.", "It must be greater than zero.")
+            if not 0 < getattr(self, name) <= LARGEST:
+                raise UnsupportedModelError(
+                    f"{name} is {getattr(self, name)}.", f"It must be greater than zero, and at most {LARGEST:,}."
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise UnsupportedModelError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads "
@@ -92,7 +97,8 @@ class LigerConfig:
 
     def _check_liger_fields(self) -> None:
         if self.mixer == "gsa" and self.head_dim % self.num_slots:
-            divisors = [str(count) for count in range(1, self.head_dim + 1) if self.head_dim % count == 0]
+            most = min(self.head_dim, MOST_SLOTS)
+            divisors = [str(count) for count in range(1, most + 1) if self.head_dim % count == 0]
             raise UnsupportedModelError(
                 f"num_slots is {self.num_slots}, which does not divide head_dim ({self.head_dim}).",
                 f"Each slot's gate is the mean of head_dim / num_slots values: choose one of {', '.join(divisors)}.",

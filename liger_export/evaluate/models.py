@@ -11,7 +11,7 @@ from torch import Tensor
 
 from liger_export.checkpoint import Adapter, Checkpoint, open_liger
 from liger_export.checkpoint.causal_lm import check_causal_lm, load_causal_lm, load_tokenizer, read_vocab_size
-from liger_export.config import MODEL_TYPES, read_config_json, read_end_ids
+from liger_export.config import MODEL_TYPES, Fields, read_config_json, read_end_ids
 from liger_export.data import TextEncoder
 from liger_export.distributed import processes
 from liger_export.errors import InputError, UnsupportedModelError
@@ -88,6 +88,7 @@ class TorchModel(EvaluatedModel):
         if not is_liger:
             check_causal_lm(path)
         weights = open_liger(path).weights if is_liger else Checkpoint.open(path)
+        weights.check_layers(Fields(read_config_json(path)).integer("num_hidden_layers", 0))
         for adapter in adapters:
             Adapter.open(adapter).check(weights)
         self.encoder = TextEncoder(path, load_tokenizer(path), read_vocab_size(path), read_end_ids(path))

@@ -8,10 +8,10 @@ from typing import Any
 
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
-from liger_export.files import sha256_file, sha256_files
+from liger_export.files import is_file_name, read_json, sha256_file, sha256_files
 from liger_export.package.engines import EngineRecord
 from liger_export.precision import Precision
-from liger_export.state import StateTensor, bytes_per_session, state_table
+from liger_export.state import WINDOW_STATES, StateTensor, bytes_per_session, state_table
 
 __all__ = [
     "FLOAT32_REACH",
@@ -40,6 +40,7 @@ STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 # Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
 MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx", FUSED_CUDA: "model.cuda.onnx"}
 WEIGHT_SUFFIXES = (".data", ".engine")  # of files that are as large as the model
+WEIGHTS_PER_BYTE = 2  # at most: int4
 REPORT_FILE = "parity.json"  # not listed in the manifest, because validate writes it later
 
 
@@ -175,20 +176,21 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         format_version = values["format_version"]
     except (FileNotFoundError, NotADirectoryError):
         raise PackageError(
             f"{directory} is not a package: it has no {MANIFEST_FILE}.", "Pass a directory that convert wrote."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     _check_format(directory, format_version)
     try:
-        state_bytes = values.pop("state")["bytes_per_session"]
+        state = values.pop("state")
         manifest = _manifest(values)
-        _check_consistency(manifest, state_bytes)
-    except (KeyError, TypeError, ValueError, AttributeError, LigerExportError) as error:
+        _check_sizes(manifest, len(state["tensors"]))
+        _check_consistency(manifest, state["bytes_per_session"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, LigerExportError) as error:
         raise _damaged(path, error) from error
     return manifest
 
@@ -219,6 +221,15 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     return Manifest(**read)
 
 
+def _check_sizes(manifest: Manifest, state_tensors: int) -> None:
+    """Check that the files can hold the model of the config, before anything of its size is built. Raises as below."""
+    config, nbytes = manifest.model_config, sum(entry["bytes"] for entry in manifest.files.values())
+    if config.num_hidden_layers * len(WINDOW_STATES) > state_tensors:
+        raise ValueError(f"its state table has {state_tensors} tensors, its config {config.num_hidden_layers} layers")
+    if config.vocab_size * config.hidden_size > nbytes * WEIGHTS_PER_BYTE:
+        raise ValueError(f"its files cannot hold {config.vocab_size} x {config.hidden_size} weights")
+
+
 def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
     """Check that the entries agree with each other. Raises KeyError, TypeError or ValueError."""
     if state_bytes != bytes_per_session(manifest.state):
@@ -226,8 +237,10 @@ def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
     if not manifest.graphs or not set(manifest.graph_files) <= manifest.files.keys():
         raise ValueError("a graph or its file is not listed")
     for name, entry in manifest.files.items():
-        if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+        if not (type(entry["bytes"]) is int and isinstance(entry["sha256"], str)):
             raise ValueError(f"{name} has no valid size or SHA-256")
+        if not is_file_name(name):
+            raise ValueError(f"{name!r} is not a plain file name")
     sources = [manifest.source, *manifest.adapters]
     if not all(isinstance(source["name"], str) for source in sources):
         raise ValueError("the checkpoint or an adapter has no name")

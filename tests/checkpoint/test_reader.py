@@ -1,13 +1,16 @@
 import json
+import os
 import shutil
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from liger_export.checkpoint import Checkpoint, expected_tensors, write_weights
-from liger_export.errors import CheckpointError
+from liger_export.checkpoint import Checkpoint, expected_tensors, open_liger, write_weights
+from liger_export.errors import CheckpointError, LigerExportError
+from liger_export.linearize import LinearizeSettings, linearize
 from tests.tiny import config_of, edit_json, load_model, write_liger
 
 
@@ -182,3 +185,29 @@ def test_a_stored_copy_of_a_tied_head_must_equal_the_embedding(tmp_path: Path) -
     rewrite(checkpoint, {"lm_head.weight": head[:-1]})
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
         check(checkpoint)
+
+
+@pytest.mark.parametrize("layers", [10**6, 2**31 - 1, 2**100])
+def test_more_layers_than_tensors_are_refused_at_once(liger_checkpoint: Path, tmp_path: Path, layers: int) -> None:
+    base = Path(shutil.copytree(liger_checkpoint.with_name(liger_checkpoint.name + "-base"), tmp_path / "base"))
+    liger = Path(shutil.copytree(liger_checkpoint, tmp_path / "liger"))
+    for directory in (base, liger):
+        edit_json(directory / "config.json", num_hidden_layers=layers, use_sliding_window=True)
+    start = monotonic()
+    for attempt in (
+        lambda: linearize(str(base), tmp_path / "output"),
+        lambda: linearize(str(base), tmp_path / "output", LinearizeSettings(keep_softmax_every=2)),
+        lambda: open_liger(liger),
+    ):
+        with pytest.raises(LigerExportError, match=rf"{layers} layers, but|num_hidden_layers is {layers}"):
+            attempt()
+    assert monotonic() - start < 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_or_a_device_is_not_waited_for(checkpoint_copy: Path, name: str) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (checkpoint_copy / name).unlink(missing_ok=True)
+        make(checkpoint_copy / name)
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            Checkpoint.open(checkpoint_copy)

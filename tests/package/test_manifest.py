@@ -1,5 +1,8 @@
 import json
+import os
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -88,6 +91,49 @@ def test_graphs_of_format_4_do_not_have_exact_angles(package_copy: Path) -> None
 def test_a_damaged_manifest_is_rejected(package_copy: Path, changes: dict[str, object]) -> None:
     edit_json(package_copy / "manifest.json", **changes)
     with pytest.raises(PackageError):
+        read_manifest(package_copy)
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "vocab_size", "window_size", "head_dim"])
+@pytest.mark.parametrize("value", [10**6, 2**32, 2**100])
+def test_a_size_that_the_files_cannot_hold_is_refused_at_once(package_copy: Path, field: str, value: int) -> None:
+    config = json.loads((package_copy / "manifest.json").read_text())["config"]
+    edit_json(package_copy / "manifest.json", config={**config, field: value})
+    start = monotonic()
+    with pytest.raises(PackageError, match="damaged"):
+        read_manifest(package_copy)
+    assert monotonic() - start < 1
+
+
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize("levels", [65, 900, 10**6])
+def test_a_manifest_that_is_nested_too_deeply_is_damaged(package_copy: Path, levels: int) -> None:
+    manifest = package_copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("{", f'{{"more": {nested(levels)},', 1))
+    with pytest.raises(PackageError, match="nested"):
+        read_manifest(package_copy)
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(package_copy: Path) -> None:
+    manifest = package_copy / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.raises(PackageError, match="not a regular file"):
+        read_manifest(package_copy)
+    manifest.unlink()
+    manifest.symlink_to("/dev/zero")
+    with pytest.raises(PackageError, match="not a regular file"):
+        read_manifest(package_copy)
+
+
+@pytest.mark.parametrize("name", ["../tokenizer.json", "/etc/hostname", "sub/model.onnx", "..", ""])
+def test_files_outside_the_directory_are_not_listed(package_copy: Path, name: str) -> None:
+    files: dict[str, Any] = json.loads((package_copy / "manifest.json").read_text())["files"]
+    edit_json(package_copy / "manifest.json", files={**files, name: files["tokenizer.json"]})
+    with pytest.raises(PackageError, match="not a plain file name"):
         read_manifest(package_copy)
 
 
