@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["element_type", "narrowed", "numpy_dtype", "widened"]
+__all__ = ["element_type", "is_finite", "narrowed", "numpy_dtype", "widened"]
 
 Array = npt.NDArray[Any]
 
@@ -32,6 +32,12 @@ def widened(array: Array) -> npt.NDArray[np.float32]:
     if array.dtype == BFLOAT16:
         return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
     return array.astype(np.float32, copy=False)
+
+
+def is_finite(array: Array) -> bool:
+    """Return False for a floating-point tensor with NaN or infinity."""
+    is_float = array.dtype == BFLOAT16 or array.dtype.kind == "f"
+    return not is_float or bool(np.isfinite(widened(array)).all())
 
 
 def narrowed(values: npt.NDArray[np.float32], name: str) -> Array:

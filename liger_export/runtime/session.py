@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from liger_export.errors import InputError, NotFiniteError
@@ -13,6 +14,7 @@ from liger_export.runtime.chat import Turn, rewind
 from liger_export.runtime.chat_template import ChatTemplate, Message, no_template
 from liger_export.runtime.continuation import Continuation
 from liger_export.runtime.defaults import GenerationDefaults
+from liger_export.runtime.dtypes import is_finite
 from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.finite import not_finite
 from liger_export.runtime.generation import Generation, GenerationSettings
@@ -287,16 +289,27 @@ class Session:
         """Continue from a saved state. This ends an unfinished generation, as ``reset`` does.
 
         Raises:
-            InputError: The state belongs to another model, or is damaged.
+            InputError: The state belongs to another model, is damaged, or holds NaN or infinity.
         """
+        if not isinstance(state, SavedState):
+            raise InputError(f"{state!r} is not a saved state.", "Pass a SavedState, such as SavedState.read(path).")
         if state.model not in (None, self._model):
             raise InputError(
-                "The saved state belongs to another model.", "Load it with a package of the checkpoint that it is from."
+                f"The saved state belongs to another model, not to {self.manifest.source['name']}.",
+                "Load it with a package of the checkpoint that it is from.",
             )
         for tokens in (state.pending, state.recent, NO_TOKENS if state.seen is None else state.seen):
             self._checked(tokens)
-        if state.logits is not None and state.logits.shape != (self._vocab_size,):
-            raise InputError(f"The saved state's logits are not [{self._vocab_size}].", "Load a state that save wrote.")
+        if state.logits is not None and not _is_row(state.logits, self._vocab_size):
+            raise InputError(
+                f"The saved state's logits are not [{self._vocab_size}] finite float32 values.",
+                "Load a state that save wrote.",
+            )
+        for name, tensor in state.tensors.items():
+            if isinstance(tensor, np.ndarray) and not is_finite(tensor):
+                raise InputError(
+                    f"The saved state's {name} contains NaN or infinity.", "Load one from before, or start a new text."
+                )
         with self._guard.replace():
             self._text.load(state)
 
@@ -383,6 +396,11 @@ class Session:
         rest = rewind(self._text, prompt, self.turn)
         self._read_next(rest, generation)
         self.turn = Turn(len(prompt), len(rest), self._text.save(self._model))
+
+
+def _is_row(logits: Logits, size: int) -> bool:
+    """Return True for finite logits of a whole vocabulary."""
+    return logits.dtype == np.float32 and logits.shape == (size,) and is_finite(logits)
 
 
 def _no_tokens() -> InputError:

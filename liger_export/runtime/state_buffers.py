@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
+
 from liger_export.errors import InputError
 from liger_export.runtime.buffers import Array, Buffer
 from liger_export.state import MAX_POSITION, StateTensor
@@ -52,21 +54,21 @@ class StateBuffers:
         """Replace the state.
 
         Raises:
-            InputError: The position is not from 0 to ``MAX_POSITION``, or a tensor is missing or has another shape or
-                dtype. The state is unchanged.
+            InputError: The position is not an integer from 0 to ``MAX_POSITION``, or a tensor is missing or has another
+                shape or dtype. The state is unchanged.
         """
-        if not 0 <= position <= MAX_POSITION:
+        if not isinstance(position, int | np.integer) or not 0 <= position <= MAX_POSITION:
             raise InputError(f"The saved state has position {position}.", "Load a state that save wrote.")
         for entry, buffer in self._current():
             tensor = tensors.get(entry.past_name)
-            if tensor is None or tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
+            if not isinstance(tensor, np.ndarray) or tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
                 raise InputError(
                     f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
                     "Load a state that the same model saved.",
                 )
         for entry, buffer in self._current():
             buffer.write(tensors[entry.past_name])
-        self.position = position
+        self.position = int(position)
 
     def clear(self) -> None:
         """Return to the state before the first token."""

@@ -3,7 +3,7 @@ import tempfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -287,6 +287,19 @@ def test_a_damaged_saved_state_is_refused(session: Session) -> None:
     for name in ("pending", "recent", "seen"):
         with pytest.raises(InputError, match="vocabulary of 260"):
             session.load_state(replace(state, **{name: np.array([260])}))
+    for position in (-1, 1.5, 2**63, None):
+        with pytest.raises(InputError, match="has position"):
+            session.load_state(replace(state, position=cast(Any, position)))
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(InputError, match="logits are not"):
+            session.load_state(replace(state, logits=np.full_like(state.logits, value)))
+        for name, tensor in state.tensors.items():
+            changed = tensor.copy()
+            changed.flat[-1] = value
+            with pytest.raises(InputError, match=f"{name} contains NaN or infinity"):
+                session.load_state(replace(state, tensors=state.tensors | {name: changed}))
+    with pytest.raises(InputError, match="None is not a saved state"):
+        session.load_state(cast(Any, None))
     assert session.position == 9
 
 
