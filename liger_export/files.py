@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from liger_export.errors import OutputError
+from liger_export.errors import CheckpointError, LigerExportError, OutputError
 from liger_export.partials import output_errors, partial_of, sync
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "is_file_name",
     "new_file",
     "read_json",
+    "reading",
+    "require_inside",
     "require_regular",
     "require_space",
     "require_writable",
@@ -102,6 +104,24 @@ def require_space(path: Path, nbytes: int) -> None:
         )
 
 
+@contextmanager
+def reading(path: Path, error: type[LigerExportError], fix: str) -> Iterator[None]:
+    """Turn whatever a parser or a library raises for a damaged input into an error that names it.
+
+    Args:
+        path: the file or directory that the block reads.
+        error: class of the error.
+        fix: what the user can do.
+    """
+    try:
+        yield
+    except LigerExportError:
+        raise
+    except Exception as cause:
+        line = f"{type(cause).__name__}: {cause}".split("\n")[0].rstrip(".: ")
+        raise error(f"{path} cannot be read ({line}).", fix) from cause
+
+
 def require_regular(path: Path) -> None:
     """Check that a path is a file, or a link to one. Reading a pipe or a device could never end.
 
@@ -146,9 +166,29 @@ def _check_depth(values: Any) -> None:
     raise ValueError(f"it is nested more than {MOST_JSON_LEVELS} levels deep")
 
 
+def require_inside(file: Path, directory: Path) -> None:
+    """Check that a file of a checkpoint is not a link out of it, which could make us copy any file.
+
+    Hugging Face's cache consists of links: files of ``snapshots/REVISION`` lie in ``blobs``.
+
+    Raises:
+        CheckpointError: the link leads out of the directory and its cache.
+    """
+    real, root = file.resolve(), directory.resolve()
+    blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
+    if not any(parent in real.parents for parent in (root, *blobs)):
+        raise CheckpointError(f"{file} is a link to {real}, outside the checkpoint.", "Replace the link by the file.")
+
+
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
-    """Copy the files of ``names`` that exist in ``source`` and return their names."""
+    """Copy the files of ``names`` that exist in ``source`` and return their names.
+
+    Raises:
+        CheckpointError: one is a link out of ``source``.
+    """
     present = [name for name in names if (source / name).is_file()]
+    for name in present:
+        require_inside(source / name, source)
     for name in present:
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)

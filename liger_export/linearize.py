@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from liger_export.checkpoint import find_base, learned_tensors, open_base, weight_bytes, write_weights
+from liger_export.checkpoint.base import BaseModel
 from liger_export.config import (
     BACKBONES,
     FORMAT,
@@ -19,9 +20,10 @@ from liger_export.config import (
     Fields,
     LigerConfig,
     base_window,
+    without_machine_path,
 )
 from liger_export.errors import CheckpointError, InputError, UnsupportedModelError
-from liger_export.files import require_space
+from liger_export.files import reading, require_space
 from liger_export.ops import initial_parameters
 from liger_export.publishing import new_directory
 
@@ -105,12 +107,9 @@ def linearize(
         OutputError: ``output`` exists or cannot be written.
     """
     path = find_base(base)
-    opened = open_base(path)
-    opened.checkpoint.check_layers(Fields(opened.config_values).integer("num_hidden_layers"))
-    values = liger_config_values(opened.config_values, settings or LinearizeSettings())
-    config = LigerConfig.from_dict(values)
-    opened.checkpoint.check(config, excluded=learned_tensors(config))
-    learned = _initial_tensors(config)
+    with reading(path, CheckpointError, "Restore the original checkpoint."):
+        opened = open_base(path)
+        values, config, learned = _described(opened, settings or LinearizeSettings())
 
     require_space(output, weight_bytes(opened.checkpoint) + sum(tensor.nbytes for tensor in learned.values()))
     with new_directory(output, overwrite, inputs=(path,)) as partial:
@@ -118,6 +117,15 @@ def linearize(
         opened.write_companions(partial)
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     return config
+
+
+def _described(opened: BaseModel, settings: LinearizeSettings) -> tuple[dict[str, Any], LigerConfig, dict[str, Tensor]]:
+    """Check a base. Returns the config of its Liger checkpoint, as values and parsed, and the learned tensors."""
+    opened.checkpoint.check_layers(Fields(opened.config_values).integer("num_hidden_layers"))
+    values = liger_config_values(opened.config_values, settings)
+    config = LigerConfig.from_dict(values)
+    opened.checkpoint.check(config, excluded=learned_tensors(config))
+    return values, config, _initial_tensors(config)
 
 
 def liger_config_values(base: dict[str, Any], settings: LinearizeSettings) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def liger_config_values(base: dict[str, Any], settings: LinearizeSettings) -> di
     pairs = {(parts.backbone, parts.mixer): name for name, parts in MODEL_TYPES.items()}
     model_type = pairs[backbone, settings.mixer]
     return {
-        **base,
+        **without_machine_path(base),
         "model_type": model_type,
         "architectures": [MODEL_TYPES[model_type].architecture],
         "liger_format": FORMAT,

@@ -7,7 +7,9 @@ from typing import Any
 from liger_export.checkpoint.names import expected_tensors
 from liger_export.checkpoint.paper import translate_config, translate_tensors
 from liger_export.checkpoint.reader import Checkpoint
-from liger_export.config import MODEL_TYPES, LigerConfig, read_config_json
+from liger_export.config import MODEL_TYPES, LigerConfig, read_config_json, without_machine_path
+from liger_export.errors import CheckpointError
+from liger_export.files import reading
 from liger_export.precision import EMBEDDING, LM_HEAD
 
 __all__ = ["LigerCheckpoint", "open_liger"]
@@ -40,7 +42,12 @@ def open_liger(directory: Path) -> LigerCheckpoint:
         CheckpointError: it is incomplete or damaged, or its config and tensors do not match.
         UnsupportedModelError: it is not a Liger model or has an unsupported setting.
     """
-    values = read_config_json(directory)
+    with reading(directory, CheckpointError, "Restore the original checkpoint."):
+        return _open(directory)
+
+
+def _open(directory: Path) -> LigerCheckpoint:
+    values = without_machine_path(read_config_json(directory))
     if values.get("model_type") not in MODEL_TYPES:
         LigerConfig.from_dict(values)  # raises an error that names the model type
     weights = Checkpoint.open(directory)

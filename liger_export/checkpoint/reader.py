@@ -12,7 +12,7 @@ from torch import Tensor
 from liger_export.checkpoint.names import expected_tensors, is_ignored, learned_tensors
 from liger_export.config import LigerConfig, read_config_json
 from liger_export.errors import CheckpointError
-from liger_export.files import read_json, require_regular
+from liger_export.files import is_file_name, read_json, require_inside, require_regular
 from liger_export.precision import EMBEDDING, LM_HEAD
 
 __all__ = ["Checkpoint", "TensorInfo", "open_safetensors"]
@@ -72,11 +72,12 @@ class Checkpoint:
         """Read the headers of all safetensors files, without tensor data.
 
         Raises:
-            CheckpointError: a file is missing, truncated or not a safetensors file, or the directory has two sets of
-                weights.
+            CheckpointError: a file is missing, truncated, a link out of the directory or not a safetensors file, or the
+                directory has two sets of weights.
         """
         tensors: dict[str, TensorInfo] = {}
         for file in _weight_files(directory):
+            require_inside(file, directory)
             for name, info in open_safetensors(file).items():
                 if name in tensors:
                     raise CheckpointError(
@@ -228,9 +229,16 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        return sorted({index.parent / name for name in read_json(index)["weight_map"].values()})
+        names = set(read_json(index)["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not a safetensors index ({error}).", "Restore the original file.") from error
+    for name in names:
+        if not is_file_name(name):
+            raise CheckpointError(
+                f"{index} lists {name!r}, which is not the name of a file beside it.",
+                "Put all shards beside the index, under different names, and correct it.",
+            )
+    return sorted(index.parent / name for name in names)
 
 
 def _check_named_weights(directory: Path) -> None:

@@ -1,7 +1,7 @@
 """A checkpoint's ``config.json``, read strictly and without importing torch."""
 
 from liger_export.config.backbones import BACKBONES, MODEL_TYPES, Backbone, ModelType, base_window
-from liger_export.config.fields import Fields, read_config_json, read_end_ids, with_end_tokens
+from liger_export.config.fields import Fields, read_config_json, read_end_ids, with_end_tokens, without_machine_path
 from liger_export.config.mixers import LAYER_MIXERS, MIXERS, SOFTMAX, Mixer
 from liger_export.config.model import FORMAT, LIGER_DEFAULTS, LigerConfig, check_supported
 from liger_export.config.rope import TURN, RopeConfig, inverse_frequencies, read_rope, rotary_turns
@@ -29,4 +29,5 @@ __all__ = [
     "read_rope",
     "rotary_turns",
     "with_end_tokens",
+    "without_machine_path",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from liger_export.errors import CheckpointError
 from liger_export.files import read_json
 
-__all__ = ["Fields", "read_config_json", "read_end_ids", "read_token_ids", "with_end_tokens"]
+__all__ = ["Fields", "read_config_json", "read_end_ids", "read_token_ids", "with_end_tokens", "without_machine_path"]
 
 RESTORE = "Restore the original file."
 
@@ -78,6 +78,11 @@ def with_end_tokens(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}).", "Restore the original file.") from error
     return values if ends is None else {**values, "eos_token_id": ends}
+
+
+def without_machine_path(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop ``_name_or_path``: where a checkpoint lay on the machine that wrote it."""
+    return {name: value for name, value in values.items() if name != "_name_or_path"}
 
 
 def read_end_ids(checkpoint: Path) -> tuple[int, ...]:

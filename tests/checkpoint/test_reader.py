@@ -209,5 +209,53 @@ def test_a_pipe_or_a_device_is_not_waited_for(checkpoint_copy: Path, name: str) 
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
         (checkpoint_copy / name).unlink(missing_ok=True)
         make(checkpoint_copy / name)
-        with pytest.raises(CheckpointError, match="not a regular file"):
+        with pytest.raises(CheckpointError, match=r"not a regular file|outside the checkpoint"):
             Checkpoint.open(checkpoint_copy)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_shards_lie_beside_their_index(checkpoint_copy: Path, tmp_path: Path, absolute: bool) -> None:
+    """Shards in folders gave unreadable copies, two of one name overwrote each other, any file could be read."""
+    (checkpoint_copy / "part").mkdir()
+    shard = (checkpoint_copy / "model.safetensors").rename(checkpoint_copy / "part" / "model.safetensors")
+    name = str(shard) if absolute else "part/model.safetensors"
+    (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="not the name of a file beside it"):
+        Checkpoint.open(checkpoint_copy)
+
+
+def as_cached(checkpoint: Path, root: Path) -> Path:
+    """Lay a checkpoint out as Hugging Face's cache does: a folder of links to files named by their hash."""
+    snapshot, blobs = root / "models--a--b" / "snapshots" / "0", root / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(checkpoint.iterdir())):
+        shutil.copyfile(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    return snapshot
+
+
+def test_links_stay_within_a_checkpoint_or_its_cache(liger_checkpoint: Path, tmp_path: Path) -> None:
+    base = as_cached(liger_checkpoint.with_name(liger_checkpoint.name + "-base"), tmp_path)
+    (tmp_path / "linked").symlink_to(base)
+    linearize(str(tmp_path / "linked"), tmp_path / "liger")
+    assert not any(path.is_symlink() for path in (tmp_path / "liger").iterdir())
+    (tmp_path / "secret").write_text("secret")
+    (base / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is a link to .*secret, outside the checkpoint"):
+        linearize(str(base), tmp_path / "other")
+    (base / "chat_template.jinja").unlink()
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to(tmp_path / "liger" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link"):
+        linearize(str(base), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_path_of_another_machine_does_not_travel(liger_checkpoint: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(liger_checkpoint.with_name(liger_checkpoint.name + "-base"), tmp_path / "base"))
+    edit_json(base / "config.json", _name_or_path="/home/someone/model")
+    linearize(str(base), tmp_path / "liger")
+    assert "someone" not in (tmp_path / "liger" / "config.json").read_text()
+    edit_json(tmp_path / "liger" / "config.json", _name_or_path="/home/someone/model")
+    assert "_name_or_path" not in open_liger(tmp_path / "liger").values
