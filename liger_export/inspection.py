@@ -8,7 +8,7 @@ import onnx
 
 from liger_export.config import LigerConfig
 from liger_export.errors import PackageError
-from liger_export.files import read_json, sha256_file
+from liger_export.files import read_json, reading, sha256_file
 from liger_export.package.engines import ONNX
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILES, REPORT_FILE, Manifest, read_manifest
 from liger_export.runtime import Sampling
@@ -40,6 +40,11 @@ def inspect(directory: Path) -> Summary:
         PackageError: the manifest is missing or unreadable. Damaged files do not raise; see ``Summary.damage``.
     """
     manifest = read_manifest(directory)
+    with reading(directory, PackageError, "Copy or convert the package again."):
+        return _describe(directory, manifest)
+
+
+def _describe(directory: Path, manifest: Manifest) -> Summary:
     config = manifest.model_config
     damage = None
     try:

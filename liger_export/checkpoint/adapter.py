@@ -14,6 +14,7 @@ from torch import Tensor
 from liger_export.checkpoint.adapter_config import AdapterConfig, read_object
 from liger_export.checkpoint.reader import Checkpoint, open_safetensors
 from liger_export.errors import AdapterError, CheckpointError
+from liger_export.files import reading
 
 __all__ = ["BASE_RECORD", "Adapter", "Update", "write_base_record"]
 
@@ -67,9 +68,16 @@ class Adapter:
         Raises:
             AdapterError: it is not a LoRA adapter, is damaged, or uses an unsupported PEFT feature.
         """
+        with reading(directory, AdapterError, "Restore the adapter, or train it again."):
+            return cls._open(directory)
+
+    @classmethod
+    def _open(cls, directory: Path) -> "Adapter":
         config = AdapterConfig.read(directory)
         record = directory / BASE_RECORD
-        base = read_object(record).get("base_sha256") if record.is_file() else None
+        base = read_object(record).get("base_sha256") if record.exists() else None
+        if not isinstance(base, str | None):
+            raise AdapterError(f"{record} has {base!r} as base_sha256.", "Restore the file, or remove it.")
         updates = {}
         for name, (a, b) in _read_factors(directory / WEIGHTS_FILE).items():
             module = name.removesuffix(".weight")

@@ -8,7 +8,7 @@ from typing import Any
 
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
-from liger_export.files import is_file_name, read_json, sha256_file, sha256_files
+from liger_export.files import is_file_name, read_json, reading, sha256_file, sha256_files
 from liger_export.package.engines import EngineRecord
 from liger_export.precision import Precision
 from liger_export.state import WINDOW_STATES, StateTensor, bytes_per_session, state_table
@@ -185,6 +185,12 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     _check_format(directory, format_version)
+    with reading(path, PackageError, "Copy or convert the package again."):
+        return _checked(path, values)
+
+
+def _checked(path: Path, values: dict[str, Any]) -> Manifest:
+    """Build the manifest and check that its entries agree with each other."""
     try:
         state = values.pop("state")
         manifest = _manifest(values)
@@ -244,6 +250,10 @@ def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
     sources = [manifest.source, *manifest.adapters]
     if not all(isinstance(source["name"], str) for source in sources):
         raise ValueError("the checkpoint or an adapter has no name")
+    if not isinstance(manifest.source["files"], dict) or not all("sha256" in adapter for adapter in manifest.adapters):
+        raise ValueError("the checkpoint or an adapter has no SHA-256")
+    if "tokenizer.json" not in manifest.files:
+        raise ValueError("its tokenizer is not listed")
     past_names = {entry.past_name for entry in manifest.state}
     for lowering, graph in manifest.graphs.items():
         if not isinstance(graph.onnxruntime, str) or not set(graph.in_place) <= past_names:

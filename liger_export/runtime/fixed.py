@@ -12,6 +12,7 @@ from liger_export.ort import ort, session_options
 from liger_export.package import PORTABLE, Manifest
 from liger_export.package.engines import ONNX, EngineRecord
 from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, HostBuffer
+from liger_export.runtime.described import require_described
 from liger_export.runtime.dtypes import numpy_dtype
 from liger_export.runtime.executor import Logits, Tokens
 from liger_export.runtime.state_buffers import StateBuffers
@@ -196,7 +197,7 @@ class OnnxGraphs:
     """Portable graphs in ONNX Runtime's CPU provider. See ``FixedGraphs``."""
 
     def __init__(self, sessions: Mapping[int, ort.InferenceSession]) -> None:
-        self._sessions = sessions
+        self.sessions = sessions
 
     @classmethod
     def open(cls, directory: Path, record: EngineRecord, threads: int | None) -> "OnnxGraphs":
@@ -220,7 +221,7 @@ class OnnxGraphs:
         self, length: int, tensors: Mapping[str, Array], copies: Sequence[tuple[Array, Array]] = ()
     ) -> Callable[[], None]:
         """See ``FixedGraphs``."""
-        session = self._sessions[length]
+        session = self.sessions[length]
         binding = session.io_binding()
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in tensors.items()}
         for node in session.get_inputs():
@@ -249,6 +250,8 @@ def open_engine(directory: Path, manifest: Manifest, *, threads: int | None, ver
     graphs: FixedGraphs
     if record.backend == ONNX:
         graphs = OnnxGraphs.open(directory, record, threads)
+        for model in graphs.sessions.values():
+            require_described(model, manifest, directory)
     else:
         from liger_export.runtime.tensorrt import TensorRTGraphs  # its library may not be installed
 

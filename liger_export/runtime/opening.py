@@ -8,12 +8,14 @@ from packaging.version import Version
 from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.files import reading, require_regular
 from liger_export.ort import library_path, ort, session_options
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.chat_template import ChatTemplate
 from liger_export.runtime.cuda import has_gpu
 from liger_export.runtime.defaults import read_defaults
+from liger_export.runtime.described import require_described
 from liger_export.runtime.dynamic import DynamicExecutor
 from liger_export.runtime.executor import Executor
 from liger_export.runtime.fixed import engine_device, open_engine
@@ -75,7 +77,16 @@ def load(
     """
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads is {threads!r}.", "Pass a positive number, or None to let ONNX Runtime choose.")
+    if not isinstance(directory, str | Path):
+        raise InputError(f"{directory!r} is not a directory.", "Pass the path of a package or an engine directory.")
     directory = Path(directory)
+    with reading(directory, PackageError, "Copy or convert the package again."):
+        return _open_session(directory, device=device, lowering=lowering, threads=threads, verify=verify)
+
+
+def _open_session(
+    directory: Path, *, device: str | None, lowering: str | None, threads: int | None, verify: bool
+) -> Session:
     manifest = read_manifest(directory)
     _check_names(manifest, lowering, device)
     if manifest.engine is not None:
@@ -93,6 +104,7 @@ def load(
             fix = "Copy or convert the package again."
             raise PackageError(f"{directory} cannot be opened ({error}).", fix) from error
         verified.result()
+    require_described(model, manifest, directory)
     tokenizer = read_tokenizer(directory)
     executor = DynamicExecutor(model, manifest, lowering=choice.lowering, device=choice.device)
     return _session(directory, manifest, tokenizer, executor)
@@ -165,6 +177,7 @@ def _open(directory: Path, choice: Choice, threads: int | None) -> ort.Inference
 def read_tokenizer(directory: Path) -> Tokenizer:
     """Read a package's tokenizer, without truncation or padding. Raises PackageError if it cannot be read."""
     try:
+        require_regular(directory / "tokenizer.json")
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise PackageError(

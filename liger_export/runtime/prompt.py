@@ -12,6 +12,8 @@ __all__ = ["PromptEncoder", "check_vocabulary", "checked_tokens"]
 
 ENCODE = "Encode text with the package's own tokenizer."
 
+LARGEST_ID = 1 << 24
+
 
 class PromptEncoder:
     """Encodes prompts with a package's tokenizer.
@@ -54,6 +56,9 @@ class PromptEncoder:
     def _encode_as_text(self, text: str) -> list[int]:
         """Encode a text without parsing special tokens."""
         if self._unparsing is None:
+            largest = max(self._tokenizer.get_vocab().values())
+            if largest > LARGEST_ID:  # writing the tokenizer, and so copying it, takes time for every id up to this one
+                raise InputError(f"The tokenizer has a token with id {largest}.", "Restore tokenizer.json.")
             # The setting belongs to a tokenizer, which other threads and the session's user share.
             copy = Tokenizer.from_str(self._tokenizer.to_str())
             copy.encode_special_tokens = True

@@ -1,7 +1,9 @@
 """Choosing the next token, from the top logits if they are enough and from all logits otherwise."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ from liger_export.runtime.top_logits import TopLogits, penalize
 __all__ = ["Sampler", "Sampling"]
 
 Bounds = tuple[float, float]
+
+NUMBERS = ("repetition_penalty", "temperature", "top_p", "min_p")
 
 NO_WEIGHT: Bounds = (0.0, 0.0)
 SORTED_COUNTS = (256, 4096)  # numbers of logits to try to sort before sorting all
@@ -45,6 +49,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "seed", *NUMBERS):
+            value = getattr(self, name)
+            kind, described = (float, "a number") if name in NUMBERS else (int, "an integer")
+            if not _is_number(value, kind) and not (name == "seed" and value is None):
+                raise InputError(f"{name} is {value!r}.", f"It must be {described}.")
         ranges = {
             "repetition_penalty": (self.repetition_penalty > 0, "greater than 0"),
             "temperature": (self.temperature >= 0, "0 or more"),
@@ -56,6 +65,12 @@ class Sampling:
         for name, (valid, allowed) in ranges.items():
             if not valid:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"It must be {allowed}.")
+
+
+def _is_number(value: object, kind: type[int] | type[float]) -> bool:
+    """Return True for finite numbers of Python and numpy, and for integers where ``kind`` is float."""
+    kinds: tuple[type, ...] = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(cast(float, value))
 
 
 class Sampler:

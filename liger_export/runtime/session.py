@@ -1,6 +1,6 @@
 """A session: one text that a model reads and continues, in memory that does not grow."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -116,14 +116,15 @@ class Session:
 
     def all_logits(self, token_ids: Sequence[int]) -> Logits:
         """Read tokens and return the logits after each, float32 ``[T, vocab_size]``. Raises as ``prefill``."""
-        if not len(token_ids):
-            raise _no_tokens()
         tokens = self._checked(token_ids)
+        if not len(tokens):
+            raise _no_tokens()
+        count = len(tokens)
         with self._guard.change():
             tokens = self._text.take_pending(tokens)
             logits = self.executor.read_with_all_logits(tokens)
             self._text.record(tokens, StoredPrediction(logits[-1].copy()))
-        return logits[-len(token_ids) :]
+        return logits[-count:]
 
     def encode(
         self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, parse_special_tokens: bool = False
@@ -355,6 +356,10 @@ class Session:
         stop: str | Sequence[str],
     ) -> Continuation:
         """Return a continuation, which reads its prompt first. ``context``: see ``Generation``."""
+        if not isinstance(stop, Iterable):
+            raise InputError(f"stop is {stop!r}.", "Pass a string, or several.")
+        if not isinstance(sampling, Sampling | None):
+            raise InputError(f"sampling is {sampling!r}.", "Pass a Sampling, or None for the package's defaults.")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = sampling or self.defaults.sampling
         settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)

@@ -89,3 +89,21 @@ def test_an_incomplete_adapter_is_rejected(adapter_copy: Path) -> None:
     file.unlink()
     with pytest.raises(AdapterError, match="missing"):
         Adapter.open(adapter_copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("adapter_config.json", {"lora_alpha": 10**400}),
+        ("adapter_config.json", {"alpha_pattern": {"q_proj": 10**400}}),
+        ("adapter_config.json", {"init_lora_weights": [], "r": True}),
+        ("liger_adapter.json", {"base_sha256": 5}),
+    ],
+)
+def test_an_adapter_with_another_value_is_an_error_of_ours(
+    adapter: Path, tmp_path: Path, file: str, changes: dict[str, object]
+) -> None:
+    damaged = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    edit_json(damaged / file, **changes)
+    with pytest.raises(AdapterError, match="adapter"):
+        Adapter.open(damaged)

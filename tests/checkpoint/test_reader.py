@@ -259,3 +259,26 @@ def test_the_path_of_another_machine_does_not_travel(liger_checkpoint: Path, tmp
     assert "someone" not in (tmp_path / "liger" / "config.json").read_text()
     edit_json(tmp_path / "liger" / "config.json", _name_or_path="/home/someone/model")
     assert "_name_or_path" not in open_liger(tmp_path / "liger").values
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("model_type", value) for value in ([], {}, 5, None)),
+        *(("rms_norm_eps", value) for value in (10**400, "1", [])),
+        *(("rope_parameters", value) for value in ([1], {"rope_type": []}, {"rope_theta": 10**400})),
+        *(("eos_token_id", value) for value in ({}, [[]], "a")),
+        ("softmax_layers", [[]]),
+    ],
+)
+def test_a_config_with_another_value_is_an_error_of_ours(
+    liger_checkpoint: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    base = Path(shutil.copytree(liger_checkpoint.with_name(liger_checkpoint.name + "-base"), tmp_path / "base"))
+    liger = Path(shutil.copytree(liger_checkpoint, tmp_path / "liger"))
+    for directory in (base, liger):
+        edit_json(directory / "config.json", **{field: value})
+    with pytest.raises(LigerExportError):
+        open_liger(liger)
+    with pytest.raises(LigerExportError):
+        linearize(str(base), tmp_path / "output")

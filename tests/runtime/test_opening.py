@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from liger_export.config import LigerConfig
 from liger_export.convert import convert
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
+from liger_export.inspection import inspect
 from liger_export.package import read_manifest
 from liger_export.precision import Precision
 from liger_export.runtime import load, opening
+from liger_export.state import bytes_per_session, state_table
 from tests.tiny import edit_json, write_liger
 
 
@@ -96,3 +99,56 @@ def test_executors_of_one_model_capture_separate_graphs(fused: Path, monkeypatch
     monkeypatch.setattr("liger_export.runtime.dynamic.run_options", run_options)
     load(fused).fork()
     assert len(graph_ids) == len(set(graph_ids)) == 4
+
+
+@pytest.mark.parametrize("directory", [None, 5, b"package"])
+def test_a_directory_that_is_no_path_is_refused(directory: Any) -> None:
+    with pytest.raises(InputError, match="is not a directory"):
+        load(directory)
+
+
+def test_arguments_of_another_type_are_refused(package: Path) -> None:
+    session = load(package)
+    for tokens in (None, 5, [[1], [1, 2]], [1.5], ["a"], [None], [2**70]):
+        for call in (session.prefill, session.all_logits, session.feed, session.generate):
+            with pytest.raises(InputError, match="is not a sequence of token ids"):
+                call(cast(Any, tokens))
+    for options in ({"stop": None}, {"stop": 5}, {"stop": [5]}, {"sampling": "greedy"}, {"max_new_tokens": 1.5}):
+        with pytest.raises(InputError):
+            session.generate("a", **cast(Any, options))
+    assert session.position == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        *(("config", value) for value in (None, [], {"model_type": []}, 5)),
+        *(("graphs", value) for value in (None, [], {"stock": None}, {"other": {}})),
+        *(("files", value) for value in (None, [], {"model.onnx": None}, {"model.onnx": {"bytes": -1}})),
+        *(("precision", value) for value in (None, [], {"weights": []})),
+        *(("state", value) for value in (None, {}, {"tensors": None})),
+        *(("adapters", value) for value in (None, 5, [None])),
+        *(("source", value) for value in ([], {"name": "a"})),
+        *(("memory", value) for value in (5, {"from_token": None})),
+        *(("calibration", value) for value in (5, {"tokens": []})),
+        ("engine", {}),
+    ],
+)
+def test_a_manifest_with_another_entry_is_an_error_of_ours(package_copy: Path, entry: str, value: object) -> None:
+    edit_json(package_copy / "manifest.json", **{entry: value})
+    with pytest.raises(PackageError, match=r"manifest\.json|package"):
+        inspect(package_copy)
+    if entry not in ("memory", "calibration"):  # which only inspect shows
+        with pytest.raises(PackageError, match=r"manifest\.json|package"):
+            load(package_copy)
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", 8), ("window_size", 4)])
+def test_a_config_of_another_graph_is_refused(package_copy: Path, field: str, value: int) -> None:
+    values = json.loads((package_copy / "manifest.json").read_text())
+    config = {**values["config"], field: value}
+    table = state_table(LigerConfig.from_dict(config))
+    state = {**values["state"], "bytes_per_session": bytes_per_session(table)}
+    edit_json(package_copy / "manifest.json", config=config, state=state)
+    with pytest.raises(PackageError, match="does not describe its graph"):
+        load(package_copy)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -69,3 +71,10 @@ def test_a_special_token_that_cannot_be_text_is_refused() -> None:
 def test_text_that_is_not_unicode_is_refused() -> None:
     with pytest.raises(InputError, match="not valid Unicode"):
         ids_of("a\udcff")
+
+
+def test_a_tokenizer_with_an_absurd_token_id_is_refused_at_once() -> None:
+    values = json.loads(byte_tokenizer().to_str())
+    values["model"]["vocab"]["l"] = 2**31
+    with pytest.raises(InputError, match=r"id 2147483648.*tokenizer\.json"):
+        ids_of(END_OF_TEXT, Tokenizer.from_str(json.dumps(values)))

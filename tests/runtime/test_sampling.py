@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -105,3 +107,24 @@ def test_logits_that_are_not_finite_are_refused_by_every_way_to_choose(value: fl
     sampler = Sampler(sampling, np.zeros(300, dtype=np.bool_))
     with pytest.raises(InputError, match=r"not finite.*another precision"):
         sampler.choose_next(StoredPrediction(logits))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seed", value) for value in (1.5, "1", True, float("nan"), [1], -1)),
+        *(("top_k", value) for value in (1.5, None, "1", True, -1)),
+        *((name, None) for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
+        *((name, float("nan")) for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
+        *((name, "1") for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
+    ],
+)
+def test_settings_of_another_type_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{name} is .*It must be"):
+        Sampling(**{name: value})
+
+
+def test_numbers_of_numpy_are_settings() -> None:
+    assert Sampling(seed=np.int64(3), top_k=np.int32(2), temperature=np.float32(1)) == Sampling(
+        seed=3, top_k=2, temperature=1
+    )
