@@ -53,6 +53,13 @@ SAVE_DIFFERENCE = (
 )
 
 
+# Regular expressions of an adapter are matched with backtracking, whose time grows with each repetition, and
+# exponentially with repetitions in repetitions.
+NESTED = re.compile(r"\)[*+{]")
+REPEATS = re.compile(r"[*+{]")
+MOST_REPEATS = 3
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
     """The fields of a LoRA adapter's config that the merged weights depend on.
@@ -95,6 +102,11 @@ class AdapterConfig:
         for name, pattern, is_valid in (("rank_pattern", ranks, _is_rank), ("alpha_pattern", alphas, _is_number)):
             if not isinstance(pattern, dict) or not all(is_valid(value) for value in pattern.values()):
                 raise AdapterError(f"{file} has {name} = {pattern!r}.", "Restore the file, or train again.")
+            if slow := [key for key in pattern if NESTED.search(key) or len(REPEATS.findall(key)) > MOST_REPEATS]:
+                raise AdapterError(
+                    f"{file} has {slow[0]!r} in {name}, a regular expression that could take forever.",
+                    "List the names of the modules instead.",
+                )
         if (ranks or alphas) and values.get("target_parameters"):
             raise AdapterError(
                 f"{directory} combines target_parameters with rank_pattern or alpha_pattern, which is not supported.",

@@ -97,6 +97,8 @@ def test_an_incomplete_adapter_is_rejected(adapter_copy: Path) -> None:
         ("adapter_config.json", {"lora_alpha": 10**400}),
         ("adapter_config.json", {"alpha_pattern": {"q_proj": 10**400}}),
         ("adapter_config.json", {"init_lora_weights": [], "r": True}),
+        ("adapter_config.json", {"rank_pattern": {r"([\w.]+)+!": 2}}),  # exponential time
+        ("adapter_config.json", {"alpha_pattern": {r".*.*.*.*!": 2}}),
         ("liger_adapter.json", {"base_sha256": 5}),
     ],
 )
