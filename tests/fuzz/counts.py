@@ -13,8 +13,10 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     SAME = "same answer"
     WRONG = "wrong"
+    RAW = "raw"
     CRASH = "crash"
     HANG = "hang"
+    MEMORY = "memory"
 
 
 @dataclass
