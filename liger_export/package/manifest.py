@@ -9,7 +9,7 @@ from typing import Any
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
 from liger_export.files import is_file_name, read_json, reading, sha256_file, sha256_files
-from liger_export.package.engines import EngineRecord
+from liger_export.package.engines import BACKENDS, PREFILL_TOKENS, EngineRecord, graph_names
 from liger_export.precision import Precision
 from liger_export.state import WINDOW_STATES, StateTensor, bytes_per_session, state_table
 
@@ -242,6 +242,10 @@ def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
         raise ValueError("its state does not match its config")
     if not manifest.graphs or not set(manifest.graph_files) <= manifest.files.keys():
         raise ValueError("a graph or its file is not listed")
+    if manifest.engine:
+        possible = {name + BACKENDS[manifest.engine.backend] for name in graph_names(PREFILL_TOKENS).values()}
+        if type(manifest.engine.chunk) is not int or possible & manifest.files.keys() != set(manifest.graph_files):
+            raise ValueError("its graphs are not those of its chunk")
     for name, entry in manifest.files.items():
         if not (type(entry["bytes"]) is int and isinstance(entry["sha256"], str)):
             raise ValueError(f"{name} has no valid size or SHA-256")
