@@ -132,6 +132,15 @@ def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32) -> LigerFor
     return model.eval()
 
 
+def reseal(package: Path) -> None:
+    """Update the manifest after a test has changed files on purpose."""
+    files = json.loads((package / "manifest.json").read_text())["files"]
+    for name in files:
+        path = package / name
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    edit_json(package / "manifest.json", files=files)
+
+
 def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 

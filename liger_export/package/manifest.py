@@ -8,7 +8,7 @@ from typing import Any
 
 from liger_export.config import LigerConfig
 from liger_export.errors import LigerExportError, PackageError
-from liger_export.files import is_file_name, read_json, reading, sha256_file, sha256_files
+from liger_export.files import TOOL_USE_TEMPLATE, is_file_name, read_json, reading, sha256_file, sha256_files
 from liger_export.package.engines import BACKENDS, PREFILL_TOKENS, EngineRecord, graph_names
 from liger_export.precision import Precision
 from liger_export.state import WINDOW_STATES, StateTensor, bytes_per_session, state_table
@@ -249,7 +249,7 @@ def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
     for name, entry in manifest.files.items():
         if not (type(entry["bytes"]) is int and isinstance(entry["sha256"], str)):
             raise ValueError(f"{name} has no valid size or SHA-256")
-        if not is_file_name(name):
+        if not (is_file_name(name) or name == TOOL_USE_TEMPLATE):
             raise ValueError(f"{name!r} is not a plain file name")
     sources = [manifest.source, *manifest.adapters]
     if not all(isinstance(source["name"], str) for source in sources):

@@ -15,7 +15,7 @@ from liger_export.precision import Precision
 from liger_export.quantize.blocks import dequantize, encode
 from liger_export.runtime import load
 from tests.cells import slow_except
-from tests.tiny import load_model, relative_l2, write_liger
+from tests.tiny import load_model, relative_l2, reseal, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 40)]
 # Rows of 64, 64 and 96 weights, for blocks of 32.
@@ -43,6 +43,7 @@ def multiply_in_float32(package: Path) -> None:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
     onnx.save(model, package / "model.onnx")
+    reseal(package)
 
 
 @pytest.mark.parametrize(

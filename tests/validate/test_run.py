@@ -16,22 +16,13 @@ from liger_export.parity import ParityReport
 from liger_export.precision import Precision
 from liger_export.validate import ValidationSettings, validate
 from tests.cells import slow_except
-from tests.tiny import edit_json, write_liger, write_overflowing
+from tests.tiny import reseal, write_liger, write_overflowing
 
 
 @pytest.fixture
 def short(random_text: Path) -> ValidationSettings:
     """Settings with the fewest tokens that ``validate`` accepts."""
     return ValidationSettings(text=random_text, max_tokens=4096, memory_tokens=128)
-
-
-def reseal(package: Path) -> None:
-    """Update the manifest after a test has changed files on purpose."""
-    files = json.loads((package / "manifest.json").read_text())["files"]
-    for name in files:
-        path = package / name
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    edit_json(package / "manifest.json", files=files)
 
 
 def failed(report: ParityReport) -> list[str]:
