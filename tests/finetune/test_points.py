@@ -50,6 +50,7 @@ def at_save(step: int, action: Callable[[Callable[[], None]], None], monkeypatch
     monkeypatch.setattr(Trainer, "_maybe_log_save_evaluate", log_and_save)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 6])
 def test_a_run_killed_at_any_moment_of_a_save_ends_in_the_same_adapter(
     step: int,

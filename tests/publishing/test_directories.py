@@ -161,6 +161,7 @@ def test_a_run_that_ends_at_any_moment_leaves_the_output_whole_or_absent(
         out.rmdir()
 
 
+@pytest.mark.slow
 @each_rename
 @pytest.mark.parametrize("ending", [kill, interrupt])
 def test_replacing_that_ends_at_any_moment_keeps_the_old_output_or_the_new_one(
