@@ -113,7 +113,7 @@ def note_ignored(defaults: GenerationDefaults) -> None:
 
 
 def print_faint(text: str) -> None:
-    """Print information that is no result to standard error, without wrapping."""
+    """Print information that is not a result to standard error, without wrapping."""
     err.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,5 @@
 """Chat templates: a conversation to the text that the model was trained on, as transformers renders it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from packaging.version import Version
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.extras import install_command, required_extra
-from liger_export.files import TOOL_USE_TEMPLATE
+from liger_export.files import TOOL_USE_TEMPLATE, read_json
 
 __all__ = ["ChatTemplate", "Message", "no_template"]
 
@@ -117,8 +116,8 @@ class ChatTemplate:
         if not path.is_file():
             return {}
         try:
-            values = json.loads(_read_text(path))
-        except ValueError as error:
+            values = read_json(path)
+        except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
         if not isinstance(values, dict):
             raise _damaged(path, "it is not a JSON object")

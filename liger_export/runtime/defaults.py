@@ -1,6 +1,5 @@
 """How a package's model chooses tokens by default: its ``generation_config.json``, as transformers reads it."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from liger_export.errors import InputError, PackageError
+from liger_export.files import read_json
 from liger_export.runtime.sampling import Sampling
 
 __all__ = ["GENERATION_CONFIG", "GenerationDefaults", "read_defaults"]
@@ -52,7 +52,7 @@ def read_defaults(directory: Path) -> GenerationDefaults:
     if not path.is_file():
         return GenerationDefaults()
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.errors import OutputError
+from liger_export.files import TOOL_USE_TEMPLATE
 from liger_export.linearize import linearize
 from liger_export.publishing import new_directory, require_replaceable
 from tests.interruption import kill, runs_ended_by
@@ -35,7 +36,23 @@ def test_packages_of_every_format_are_replaced(package_copy: Path) -> None:
     (package_copy / "parity.json").write_text("{}")  # validate's
     require_replaceable(package_copy, overwrite=True)
     edit_json(package_copy / "manifest.json", format_version=1)
-    require_replaceable(package_copy, overwrite=True)
+    with new_directory(package_copy, overwrite=True) as partial:
+        (partial / "new").touch()
+    assert "new" in {path.name for path in package_copy.iterdir()}
+    assert not (package_copy / "manifest.json").exists()
+
+
+def test_a_checkpoint_with_a_folder_is_replaced_until_a_file_is_added_to_it(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    template = base / TOOL_USE_TEMPLATE
+    template.parent.mkdir()
+    template.write_text("{{ tools }}")
+    for _ in range(2):
+        linearize(str(base), tmp_path / "liger", overwrite=True)
+    assert (tmp_path / "liger" / TOOL_USE_TEMPLATE).read_text() == "{{ tools }}"
+    (tmp_path / "liger" / template.parent.name / "mine.txt").touch()
+    with pytest.raises(OutputError, match=r"mine\.txt was not written by liger-export"):
+        linearize(str(base), tmp_path / "liger", overwrite=True)
 
 
 def test_a_package_with_a_file_of_the_users_is_kept(package_copy: Path) -> None:
