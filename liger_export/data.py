@@ -189,7 +189,7 @@ def _files(data: Path) -> list[Path]:
         _check_format(file)
         if file.suffix.lower() not in known:
             raise DataError(
-                f"{file} has no suffix that tells its format.",
+                f"{file} has a suffix of no known format.",
                 "If it is text, add .txt to its name or pass this file alone; if not, move it elsewhere.",
             )
     return files
@@ -276,5 +276,5 @@ def _text_of(record: Any, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        raise DataError(f"{where}, has {half} alone, which is half a character.", "Correct it, or omit it.") from error
+        raise DataError(f"{where}, contains the lone surrogate {half}.", "Correct the text, or omit it.") from error
     return text

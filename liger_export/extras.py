@@ -1,4 +1,4 @@
-"""How to add an optional dependency group, an extra, to this installation. The project is not on PyPI."""
+"""Commands that add optional dependencies (extras) to this installation. The project is not on PyPI."""
 
 import json
 import shlex
@@ -69,7 +69,7 @@ def _requirement(extra: str) -> list[str]:
 
 
 def _record() -> dict[str, Any]:
-    """What pip wrote about the source of this installation; empty if nothing."""
+    """Return pip's record of where this installation came from; empty if there is none."""
     try:
         text = distribution(NAME).read_text("direct_url.json")
     except PackageNotFoundError:  # run from a checkout that is not installed

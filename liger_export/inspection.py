@@ -110,7 +110,7 @@ def _calibration_row(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _generation(directory: Path) -> str:
-    """How tokens are chosen by default, and the settings that are not applied."""
+    """Describe the default sampling, and the settings of ``generation_config.json`` that are ignored."""
     try:
         defaults = read_defaults(directory)
     except PackageError as error:

@@ -100,6 +100,14 @@ def random_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def code_text(tmp_path: Path) -> Path:
+    """Training text: a short function, again and again."""
+    path = tmp_path / "text.txt"
+    path.write_text("def add(a, b):\n    return a + b\n\n" * 200)
+    return path
+
+
 @pytest.fixture(scope="session")
 def adapter(liger_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter with large random factors."""

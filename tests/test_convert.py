@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,7 @@ def test_adapters_are_merged(liger_checkpoint: Path, adapter: Path, tmp_path: Pa
     assert [(entry["name"], entry["base_verified"]) for entry in manifest.adapters] == [("adapter", True)]
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("tied", "bias"), slow_except([(True, True)], product([False, True], repeat=2)))
 def test_biases_and_tying_survive(tmp_path: Path, tied: bool, bias: bool) -> None:
     checkpoint = write_liger(
         tmp_path / "liger", Shape(6, 3, 24, 5), tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias

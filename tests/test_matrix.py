@@ -52,7 +52,7 @@ CELLS = [
     ("gsa", "mistral-tied"),
     ("hgrn2", "qwen2-tied"),
 ]
-FAST = [("gla", "llama"), ("hgrn2", "mistral"), ("gsa", "qwen2"), ("lolcats", "qwen3")]
+FAST = [("gla", "llama"), ("hgrn2", "mistral")]
 
 
 def assert_valid(checkpoint: Path, package: Path, text: Path) -> ParityReport:

@@ -62,13 +62,6 @@ def yes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("def add(a, b):\n    return a + b\n\n" * 40)
-    return path
-
-
-@pytest.fixture
 def checkpoint(liger_checkpoint: Path, tmp_path: Path) -> Path:
     return with_code(liger_checkpoint, tmp_path / "coded")
 
@@ -92,21 +85,21 @@ def check_refused_until_removed(action: Callable[[], object], directory: Path) -
 
 
 def test_evaluate_refuses_a_tokenizer_in_code(
-    checkpoint: Path, base: Path, liger_checkpoint: Path, tmp_path: Path, text: Path
+    checkpoint: Path, base: Path, liger_checkpoint: Path, tmp_path: Path, code_text: Path
 ) -> None:
     for coded, plain in ((checkpoint, liger_checkpoint), (base, tmp_path / "plain")):
-        check_refused_until_removed(lambda coded=coded: scored(coded, text), coded)  # type: ignore[misc]
-        assert scored(coded, text) == scored(plain, text)
+        check_refused_until_removed(lambda coded=coded: scored(coded, code_text), coded)  # type: ignore[misc]
+        assert scored(coded, code_text) == scored(plain, code_text)
 
 
-def test_finetune_refuses_a_tokenizer_in_code(checkpoint: Path, tmp_path: Path, text: Path) -> None:
-    check_refused_until_removed(lambda: finetune(checkpoint, text, tmp_path / "adapter", SETTINGS), checkpoint)
+def test_finetune_refuses_a_tokenizer_in_code(checkpoint: Path, tmp_path: Path, code_text: Path) -> None:
+    check_refused_until_removed(lambda: finetune(checkpoint, code_text, tmp_path / "adapter", SETTINGS), checkpoint)
 
 
-def test_a_tokenizer_that_exists_only_as_code_is_refused(checkpoint: Path, text: Path) -> None:
+def test_a_tokenizer_that_exists_only_as_code_is_refused(checkpoint: Path, code_text: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="Save the model's fast tokenizer there"):
-        scored(checkpoint, text)
+        scored(checkpoint, code_text)
     assert not (checkpoint / "ran").exists()
 
 

@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from liger_export.commands.console import note_ignored, print_error, print_faint
+from liger_export.commands.console import print_error, print_faint
 from liger_export.commands.conversation import AnswerSettings, Conversation
+from liger_export.commands.opening import open_session
 from liger_export.commands.options import (
     Device,
     Lowering,
@@ -26,11 +27,9 @@ from liger_export.commands.options import (
     TopK,
     TopP,
     Verify,
-    override_sampling,
 )
 from liger_export.commands.tables import megabytes
 from liger_export.errors import InputError, LigerExportError, OutputError
-from liger_export.runtime import load
 
 __all__ = ["chat"]
 
@@ -68,10 +67,12 @@ def chat(
 
     In a terminal, /help lists the commands. From a pipe, every line is a message, and only the answers are printed.
     """
-    session = load(package, device=device, lowering=lowering, threads=threads, verify=verify)
-    note_ignored(session.defaults)
-    sampling = override_sampling(
-        session.defaults.sampling,
+    session, sampling = open_session(
+        package,
+        device=device,
+        lowering=lowering,
+        threads=threads,
+        verify=verify,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

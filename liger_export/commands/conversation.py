@@ -30,7 +30,7 @@ class Cost:
 
     Attributes:
         prompt_tokens: Tokens of the conversation before it.
-        read_tokens: Those of them that were read for it; the others were in the state.
+        read_tokens: How many of them had to be read; the state held the others.
         tokens: Tokens of the answer.
         first_seconds: Seconds from the request to the first piece.
         rest_seconds: Seconds from the first piece to the last.

@@ -1,13 +1,11 @@
 """Options that several commands share, and parsers for option values."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from liger_export.errors import InputError
-from liger_export.runtime import Sampling
 
 __all__ = [
     "Adapters",
@@ -27,7 +25,6 @@ __all__ = [
     "TopK",
     "TopP",
     "Verify",
-    "override_sampling",
     "parse_override",
     "split_names",
 ]
@@ -75,12 +72,6 @@ Threads = Annotated[int | None, typer.Option(min=1, show_default="chosen by ONNX
 Verify = Annotated[bool, typer.Option("--verify", help="Check the SHA-256 of every file, not only its size.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results to this JSON file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-
-
-def override_sampling(defaults: Sampling, **options: float | int | None) -> Sampling:
-    """Return the package's sampling with the options that are given."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return replace(defaults, **given)  # type: ignore[arg-type]
 
 
 def split_names(values: list[str] | None) -> tuple[str, ...]:

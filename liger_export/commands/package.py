@@ -14,6 +14,7 @@ from liger_export.commands.console import (
     show,
     stream_text,
 )
+from liger_export.commands.opening import open_session
 from liger_export.commands.options import (
     Adapters,
     CheckpointArgument,
@@ -30,13 +31,11 @@ from liger_export.commands.options import (
     TopK,
     TopP,
     Verify,
-    override_sampling,
     parse_override,
     split_names,
 )
 from liger_export.commands.tables import engine_rows, megabytes, summary_table
 from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
-from liger_export.runtime import load
 from liger_export.runtime.defaults import read_defaults
 
 if TYPE_CHECKING:
@@ -170,10 +169,12 @@ def run(
     lowering: Lowering = None,
 ) -> None:
     """Continue a prompt with a package or engine."""
-    session = load(package, device=device, lowering=lowering, threads=threads, verify=verify)
-    note_ignored(session.defaults)
-    sampling = override_sampling(
-        session.defaults.sampling,
+    session, sampling = open_session(
+        package,
+        device=device,
+        lowering=lowering,
+        threads=threads,
+        verify=verify,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

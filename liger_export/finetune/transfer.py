@@ -124,8 +124,8 @@ def transfer(
 ) -> FinetuneResult:
     """Train a LoLCATs checkpoint's feature maps and write a new checkpoint with them, as the input of ``finetune``.
 
-    Arguments, errors and behaviour are those of ``finetune``, except that ``output`` is a Liger checkpoint, and that
-    ``rank``, ``target_modules`` and ``gradient_checkpointing`` are ignored: no gradient passes between layers.
+    Takes the arguments of ``finetune``. ``output`` becomes a Liger checkpoint. ``rank``, ``target_modules`` and
+    ``gradient_checkpointing`` are ignored, because no gradient passes between layers.
 
     Raises:
         InputError: the checkpoint's mixer has no feature maps, or sequences are no longer than its window.

@@ -1,4 +1,4 @@
-"""How a package's model chooses tokens by default: its ``generation_config.json``, as transformers reads it."""
+"""Default sampling of a package, from its ``generation_config.json``, which is read as transformers reads it."""
 
 import math
 from collections.abc import Mapping

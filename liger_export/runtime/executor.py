@@ -37,7 +37,7 @@ class Prediction(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredPrediction:
-    """Logits that are no longer in an executor's buffers, ``[vocab_size]``. See ``Prediction``."""
+    """A copy of the logits, ``[vocab_size]``, which later calls do not overwrite. See ``Prediction``."""
 
     logits: Logits
 

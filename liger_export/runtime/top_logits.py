@@ -69,7 +69,7 @@ class TopLogits:
         return cls(logits, ids, weights, logits[-1], (float(least), float(most)))
 
     def penalized(self, seen: npt.NDArray[np.bool_], penalty: float, temperature: float) -> "TopLogits":
-        """Apply a repetition penalty of at least 1 to seen tokens; see ``penalize``.
+        """Apply a repetition penalty of 1 or more to the tokens that were seen. See ``penalize``.
 
         Drops each logit that is no longer above ``max_other``: another token's logit may now be larger.
         """

@@ -36,7 +36,7 @@ def test_a_refusal_is_two_lines_however_narrow_the_terminal(
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_no_text_is_too_much_for_the_terminals_encoding(encoding: str) -> None:
-    """Generated text, a table and an error hold characters that no 8-bit encoding has, and half a character."""
+    """Generated text, a table and an error hold characters that no 8-bit encoding has, and a lone surrogate."""
     script = (
         "from liger_export.commands.console import accept_every_character, print_error, show, stream_text\n"
         "from liger_export.commands.tables import summary_table\n"

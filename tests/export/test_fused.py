@@ -41,7 +41,7 @@ def operators(package: Path, lowering: str) -> list[str]:
 
 @needs_library
 @pytest.mark.parametrize("variant", slow_except(["qwen3"], VARIANTS))
-@pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
+@pytest.mark.parametrize("mixer", slow_except(["gla"], ["gla", "hgrn2"]))
 def test_fused_equals_stock_on_every_backbone(mixer: str, variant: str, tmp_path: Path) -> None:
     package = fused_package(tmp_path, mixer, variant)
     stock, fused = load(package, lowering="stock"), load(package)

@@ -19,15 +19,8 @@ SETTINGS = FinetuneSettings(rank=4, sequence_length=32, batch_size=2, learning_r
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("def add(a, b):\n    return a + b\n\n" * 30)
-    return path
-
-
-@pytest.fixture
-def uninterrupted(liger_checkpoint: Path, text: Path, tmp_path: Path) -> dict[str, str]:
-    finetune(liger_checkpoint, text, tmp_path / "whole", SETTINGS)
+def uninterrupted(liger_checkpoint: Path, code_text: Path, tmp_path: Path) -> dict[str, str]:
+    finetune(liger_checkpoint, code_text, tmp_path / "whole", SETTINGS)
     return content(tmp_path / "whole")
 
 
@@ -55,7 +48,7 @@ def at_save(step: int, action: Callable[[Callable[[], None]], None], monkeypatch
 def test_a_run_killed_at_any_moment_of_a_save_ends_in_the_same_adapter(
     step: int,
     liger_checkpoint: Path,
-    text: Path,
+    code_text: Path,
     tmp_path: Path,
     uninterrupted: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -76,7 +69,7 @@ def test_a_run_killed_at_any_moment_of_a_save_ends_in_the_same_adapter(
     with monkeypatch.context() as patched:
         at_save(step, kill_everywhere, patched)
         with pytest.raises(KeyboardInterrupt):
-            finetune(liger_checkpoint, text, output, SETTINGS)
+            finetune(liger_checkpoint, code_text, output, SETTINGS)
     shutil.rmtree(work)
     assert len(left) > 2
 
@@ -86,8 +79,8 @@ def test_a_run_killed_at_any_moment_of_a_save_ends_in_the_same_adapter(
         resume = bool(WorkDirectory(work).points())
         if not resume:
             with pytest.raises(OutputError, match="no point to resume from"):
-                finetune(liger_checkpoint, text, output, SETTINGS, resume=True)
-        finetune(liger_checkpoint, text, output, SETTINGS, resume=resume)
+                finetune(liger_checkpoint, code_text, output, SETTINGS, resume=True)
+        finetune(liger_checkpoint, code_text, output, SETTINGS, resume=resume)
         assert content(output) == uninterrupted
         assert not work.exists()
         shutil.rmtree(output)
@@ -96,7 +89,11 @@ def test_a_run_killed_at_any_moment_of_a_save_ends_in_the_same_adapter(
 
 
 def test_a_full_disk_keeps_the_earlier_point(
-    liger_checkpoint: Path, text: Path, tmp_path: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    liger_checkpoint: Path,
+    code_text: Path,
+    tmp_path: Path,
+    uninterrupted: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The limit on the size of files has the effect of a full disk. Each limit stops another file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -116,8 +113,8 @@ def test_a_full_disk_keeps_the_earlier_point(
             at_save(6, save_with(most), patched)
             resume = (tmp_path / "out.work").exists()
             with pytest.raises(OutputError, match=r"out\.work cannot be written.*continue with --resume"):
-                finetune(liger_checkpoint, text, tmp_path / "out", SETTINGS, resume=resume)
-    finetune(liger_checkpoint, text, tmp_path / "out", SETTINGS, resume=True)
+                finetune(liger_checkpoint, code_text, tmp_path / "out", SETTINGS, resume=resume)
+    finetune(liger_checkpoint, code_text, tmp_path / "out", SETTINGS, resume=True)
     assert content(tmp_path / "out") == uninterrupted
 
 
@@ -172,10 +169,10 @@ def test_removal_that_is_killed_leaves_whole_points_and_can_be_repeated(tmp_path
 
 
 def test_a_work_directory_with_other_files_is_refused_and_kept(
-    liger_checkpoint: Path, text: Path, tmp_path: Path
+    liger_checkpoint: Path, code_text: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out.work").mkdir()
     (tmp_path / "out.work" / "thesis.tex").write_text("text")
     with pytest.raises(OutputError, match=r"thesis\.tex is in the way"):
-        finetune(liger_checkpoint, text, tmp_path / "out", SETTINGS)
+        finetune(liger_checkpoint, code_text, tmp_path / "out", SETTINGS)
     assert (tmp_path / "out.work" / "thesis.tex").read_text() == "text"

@@ -90,6 +90,7 @@ def test_a_call_too_long_for_the_kernels_is_refused() -> None:
         launch.chunkwise("gla", long, (), empty_state(case, torch.float32, batch=1))
 
 
+@pytest.mark.slow
 @every_mixer
 def test_a_full_window_reads_the_same_at_any_position(mixer: str) -> None:
     case, generator = Case(mixer, head_dim=32, window_size=4), torch.Generator().manual_seed(0)

@@ -15,7 +15,14 @@ from liger_export.runtime.cuda import Cuda
 from liger_export.runtime.fixed import FixedExecutor
 from liger_export.validate import ValidationSettings, validate
 from tests.cells import slow_except
-from tests.runtime.test_guard import assert_close, interrupted_at, moments, state_or_none, states_by_position
+from tests.runtime.test_guard import (
+    assert_close,
+    check_interrupted_prefills,
+    interrupted_at,
+    moments,
+    state_or_none,
+    states_by_position,
+)
 from tests.tiny import Shape, edit_json, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 75)]
@@ -110,21 +117,8 @@ def test_buffers_stay_where_they_are(session: Session) -> None:
 
 
 def test_an_interrupted_prefill_is_undone_complete_or_refused(session: Session) -> None:
-    tokens = TOKENS[:40]  # one call of the longer graph without padding, and one with
-    states, expected = states_by_position(session, tokens), session.prefill(tokens)
-    kept = {0: 0, len(tokens): 0, None: 0}
-    for moment in moments(30):
-        session.reset()
-        if not interrupted_at(moment, lambda: session.prefill(tokens)):
-            break
-        state = state_or_none(session)
-        kept[None if state is None else state.position] += 1  # KeyError in between
-        if state is not None:
-            assert_close(state, states)
-        session.reset()
-        np.testing.assert_array_equal(session.prefill(tokens), expected)
-    assert kept[0]
-    assert kept[None] > 3
+    # One call of the longer graph without padding, and one with.
+    check_interrupted_prefills(session, TOKENS[:40], spacing=30)
 
 
 def test_an_interrupted_generation_keeps_all_tokens_it_chose_or_is_refused(session: Session) -> None:

@@ -97,21 +97,26 @@ def assert_close(measured: SavedState, states: dict[int, dict[str, np.ndarray]])
         np.testing.assert_allclose(measured.tensors[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_an_interrupted_prefill_is_undone_complete_or_refused(session: Session) -> None:
-    states, expected = states_by_position(session, TOKENS), session.prefill(TOKENS)
-    kept = {0: 0, len(TOKENS): 0, None: 0}
-    for moment in moments(60):
+def check_interrupted_prefills(session: Session, tokens: list[int], spacing: int) -> None:
+    """Interrupt ``prefill`` at many moments: the session is as before or as after the call, or refuses until reset."""
+    states, expected = states_by_position(session, tokens), session.prefill(tokens)
+    kept = {0: 0, len(tokens): 0, None: 0}
+    for moment in moments(spacing):
         session.reset()
-        if not interrupted_at(moment, lambda: session.prefill(TOKENS)):
+        if not interrupted_at(moment, lambda: session.prefill(tokens)):
             break
         state = state_or_none(session)
         kept[None if state is None else state.position] += 1  # KeyError in between
         if state is not None:
             assert_close(state, states)
         session.reset()
-        np.testing.assert_array_equal(session.prefill(TOKENS), expected)
+        np.testing.assert_array_equal(session.prefill(tokens), expected)
     assert kept[0]
     assert kept[None] > 3
+
+
+def test_an_interrupted_prefill_is_undone_complete_or_refused(session: Session) -> None:
+    check_interrupted_prefills(session, TOKENS, spacing=60)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3, repetition_penalty=1.1)])

@@ -17,6 +17,7 @@ from liger_export.errors import EnvironmentMismatchError, InputError, PackageErr
 from liger_export.linearize import LinearizeSettings
 from liger_export.precision import Precision
 from liger_export.runtime import Sampling, SavedState, Session, load, read_tokenizer
+from tests.cells import slow_except
 from tests.tiny import END_OF_TEXT, Shape, load_model, record_file, relative_l2, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 200)]
@@ -43,6 +44,7 @@ def in_calls(session: Session, tokens: list[int], cuts: list[int]) -> torch.Tens
     return torch.from_numpy(np.concatenate(parts))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), shape=st.sampled_from(SHAPES), length=st.integers(2, 120))
 def test_any_split_into_calls_equals_the_pytorch_forward(data: st.DataObject, shape: Shape, length: int) -> None:
@@ -96,12 +98,15 @@ def test_state_never_moves_grows_or_gains_buffers(session: Session) -> None:
 
 @pytest.mark.parametrize(
     ("mixer", "in_place"),
-    [
-        ("gla", {"recurrent_state", "key", "value"}),
-        ("hgrn2", {"recurrent_state", "key", "value"}),
-        ("gsa", {"slot_value", "key", "value"}),
-        ("lolcats", {"recurrent_state"}),
-    ],
+    slow_except(
+        [("gla", {"recurrent_state", "key", "value"})],
+        [
+            ("gla", {"recurrent_state", "key", "value"}),
+            ("hgrn2", {"recurrent_state", "key", "value"}),
+            ("gsa", {"slot_value", "key", "value"}),
+            ("lolcats", {"recurrent_state"}),
+        ],
+    ),
 )
 def test_updating_in_place_is_bit_exact(mixer: str, in_place: set[str], tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", settings=LinearizeSettings(mixer=mixer))
