@@ -142,7 +142,11 @@ def reseal(package: Path) -> None:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change values of a JSON object. A manifest loses its hash, as if it were of an older version."""
+    values = json.loads(path.read_text())
+    if path.name == "manifest.json":
+        values.pop("sha256", None)
+    path.write_text(json.dumps({**values, **changes}))
 
 
 def record_file(package: Path, name: str) -> None:

@@ -1,5 +1,6 @@
 """``manifest.json``: the contents of a package and their checksums. Imports no torch."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -41,6 +42,7 @@ STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx", FUSED_CUDA: "model.cuda.onnx"}
 WEIGHT_SUFFIXES = (".data", ".engine")  # of files that are as large as the model
 WEIGHTS_PER_BYTE = 2  # at most: int4
+OWN_HASH = "sha256"  # of the manifest without this value; older manifests lack it
 REPORT_FILE = "parity.json"  # not listed in the manifest, because validate writes it later
 
 
@@ -133,7 +135,8 @@ class Manifest:
         if self.engine is None:
             del values["engine"]
         values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
-        return json.dumps({**values, "files": files}, indent=1) + "\n"
+        written = {**values, "files": files}
+        return json.dumps({**written, OWN_HASH: _sha256_of(written)}, indent=1) + "\n"
 
     def check_files(self, directory: Path, *, weights: bool = True) -> None:
         """Check that every file exists and has the recorded size and SHA-256.
@@ -192,6 +195,9 @@ def read_manifest(directory: Path) -> Manifest:
 def _checked(path: Path, values: dict[str, Any]) -> Manifest:
     """Build the manifest and check that its entries agree with each other."""
     try:
+        recorded = values.pop(OWN_HASH, None)
+        if recorded is not None and recorded != _sha256_of(values):
+            raise ValueError("it has changed since it was written: its SHA-256 differs")
         state = values.pop("state")
         manifest = _manifest(values)
         _check_sizes(manifest, len(state["tensors"]))
@@ -262,6 +268,10 @@ def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
     for lowering, graph in manifest.graphs.items():
         if not isinstance(graph.onnxruntime, str) or not set(graph.in_place) <= past_names:
             raise ValueError(f"the {lowering} graph does not match the state table or has no ONNX Runtime version")
+
+
+def _sha256_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> PackageError:

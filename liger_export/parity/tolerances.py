@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ HALF_KL = {"fp16": 1e-3, "bf16": 5e-3}
 HALF_TOP1 = {"fp16": 0.99, "bf16": 0.98}
 ROUNDING = {"fp16": 2**-11, **dict.fromkeys(("bf16", "int8", "int4"), 2**-8)}  # integers multiply 8-bit activations
 FLOAT32_UNIT = 2**-24  # largest relative error of one float32 rounding
+DECAY_ROUNDING = FLOAT32_UNIT / 12**0.5  # of a float32 between 1/2 and 1, root mean square
 ROUNDINGS_PER_MATRIX = 1.5  # 11 operations in sequence per layer of 7 matrices; see "Drift" in docs/design.md
 PERPLEXITY_INCREASE = {"int8": 0.005, "int4": 0.04}
 HANDOVER_RATIO = 2.0
@@ -42,7 +44,8 @@ class Tolerances:
         metric: name of ``distance``.
         distance: distance of measured logits from reference logits.
         bound: largest distance allowed between two ways to compute the same logits.
-        rounding: relative L2 that rounding alone explains; drift is measured in units of at least this.
+        rounding: relative L2 that rounding explains without a history.
+        decay_rounding: relative L2 that the rounding of decays adds, per square root of the number of steps.
     """
 
     stored: str
@@ -51,6 +54,11 @@ class Tolerances:
     distance: Callable[[Array, Array], float]
     bound: float
     rounding: float
+    decay_rounding: float = 0.0
+
+    def noise_after(self, steps: int) -> float:
+        """Return the relative L2 that rounding explains after a number of single steps. Drift is what exceeds it."""
+        return math.hypot(self.rounding, self.decay_rounding * steps**0.5)
 
     def logit_checks(self, parity: LogitParity, detail: str) -> Iterator[Check]:
         """Compare the package with PyTorch: all figures, with a bound where the table of tolerances has one."""
@@ -101,19 +109,38 @@ def float32_rounding(matrices: int) -> float:
     return float(FLOAT32_UNIT * roundings**0.5)
 
 
-def tolerances_of(precision: Precision, matrices: list[str], activations: str = "float32") -> Tolerances:
+def float32_decay_rounding(recurrent_layers: int, recurrent_weight: float) -> float:
+    """Return the relative L2 that float32 decays add to the logits, per square root of the number of steps.
+
+    A step multiplies each row of a recurrent state by exp(gate). The whole row shares its rounding, so it does not
+    average out in the output. The errors of different steps and layers are independent. The recurrence has a share
+    of ``recurrent_weight`` in a layer's attention.
+    """
+    return float(DECAY_ROUNDING * recurrent_weight * recurrent_layers**0.5)
+
+
+def tolerances_of(
+    precision: Precision,
+    matrices: list[str],
+    activations: str = "float32",
+    *,
+    recurrent_layers: int = 0,
+    recurrent_weight: float = 0.0,
+) -> Tolerances:
     """Return the tolerances of a package.
 
     Args:
         precision: the precision in its manifest.
         matrices: names of the checkpoint's matrices.
         activations: dtype of the activations: the package's, or those of an engine, which may have fewer bits.
+        recurrent_layers: number of layers with a recurrent state.
+        recurrent_weight: share of the recurrence in their attention.
     """
     computed = next(name for name, dtype in FLOATS.items() if dtype == activations)
     used = {computed, *(precision.of(name) for name in matrices)}
     coarsest: str = next(name for name in ("int4", "int8", "bf16", "fp16", "fp32") if name in used)
     if coarsest == "fp32":
-        rounding = float32_rounding(len(matrices))
-        return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding=rounding)
+        rounding, decays = float32_rounding(len(matrices)), float32_decay_rounding(recurrent_layers, recurrent_weight)
+        return Tolerances(coarsest, True, "relative L2", relative_l2, FP32_RELATIVE_L2, rounding, decays)
     half = "bf16" if "bf16" in used else "fp16"
     return Tolerances(coarsest, False, "mean KL (nats)", mean_kl, HALF_KL[half], rounding=ROUNDING[coarsest])

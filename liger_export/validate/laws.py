@@ -101,9 +101,9 @@ def check_splits(subjects: Subjects, tokens: Tokens, windows: list[int], seed: i
 def check_drift(subjects: Subjects, tokens: Tokens, windows: list[int], steps: int) -> Iterator[Check]:
     """Law 2: single steps equal the full-sequence forward, at the edge of each window and far past it.
 
-    Drift is an error that the history causes. So the error of the last steps is divided by the error of steps without
-    history: the first steps, and the last steps' tokens read as the start of a text. The larger counts, because some
-    tokens round more than others.
+    Drift is growth beyond rounding. So the error of the last steps is divided by the error of steps without history
+    (the first steps, and the last steps' tokens read as the start of a text, because some tokens round more than
+    others), or by what rounding explains after as many steps, whichever is largest.
     """
     tokens = tokens[:steps]
     expected, stepped = subjects.expected_logits(tokens), subjects.stepped_logits(tokens)
@@ -115,7 +115,7 @@ def check_drift(subjects: Subjects, tokens: Tokens, windows: list[int], steps: i
     last = relative_l2(stepped[-DRIFT_BLOCK:], expected[-DRIFT_BLOCK:])
     restarted = tokens[-DRIFT_BLOCK:]
     again = relative_l2(subjects.stepped_logits(restarted), subjects.expected_logits(restarted))
-    noise = float(np.max([first, again, subjects.tolerances.rounding]))  # keeps NaN, which max() may drop
+    noise = float(np.max([first, again, subjects.tolerances.noise_after(steps)]))  # keeps NaN, which max() may drop
     detail = f"{last:.1e} / {noise:.1e}, {len(tokens):,} steps"
     yield Check("drift: last steps / first steps", last / noise, DRIFT_RATIO, detail=detail)
 

@@ -157,7 +157,14 @@ def _open(package: Path, settings: ValidationSettings) -> Session:
 
 def _tolerances(manifest: Manifest) -> Tolerances:
     matrices = [name for name, shape in expected_tensors(manifest.model_config).items() if len(shape) == 2]
-    return tolerances_of(manifest.precision, matrices, manifest.activations)
+    config = manifest.model_config
+    return tolerances_of(
+        manifest.precision,
+        matrices,
+        manifest.activations,
+        recurrent_layers=config.num_hidden_layers - len(config.softmax_layers),
+        recurrent_weight=config.recurrent_weight,
+    )
 
 
 def _tokens(package: Path, session: Session, settings: ValidationSettings) -> laws.Tokens:

@@ -105,6 +105,19 @@ def test_a_size_that_the_files_cannot_hold_is_refused_at_once(package_copy: Path
     assert monotonic() - start < 1
 
 
+@pytest.mark.parametrize("field", ["eos_token_id", "rms_norm_eps", "hidden_size"])
+def test_a_manifest_that_was_changed_is_damaged(package_copy: Path, field: str) -> None:
+    path = package_copy / "manifest.json"
+    text = path.read_text()
+    values = json.loads(text)
+    path.write_text(json.dumps(values))  # the same values, written in another way
+    read_manifest(package_copy)
+    values["config"][field] = 1
+    path.write_text(json.dumps(values))
+    with pytest.raises(PackageError, match=r"manifest\.json is damaged.*SHA-256"):
+        read_manifest(package_copy)
+
+
 def nested(levels: int) -> str:
     return "[" * levels + "]" * levels
 

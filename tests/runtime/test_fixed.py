@@ -169,6 +169,7 @@ def rtx_engine(engine: Path, tmp_path: Path) -> Path:
     (directory / "manifest.json").unlink()
     text = (engine / "manifest.json").read_text().replace(".onnx", ".engine").replace('"onnx"', '"tensorrt-rtx"')
     (directory / "manifest.json").write_text(text)
+    edit_json(directory / "manifest.json")  # removes its hash
     record = load_record(directory)
     record |= {"backend_version": tensorrt_rtx.__version__, "targets": ["sm86", "sm89"]}
     edit_json(directory / "manifest.json", engine=record)
