@@ -28,32 +28,10 @@ from liger_export.evaluate.models import DTYPES, TorchModel
 
 DISTANCES = (64, 128, 256, 512, 1024, 2048, 4096, 8000)
 ROOM = 256  # tokens of a prompt beside the distance: filler before the facts, the facts, and the later questions
-NAMES = [
-    "Alice",
-    "Bruno",
-    "Carla",
-    "David",
-    "Elena",
-    "Frank",
-    "Grace",
-    "Henry",
-    "Irene",
-    "James",
-    "Karen",
-    "Louis",
-    "Maria",
-    "Nancy",
-    "Oscar",
-    "Peter",
-    "Quinn",
-    "Rosa",
-    "Simon",
-    "Tracy",
-    "Victor",
-    "Wendy",
-    "Xavier",
-    "Yvonne",
-]
+NAMES = (
+    "Alice", "Bruno", "Carla", "David", "Elena", "Frank", "Grace", "Henry", "Irene", "James", "Karen", "Louis",
+    "Maria", "Nancy", "Oscar", "Peter", "Quinn", "Rosa", "Simon", "Tracy", "Victor", "Wendy", "Xavier", "Yvonne",
+)  # fmt: skip
 PAIRS, QUERIES = 8, 4
 PIECE = 2048  # tokens per call
 
@@ -74,17 +52,17 @@ def passkey(random: Random) -> Task:
     """One number to find again."""
     key = f"{random.randrange(10**5):05d}"
     fact = f"The pass key is {key}. Remember it. {key} is the pass key.\n\n"
-    return fact, [("\n\nWhat is the pass key? The pass key is", f" {key}")]
+    return fact, [("\n\nWhat is the pass key? The pass key is ", key)]
 
 
 def pairs(random: Random) -> Task:
     """Numbers by name, of which several are asked for."""
-    codes = {name: f" {random.randrange(10, 100)}" for name in random.sample(NAMES, PAIRS)}
-    facts = "".join(f"The code of {name} is{code}.\n" for name, code in codes.items())
+    codes = {name: f"{random.randrange(10, 100)}" for name in random.sample(NAMES, PAIRS)}
+    facts = "".join(f"The code of {name} is {code}.\n" for name, code in codes.items())
     asked = random.sample(list(codes), QUERIES)
     starts = ["\n\n", *[".\n"] * (QUERIES - 1)]
     return f"{facts}\n", [
-        (f"{start}The code of {name} is", codes[name]) for start, name in zip(starts, asked, strict=True)
+        (f"{start}The code of {name} is ", codes[name]) for start, name in zip(starts, asked, strict=True)
     ]
 
 
