@@ -61,6 +61,7 @@ class Generation:
         *,
         end_ids: Collection[int],
         seen: npt.NDArray[np.bool_],
+        random: np.random.Generator | None = None,
     ) -> None:
         """Start a continuation.
 
@@ -70,8 +71,9 @@ class Generation:
             context: The last tokens before the continuation, whose first tokens may complete a character of theirs.
             end_ids: End-of-text tokens.
             seen: See ``Sampler``.
+            random: See ``Sampler``.
         """
-        self._sampler = Sampler(settings.sampling, seen)
+        self._sampler = Sampler(settings.sampling, seen, random)
         self._text = TextStream(tokenizer, context, settings.stop)
         self._end_ids = end_ids
         self._remaining = settings.max_new_tokens

@@ -35,7 +35,7 @@ class Sampling:
         top_p: Keep the fewest tokens whose probabilities sum to at least p (arXiv 1904.09751); 1 for all.
         min_p: Keep tokens that have at least this probability relative to the most likely one (arXiv 2407.01082);
             0 for all.
-        seed: Seed of the random choices; None for a random one.
+        seed: Seed of the random choices. None goes on with the random numbers of the session, which start at random.
 
     Raises:
         InputError: A value is out of range.
@@ -81,15 +81,18 @@ class Sampler:
     random draw gives the same token either way. A draw counts weights from the largest logit down.
     """
 
-    def __init__(self, sampling: Sampling, seen: npt.NDArray[np.bool_]) -> None:
-        """Seed the random generator.
+    def __init__(
+        self, sampling: Sampling, seen: npt.NDArray[np.bool_], random: np.random.Generator | None = None
+    ) -> None:
+        """Start to choose.
 
         Args:
             sampling: How to choose.
             seen: bool [vocab_size], True for tokens in the text. It is read at each choice; its owner updates it.
+            random: The source of random numbers; None for one that starts from the seed.
         """
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        self._random = np.random.default_rng(sampling.seed) if random is None else random
         self._seen = seen
 
     @property

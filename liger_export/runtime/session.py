@@ -1,7 +1,9 @@
 """A session: one text that a model reads and continues, in memory that does not grow."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -68,6 +70,7 @@ class Session:
         has_exact_angles = manifest.graphs[executor.lowering].exact_angles
         self._text = TextRecord(executor, self._vocab_size, None if has_exact_angles else FLOAT32_REACH)
         self._model = model_identity(manifest)
+        self._random = np.random.default_rng()
 
     @property
     def lowering(self) -> str:
@@ -277,17 +280,19 @@ class Session:
             defaults=self.defaults,
         )
         other._prompts = self._prompts  # may hold a copy of the tokenizer
-        other.load_state(self.state())
+        other.load_state(replace(self.state(), random=None))  # so that several completions of one prompt differ
         other.turn = self.turn
         return other
 
     def state(self) -> SavedState:
-        """Return a copy of everything that the rest of the text depends on, except for a generation's random seed."""
+        """Return a copy of everything that the rest of the text depends on, the random numbers included."""
         with self._guard.read():
-            return self._text.save(self._model)
+            return replace(self._text.save(self._model), random=json.dumps(self._random.bit_generator.state))
 
     def load_state(self, state: SavedState) -> None:
         """Continue from a saved state. This ends an unfinished generation, as ``reset`` does.
+
+        Random choices without a seed go on where those of the saved session were.
 
         Raises:
             InputError: The state belongs to another model, is damaged, or holds NaN or infinity.
@@ -311,8 +316,10 @@ class Session:
                 raise InputError(
                     f"The saved state's {name} contains NaN or infinity.", "Load one from before, or start a new text."
                 )
+        random = self._random if state.random is None else _generator(state.random)
         with self._guard.replace():
             self._text.load(state)
+            self._random = random
 
     def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
         """Run the graph on any batch without touching this session's state.
@@ -364,7 +371,10 @@ class Session:
         sampling = sampling or self.defaults.sampling
         settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
         end_ids = self.manifest.model_config.eos_token_ids
-        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._text.seen)
+        random = self._random if sampling.seed is None else np.random.default_rng(sampling.seed)
+        seen = self._text.seen
+        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=seen, random=random)
+        self._random = random
         return Continuation(self._guard, partial(self._advance, generation, [read_prompt]))
 
     def _advance(
@@ -406,6 +416,18 @@ class Session:
 def _is_row(logits: Logits, size: int) -> bool:
     """Return True for finite logits of a whole vocabulary."""
     return logits.dtype == np.float32 and logits.shape == (size,) and is_finite(logits)
+
+
+def _generator(random: str) -> np.random.Generator:
+    """Return a random generator in the state that a saved state describes. Raises InputError."""
+    generator = np.random.default_rng()
+    try:
+        generator.bit_generator.state = json.loads(random)
+    except Exception as error:  # numpy raises errors of several types for a damaged state
+        raise InputError(
+            f"The saved state's random numbers are damaged ({error!r}).", "Load a state that save wrote."
+        ) from error
+    return generator
 
 
 def _no_tokens() -> InputError:
