@@ -21,6 +21,7 @@ from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPr
 from liger_export.runtime.finite import not_finite
 from liger_export.runtime.generation import Generation, GenerationSettings
 from liger_export.runtime.guard import Guard
+from liger_export.runtime.pieces import Piece
 from liger_export.runtime.prompt import PromptEncoder, check_vocabulary, checked_tokens
 from liger_export.runtime.record import NO_TOKENS, TextRecord
 from liger_export.runtime.sampling import Sampler, Sampling
@@ -379,17 +380,17 @@ class Session:
 
     def _advance(
         self, generation: Generation, unread: list[Callable[[Generation], None]], user: Continuation
-    ) -> tuple[list[str], bool]:
+    ) -> tuple[Piece | None, bool]:
         """Read the prompt, or the pending token after that. Then choose the next token. See ``Continuation``."""
         with self._guard.change(user):
             read = unread.pop() if unread else partial(self._read_next, NO_TOKENS)
             read(generation)
             if generation.finished or self._text.prediction is None:
-                return [], True
+                return Piece("", (), generation.finish_reason), True
             with self._naming_the_place(self._text.prediction):
-                token, pieces = generation.advance(self._text.prediction)
+                token, piece = generation.advance(self._text.prediction)
             self._text.pending = [] if token is None else [token]
-        return pieces, generation.finished
+        return piece, generation.finished
 
     @contextmanager
     def _naming_the_place(self, prediction: Prediction) -> Iterator[None]:

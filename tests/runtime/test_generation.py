@@ -50,9 +50,9 @@ def generation(**settings: object) -> Generation:
 def text_of(running: Generation, prediction: Scripted) -> tuple[str, list[int | None]]:
     pieces, tokens = [], []
     while not running.finished:
-        token, new = running.advance(prediction)
+        token, piece = running.advance(prediction)
         tokens.append(token)
-        pieces += new
+        pieces.append(piece or "")
     return "".join(pieces), tokens
 
 
@@ -80,7 +80,7 @@ def test_several_continuations_advance_in_turn() -> None:
     while any(not each.finished for each, _ in running):
         for row, (each, prediction) in enumerate(running):
             if not each.finished:
-                texts[row] += "".join(each.advance(prediction)[1])
+                texts[row] += each.advance(prediction)[1] or ""
     assert texts == ["first", "the second"]
 
 

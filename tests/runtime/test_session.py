@@ -380,7 +380,8 @@ def test_stop_string_and_token_limit_end_the_text(session: Session) -> None:
     stopped = session.generate("def f", max_new_tokens=30, sampling=Sampling(temperature=1.0, seed=3), stop=[stop])
     assert "".join(stopped) == text.split(stop)[0]
     session.reset()
-    assert list(session.generate("def f", max_new_tokens=0)) == []
+    (end,) = session.generate("def f", max_new_tokens=0)
+    assert (end, end.finish_reason) == ("", "length")
 
 
 def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) -> None:
