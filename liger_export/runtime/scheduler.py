@@ -106,6 +106,11 @@ class Scheduler:
             return Statistics(self._slots.count, active=len(self._active), queued=self._queued, **self._counts)
 
     @property
+    def is_running(self) -> bool:
+        """False after ``close``, and after an error that ended all streams."""
+        return not self._is_closing and self._thread.is_alive()
+
+    @property
     def _active(self) -> list[Sequence]:
         """The sequences that have a slot."""
         return [*self._reading, *self._running.values()]
