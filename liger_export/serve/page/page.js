@@ -102,6 +102,8 @@ async function send() {
   conversation.push({ role: "user", content: text });
   const message = show("assistant", "");
   running = new AbortController();
+  element("read").textContent = "Read: -";
+  element("speed").textContent = "Speed: -";
   element("send").hidden = true;
   element("stop").hidden = false;
   try {
