@@ -170,6 +170,7 @@ async def _pieces(job: _Job) -> AsyncGenerator[tuple[int, Piece], None]:
                     raise _too_slow() if job.has_expired else _shutting_down()
                 job.record.note_piece()
                 yield index, piece
+                await asyncio.sleep(0)  # pieces can wait in a queue: let other requests and hang-ups in
     except LigerExportError as error:
         raise error_of(error) from error
     finally:

@@ -14,7 +14,8 @@ __all__ = ["Page", "opened"]
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"),
-    *("--hide-scrollbars", "--window-size=900,700"),
+    *("--hide-scrollbars", "--window-size=900,700", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--disable-extensions", "--mute-audio"),
 )
 SECONDS = 60.0
 
