@@ -64,8 +64,7 @@ class _RowPrediction:
     def argmax(self) -> int | None:
         if "most_likely" not in self.outputs:
             return None
-        token = int(self.outputs["most_likely"].read(self.index)[0, 0])
-        return token if token >= 0 else None
+        return self.graph.checked_argmax(int(self.outputs["most_likely"].read(self.index)[0, 0]), self.last_logits)
 
     def top_logits(self, temperature: float) -> TopLogits | None:
         if not self.graph.computes_top_logits(temperature):
