@@ -4,7 +4,7 @@ import functools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from liger_export.convert import convert
 from liger_export.errors import InputError
 from liger_export.linearize import LinearizeSettings
 from liger_export.runtime import Session, load
+from liger_export.runtime.dynamic import DynamicExecutor
 from liger_export.runtime.executor import Logits
 from liger_export.runtime.slots import Row, Slots
 from tests.plugins.sessions import needs_library
@@ -98,7 +99,8 @@ def do(action: str, data: st.DataObject, slots: Slots, waiting: list[Reader], ru
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_sequences_that_join_and_leave_are_what_they_are_alone(data: st.DataObject, mixer: str, lowering: str) -> None:
-    slots = Slots.of(opened(mixer, lowering).executor, SLOTS)
+    executor = cast(DynamicExecutor, opened(mixer, lowering).executor)
+    slots = Slots(executor.graph, SLOTS, pads=data.draw(st.booleans()))
     waiting: list[Reader] = []
     running: dict[Row, Reader] = {}
     everyone: list[Reader] = []
