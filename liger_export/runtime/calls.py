@@ -1,7 +1,7 @@
 """Calls of a package's graph, bound to memory once and run many times."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from liger_export.ort import ort
 from liger_export.package import Manifest
 from liger_export.runtime.buffers import CPU, CUDA, Buffer, View, bind, new_buffer
+from liger_export.runtime.executor import Logits
 
 __all__ = ["NO_CAPTURE", "Call", "Graph", "run_options"]
 
@@ -62,6 +63,13 @@ class Graph:
     def computes_top_logits(self, temperature: float) -> bool:
         """Return True if calls compute the top logits at this temperature."""
         return self.top_width is not None and temperature != 0 and temperature == self._requested_temperature
+
+    def checked_argmax(self, token: int, read_logits: Callable[[], Logits]) -> int | None:
+        """Return a token that ``most_likely`` holds, or None if the logits are not finite. See ``Prediction``."""
+        if not 0 <= token < self.manifest.model_config.vocab_size:  # a logit is NaN, or the largest is infinite
+            return None
+        # Operators that were built before they reported this skip NaN. On a GPU, reading a logit costs a copy.
+        return None if self.device == CPU and not np.isfinite(read_logits()[token]) else token
 
     def bind(
         self,

@@ -1,5 +1,6 @@
 """The text that ``Session.generate`` returns, piece by piece."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,11 @@ class Continuation(Iterator[Piece]):
     """An iterator over the pieces of a text. No work is done before the first piece is requested.
 
     The last piece, which may be empty, has a ``finish_reason``.
+
+    ``cancel`` may be called from another thread. ``async for`` runs the model in a thread of its own.
+
+    Attributes:
+        is_cancelled: True after ``cancel``.
 
     Its session is in use until the iterator is exhausted, closed or garbage-collected. It is also a context manager
     that closes itself.
@@ -34,6 +40,7 @@ class Continuation(Iterator[Piece]):
         self._advance = advance
         self._piece: Piece | None = None
         self._is_open = True
+        self.is_cancelled = False
         guard.begin(self)
 
     def __next__(self) -> Piece:
@@ -55,6 +62,24 @@ class Continuation(Iterator[Piece]):
             self.close()
             raise
         raise StopIteration
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Piece:
+        """Return the next piece without blocking the event loop. Raises as ``__next__``."""
+        try:
+            piece = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:  # the thread goes on for up to one step
+            self.cancel()
+            raise
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def cancel(self) -> None:
+        """End the text within one step of the model, or one chunk of the prompt. The last piece says ``cancelled``."""
+        self.is_cancelled = True
 
     def close(self) -> None:
         """End the generation and release the session, which keeps the tokens chosen so far."""

@@ -83,6 +83,11 @@ class DynamicExecutor:
         """See ``Executor``."""
         return self._state.position
 
+    @property
+    def chunk(self) -> int:
+        """See ``Executor``."""
+        return PREFILL_CHUNK[self.device]
+
     def last_logits(self) -> Logits:
         """See ``Prediction``."""
         logits: Logits = self._outputs["logits"].read()[0, 0]
@@ -92,11 +97,7 @@ class DynamicExecutor:
         """See ``Prediction``."""
         if not self.graph.computes_argmax:
             return None
-        token = int(self._outputs["most_likely"].read()[0, 0])
-        if not 0 <= token < self._vocab_size:  # a logit is NaN, or the largest is infinite
-            return None
-        # Operators that were built before they reported this skip NaN. On a GPU, reading a logit costs a copy.
-        return None if self.device == CPU and not np.isfinite(self.last_logits()[token]) else token
+        return self.graph.checked_argmax(int(self._outputs["most_likely"].read()[0, 0]), self.last_logits)
 
     def top_logits(self, temperature: float) -> TopLogits | None:
         """See ``Prediction``."""
@@ -110,9 +111,8 @@ class DynamicExecutor:
 
     def read(self, tokens: Tokens) -> None:
         """See ``Executor``."""
-        chunk = PREFILL_CHUNK[self.device]
-        for start in range(0, len(tokens), chunk):
-            piece = tokens[start : start + chunk]
+        for start in range(0, len(tokens), self.chunk):
+            piece = tokens[start : start + self.chunk]
             if len(piece) == 1:
                 call = self._steps[self._state.turn]
             else:

@@ -1,7 +1,8 @@
 """One continuation of a text: which tokens it has, what text they are, and when it ends."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,16 @@ from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 from liger_export.runtime.top_logits import TopLogits
 
-__all__ = ["Generation", "GenerationSettings"]
+__all__ = ["Generation", "GenerationSettings", "MoreSettings"]
+
+
+class MoreSettings(TypedDict, total=False):
+    """Fields of ``GenerationSettings`` that callers seldom need, as keyword arguments."""
+
+    min_tokens: int
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    top_logprobs: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +51,7 @@ class GenerationSettings:
     min_tokens: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     top_logprobs: int | None = None
 

@@ -34,7 +34,7 @@ class Statistics:
         requests: Number of streams that have got a slot.
         prompt_tokens: Number of tokens in their prompts.
         cached_tokens: Number of these that were not read, because a state after them was known.
-        generated_tokens: Number of tokens chosen.
+        generated_tokens: Number of tokens chosen, end-of-text tokens included.
         steps: Number of calls of the model that continued sequences.
     """
 
@@ -262,7 +262,8 @@ class Scheduler:
                 self._queue.extendleft(reversed(followers))
             if self._prefix_states is not None and sequence.stream.cached_tokens != len(sequence.prompt):
                 self._prefix_states.add(sequence.prompt, state)
-        if self._advance(sequence, prediction):
+        self._advance(sequence, prediction)
+        if not sequence.is_finished:
             self._slots.join(sequence.row)
             with self._changed:
                 self._reading.remove(sequence)
@@ -281,15 +282,16 @@ class Scheduler:
             with self._failing(sequence):
                 self._advance(sequence, prediction)
 
-    def _advance(self, sequence: Sequence, prediction: Prediction) -> bool:
-        """Choose a sequence's next token. At the end of its text, free its slot and return False."""
-        goes_on = sequence.advance(prediction, self._slots)
-        self._counts["generated_tokens"] += 1
-        if not goes_on:
+    def _advance(self, sequence: Sequence, prediction: Prediction) -> None:
+        """Choose a sequence's next token. At the end of its text, first store its state and free its slot."""
+        self._counts["generated_tokens"] += not sequence.is_finished
+        piece = sequence.advance(prediction, self._slots)
+        if sequence.is_finished:
             if self._prefix_states is not None and len(sequence.tokens) > len(sequence.prompt):
                 self._prefix_states.add(sequence.tokens, sequence.saved(self._slots, prediction, self._model))
             self._leave(sequence)
-        return goes_on
+        if piece is not None:
+            sequence.stream.put(piece)
 
     @contextmanager
     def _failing(self, sequence: Sequence) -> Iterator[None]:

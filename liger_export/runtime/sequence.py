@@ -83,19 +83,27 @@ class Sequence:
         self.stream.read_tokens += len(tokens)
         self._digest = digest_after(self._digest, tokens)
 
-    def advance(self, prediction: Prediction, slots: Slots) -> bool:
-        """Choose the next token, and return True if the text goes on.
+    @property
+    def is_finished(self) -> bool:
+        """True at the end of the text."""
+        return self._generation.finished
+
+    def advance(self, prediction: Prediction, slots: Slots) -> Piece | None:
+        """Choose the next token. Returns the new piece of text, if any; at the end of the text there is one.
 
         Raises:
             NotFiniteError: The logits are not finite.
         """
-        if not self._generation.finished:
-            piece = self._choose(prediction, slots)
-        else:
-            piece = Piece("", (), self._generation.finish_reason)
-        if piece is not None:
-            self.stream.put(piece)
-        return not self._generation.finished
+        if self.is_finished:  # no token was requested
+            return Piece("", (), self._generation.finish_reason)
+        try:
+            token, piece = self._generation.advance(prediction)
+        except NotFiniteError:
+            raise not_finite(self._manifest, slots.read_state(self.row), prediction.last_logits()) from None
+        if token is not None:
+            self._pending = token
+            self._seen[token] = True
+        return piece
 
     def take_pending(self) -> int:
         """Return the token that was chosen last, which is about to be read."""
@@ -121,16 +129,6 @@ class Sequence:
             logits=prediction.last_logits().copy(),
             digest=self._digest,
         )
-
-    def _choose(self, prediction: Prediction, slots: Slots) -> Piece | None:
-        try:
-            token, piece = self._generation.advance(prediction)
-        except NotFiniteError:
-            raise not_finite(self._manifest, slots.read_state(self.row), prediction.last_logits()) from None
-        if token is not None:
-            self._pending = token
-            self._seen[token] = True
-        return piece
 
 
 def with_seed_of(request: Request, index: int) -> Request:

@@ -49,29 +49,51 @@ class _Step:
     call: Call
 
 
+class _Outputs:
+    """The outputs of one call, for rows ``start`` to ``start + count``, until the next call."""
+
+    def __init__(self, graph: Graph, tensors: dict[str, Rows], start: int, count: int) -> None:
+        self.graph = graph
+        self._tensors, self._start, self._count = tensors, start, count
+        self._small: dict[str, Array] = {}  # outputs that are read for all rows at once: one copy from a GPU
+
+    def predictions(self) -> list[Prediction]:
+        """Return the prediction of each row."""
+        return [_RowPrediction(self, index) for index in range(self._count)]
+
+    def logits(self, index: int) -> Logits:
+        logits: Logits = self._tensors["logits"].read(self._start + index)[0, 0]
+        return logits
+
+    def small(self, name: str, index: int) -> Array:
+        if name not in self._small:
+            self._small[name] = self._tensors[name].read(self._start, self._count)
+        row: Array = self._small[name][index]
+        return row
+
+
 @dataclass(frozen=True, slots=True)
 class _RowPrediction:
-    """The prediction for one row of the outputs, until the next call. See ``Prediction``."""
+    """See ``Prediction``."""
 
-    graph: Graph
-    outputs: dict[str, Rows]
+    outputs: _Outputs
     index: int
 
     def last_logits(self) -> Logits:
-        logits: Logits = self.outputs["logits"].read(self.index)[0, 0]
-        return logits
+        return self.outputs.logits(self.index)
 
     def argmax(self) -> int | None:
-        if "most_likely" not in self.outputs:
+        graph = self.outputs.graph
+        if not graph.computes_argmax:
             return None
-        token = int(self.outputs["most_likely"].read(self.index)[0, 0])
-        return token if token >= 0 else None
+        return graph.checked_argmax(int(self.outputs.small("most_likely", self.index)[0]), self.last_logits)
 
     def top_logits(self, temperature: float) -> TopLogits | None:
-        if not self.graph.computes_top_logits(temperature):
+        graph = self.outputs.graph
+        if not graph.computes_top_logits(temperature):
             return None
-        vocab_size = self.graph.manifest.model_config.vocab_size
-        return TopLogits.from_output(self.outputs["candidates"].read(self.index)[0], vocab_size, temperature)
+        row = self.outputs.small("candidates", self.index)
+        return TopLogits.from_output(row, graph.manifest.model_config.vocab_size, temperature)
 
 
 class Slots:
@@ -89,8 +111,16 @@ class Slots:
         running: The rows that run, in the order of their indexes.
     """
 
-    def __init__(self, graph: Graph, count: int) -> None:
+    def __init__(self, graph: Graph, count: int, *, pads: bool | None = None) -> None:
+        """Allocate the buffers.
+
+        Args:
+            graph: The graph.
+            count: Largest number of sequences.
+            pads: Run steps of 1, 2, 4, 8, ... rows only; None for what suits the device.
+        """
         self.count = count
+        self._pads = graph.device == CUDA if pads is None else pads
         self.running: list[Row] = []
         self._graph = graph
         self._cuda = Cuda.open() if graph.device == CUDA else None
@@ -162,7 +192,7 @@ class Slots:
         call = self._bind(text, row.turn, row.index, (1, len(tokens)))
         self._graph.run(call)
         row.position, row.turn = row.position + len(tokens), 1 - row.turn
-        return _RowPrediction(self._graph, self._outputs, row.index)
+        return _Outputs(self._graph, self._outputs, row.index, 1).predictions()[0]
 
     def join(self, row: Row) -> None:
         """Make a row run."""
@@ -209,7 +239,7 @@ class Slots:
         self._turn = 1 - self._turn
         for row in self.running:
             row.position, row.turn = row.position + 1, self._turn
-        return [_RowPrediction(self._graph, self._outputs, index) for index in range(count)]
+        return _Outputs(self._graph, self._outputs, 0, count).predictions()
 
     def read_state(self, row: Row) -> dict[str, Array]:
         """Return a copy of every state tensor of a row by input name, each ``[1, ...]``."""
@@ -218,7 +248,7 @@ class Slots:
 
     def _padded(self, count: int) -> int:
         """Return the number of rows in a step of ``count`` sequences."""
-        return count if self._cuda is None else 1 << (count - 1).bit_length()
+        return 1 << (count - 1).bit_length() if self._pads else count
 
     def _last_free(self) -> int:
         return next(index for index in reversed(range(len(self.running), self._size)) if index not in self._waiting)
