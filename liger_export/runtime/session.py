@@ -380,7 +380,8 @@ class Session:
     def _continue(self, context: list[int], read_prompt: _Reader, settings: GenerationSettings) -> Continuation:
         """Return a continuation, which reads its prompt first. ``context``: see ``Generation``."""
         end_ids = self.manifest.model_config.eos_token_ids
-        random = self._random if sampling.seed is None else np.random.default_rng(sampling.seed)
+        seed = settings.sampling.seed
+        random = self._random if seed is None else np.random.default_rng(seed)
         seen = self._text.seen
         generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=seen, random=random)
         self._random = random
