@@ -11,7 +11,7 @@ __all__ = ["PrefixStates"]
 class PrefixStates(Protocol):
     """States of texts by their tokens.
 
-    A scheduler calls both methods in its own thread, while no stream advances. They should be fast, and an error in
+    A scheduler calls all methods in its own thread, while no stream advances. They should be fast, and an error in
     them ends the request that they were called for.
     """
 
@@ -22,7 +22,14 @@ class PrefixStates(Protocol):
         """
 
     def add(self, tokens: Tokens, state: SavedState) -> None:
-        """Receive the state after ``tokens``: at the end of a prompt, or at the end of an answer.
+        """Receive the state after ``tokens``: at the end of a prompt or an answer, or where texts part.
 
         The state is a copy that the receiver may keep. It has all fields but ``messages``, and no pending token.
+        """
+
+    def shared(self, tokens: Tokens) -> int:
+        """Return how many tokens at the start are also the start of another known text.
+
+        A state cannot be cut, so texts that part there cannot use states after that place. The scheduler adds the state
+        at the place, for the next text that parts there.
         """

@@ -23,6 +23,9 @@ from liger_export.runtime.streams import Request, Stream
 __all__ = ["Scheduler", "Statistics"]
 
 
+LEAST_SHARED = 64  # tokens that a state where texts part must save to be stored
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """What a scheduler is doing, and what it has done since its start.
@@ -220,6 +223,7 @@ class Scheduler:
         state = sequence.start or self._longest(sequence.prompt)
         row = self._slots.open() if state is None else self._slots.open(state.position, state.tensors)
         sequence.begin(row, state)
+        sequence.parting = self._parting(sequence)
         self._counts.update(requests=1, prompt_tokens=len(sequence.prompt), cached_tokens=row.position)
         if state is not None and state.logits is not None and not len(sequence.unread):
             self._finish_prompt(sequence, StoredPrediction(state.logits))
@@ -238,17 +242,27 @@ class Scheduler:
             )
         return state
 
+    def _parting(self, sequence: Sequence) -> int:
+        """Return the place in a prompt where it parts from a known text, if its state is worth storing; else 0."""
+        if self._prefix_states is None or not len(sequence.unread):
+            return 0
+        place = self._prefix_states.shared(sequence.prompt)
+        return place if place - sequence.row.position >= LEAST_SHARED and place < len(sequence.prompt) else 0
+
     def _read_chunk(self) -> None:
         """Read one chunk of one prompt, in turns."""
         if not self._reading:
             return
         sequence = self._reading[0]
         self._reading.rotate(-1)
-        tokens = sequence.unread[: self._chunk]
+        to_parting = sequence.parting - sequence.row.position
+        tokens = sequence.unread[: min(self._chunk, to_parting) if to_parting > 0 else self._chunk]
         prediction = self._slots.read(sequence.row, tokens, sequence.top_logits_temperature)
         sequence.record(tokens)
-        if not len(sequence.unread):
-            with self._failing(sequence):
+        with self._failing(sequence):
+            if self._prefix_states is not None and sequence.stream.read_tokens == sequence.parting:
+                self._prefix_states.add(sequence.tokens, sequence.saved(self._slots, prediction, self._model))
+            if not len(sequence.unread):
                 self._finish_prompt(sequence, prediction)
 
     def _finish_prompt(self, sequence: Sequence, prediction: Prediction) -> None:

@@ -27,6 +27,7 @@ class Sequence:
         prompt: Token ids, int64 [T].
         followers: Other answers to the same prompt, which begin from the state after it.
         start: State to begin from, at the end of the prompt; None if that is not known.
+        parting: Place in the prompt whose state is to be stored, because other texts start alike up to it; 0 for none.
         top_logits_temperature: See ``Generation``.
     """
 
@@ -42,6 +43,7 @@ class Sequence:
         self._pending: int | None = None  # the token that was chosen last and has not been read
         self.followers: list[Sequence] = []
         self.start: SavedState | None = None
+        self.parting = 0
         self._seen = np.zeros(manifest.model_config.vocab_size, dtype=np.bool_)
         self._seen[self.prompt] = True
         self._answer: list[int] = []  # tokens that have been read

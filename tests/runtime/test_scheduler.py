@@ -192,6 +192,11 @@ class Known:
     def add(self, tokens: Tokens, state: SavedState) -> None:
         self.states[tuple(tokens.tolist())] = state
 
+    def shared(self, tokens: Tokens) -> int:
+        text = tuple(tokens.tolist())
+        lengths = range(len(text), 0, -1)
+        return next((n for n in lengths if any(known[:n] == text[:n] for known in self.states)), 0)
+
 
 def test_a_conversation_goes_on_from_the_state_after_its_last_turn(session: Session) -> None:
     known = Known()
@@ -225,6 +230,31 @@ def test_the_states_it_adds_are_those_that_a_session_saves(session: Session) -> 
         assert np.allclose(cast(Any, state.logits), cast(Any, expected.logits), atol=1e-5)
         session.load_state(state)
         assert "".join(session.generate("", max_new_tokens=5))
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_the_state_where_two_prompts_part_is_stored_for_the_third(session: Session, chunk: int | None) -> None:
+    """Such as after a long system prompt, which no prompt ends with."""
+    start = prompt(0, 100)
+    requests = [replace(request_of(0, 4), prompt=(*start, *prompt(seed, 20))) for seed in (1, 2, 3)]
+    known = Known()
+    with Scheduler(session, slots=2, prefix_states=known, chunk=chunk) as scheduler:
+        cached = []
+        for request in requests:
+            stream = scheduler.submit(request)
+            assert answer(stream) == alone(session, request)
+            cached.append(stream.cached_tokens)
+    assert cached == [0, 0, 100]
+    assert start in known.states
+
+
+def test_a_short_common_start_is_not_worth_a_state(session: Session) -> None:
+    known = Known()
+    with Scheduler(session, slots=2, prefix_states=known) as scheduler:
+        for seed in (1, 2):
+            request = replace(request_of(0, 4), prompt=(*prompt(0, 20), *prompt(seed, 20)))
+            answer(scheduler.submit(request))
+    assert prompt(0, 20) not in known.states
 
 
 def test_a_wrong_state_ends_only_the_request_that_it_is_for(session: Session) -> None:
