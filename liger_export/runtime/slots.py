@@ -199,8 +199,9 @@ class Slots:
         if not self.running:
             self._turn = row.turn
         target = len(self.running)
+        if self._waiting.get(target) is not row:
+            self._vacate(target)  # while the row's own place still counts as taken
         del self._waiting[row.index]
-        self._vacate(target)
         self._move(row, target, self._turn)
         row.is_running = True
         self.running.append(row)

@@ -169,3 +169,17 @@ def test_top_logits_are_those_of_the_most_frequent_temperature(mixer: str, lower
         assert top is not None
         assert top.logits[0] == prediction.last_logits().max()
         assert top.ids[0] == prediction.argmax() == prediction.last_logits().argmax()
+
+
+def test_a_row_that_joins_keeps_its_state_when_it_takes_the_place_of_a_waiting_one() -> None:
+    """The waiting row must not be moved to where the joining row still is."""
+    slots = Slots.of(opened("gla", "stock").executor, 3)
+    rows = [slots.open() for _ in range(3)]
+    for text, row in enumerate(rows):
+        slots.read(row, TEXTS[text][:20])
+    first, second, _ = sorted(rows, key=lambda row: -row.index)
+    for row in (second, first):  # the place of the third is the one that the first takes
+        slots.join(row)
+    for index, prediction in enumerate(slots.step([int(TEXTS[rows.index(row)][20]) for row in slots.running])):
+        expected = alone("gla", "stock", rows.index(slots.running[index]))[20]
+        assert relative_l2(prediction.last_logits(), expected) < 1e-5
