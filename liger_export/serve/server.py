@@ -18,6 +18,7 @@ from liger_export.serve.settings import ServeSettings
 
 __all__ = ["serve"]
 
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection, so that they are the ones who close it
 ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -70,6 +71,7 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
         lifespan="on",
     )
