@@ -268,13 +268,14 @@ class Scheduler:
     def _finish_prompt(self, sequence: Sequence, prediction: Prediction) -> None:
         """Pass on the state after a prompt, and choose the first token."""
         followers, sequence.followers = sequence.followers, []
-        if followers or self._prefix_states is not None:
+        is_known = self._prefix_states is None or sequence.stream.cached_tokens == len(sequence.prompt)
+        if followers or not is_known:
             state = sequence.saved(self._slots, prediction, self._model)
             for follower in followers:
                 follower.start = state
             with self._changed:
                 self._queue.extendleft(reversed(followers))
-            if self._prefix_states is not None and sequence.stream.cached_tokens != len(sequence.prompt):
+            if self._prefix_states is not None and not is_known:
                 self._prefix_states.add(sequence.prompt, state)
         self._advance(sequence, prediction)
         if not sequence.is_finished:

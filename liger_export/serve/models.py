@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -49,6 +50,14 @@ class ServedModel:
         self.scheduler = Scheduler(session, slots=settings.slots, queue_length=settings.queue, prefix_states=self.store)
         vocab_size = session.manifest.model_config.vocab_size
         self.defaults = Defaults(sampling=session.defaults.sampling, vocab_size=vocab_size, limits=settings)
+
+    def warm_up(self) -> None:
+        """Do once what takes longer the first time: a template, a tokenizer and calls of the model."""
+        with suppress(InputError):  # no template, or one that refuses this message
+            self.session.chat([{"role": "user", "content": "Hello"}], max_new_tokens=1).close()
+        for token in (0, 0):
+            self.session.step(token)
+        self.session.reset()
 
     def describe(self) -> dict[str, object]:
         """Return the model's entry in ``/v1/models``."""

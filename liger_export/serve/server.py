@@ -62,7 +62,10 @@ def serve(
     handler.setFormatter(JsonLines())
     log_to(handler)
     logging.getLogger("uvicorn.error").handlers = [handler]
-    app = create_app(open_models(dict(sessions), settings), settings)
+    models = open_models(dict(sessions), settings)
+    for model in models.values():
+        model.warm_up()
+    app = create_app(models, settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
