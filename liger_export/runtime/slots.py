@@ -199,8 +199,9 @@ class Slots:
         if not self.running:
             self._turn = row.turn
         target = len(self.running)
+        if row.index != target:
+            self._vacate(target)
         del self._waiting[row.index]
-        self._vacate(target)
         self._move(row, target, self._turn)
         row.is_running = True
         self.running.append(row)
