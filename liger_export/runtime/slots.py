@@ -199,8 +199,8 @@ class Slots:
         if not self.running:
             self._turn = row.turn
         target = len(self.running)
-        if self._waiting.get(target) is not row:
-            self._vacate(target)  # while the row's own place still counts as taken
+        if row.index != target:
+            self._vacate(target)
         del self._waiting[row.index]
         self._move(row, target, self._turn)
         row.is_running = True

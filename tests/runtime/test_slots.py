@@ -23,6 +23,7 @@ from tests.plugins.sessions import needs_library
 from tests.tiny import relative_l2, write_liger
 
 SLOTS = 5
+ACTIONS = ["open", "open", "open", "read", "read", "join", "join", "close", "step", "step"]  # slots are mostly full
 TEXTS = [np.random.default_rng(seed).integers(1, 250, 60) for seed in range(20)]
 GRAPHS = [
     pytest.param("gla", "stock", id="gla-stock"),
@@ -96,7 +97,7 @@ def do(action: str, data: st.DataObject, slots: Slots, waiting: list[Reader], ru
 
 
 @pytest.mark.parametrize(("mixer", "lowering"), GRAPHS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_sequences_that_join_and_leave_are_what_they_are_alone(data: st.DataObject, mixer: str, lowering: str) -> None:
     executor = cast(DynamicExecutor, opened(mixer, lowering).executor)
@@ -104,7 +105,7 @@ def test_sequences_that_join_and_leave_are_what_they_are_alone(data: st.DataObje
     waiting: list[Reader] = []
     running: dict[Row, Reader] = {}
     everyone: list[Reader] = []
-    for action in data.draw(st.lists(st.sampled_from(["open", "read", "join", "close", "step", "step"]), max_size=40)):
+    for action in data.draw(st.lists(st.sampled_from(ACTIONS), min_size=30, max_size=60)):
         do(action, data, slots, waiting, running)
         everyone += [reader for reader in (*waiting, *running.values()) if reader not in everyone]
         assert [row.index for row in slots.running] == list(range(len(running)))
