@@ -40,6 +40,7 @@ class _Job:
         answer: Their form.
         record: What is logged of it.
         has_expired: True once they have taken longer than is allowed.
+        timer: Calls ``expire``.
     """
 
     request: ChatRequest | CompletionRequest
@@ -47,6 +48,7 @@ class _Job:
     answer: Chat | Completion
     record: Record
     has_expired: bool = False
+    timer: asyncio.TimerHandle | None = None
 
     def expire(self) -> None:
         """End all answers because they take too long."""
@@ -54,7 +56,9 @@ class _Job:
         self.cancel()
 
     def cancel(self) -> None:
-        """End all answers within a step."""
+        """End all answers within a step, and forget the time."""
+        if self.timer is not None:
+            self.timer.cancel()
         for stream in self.streams:
             stream.cancel()
 
@@ -150,10 +154,10 @@ class Endpoints:
         )
         record = record_of(request)
         job = _Job(asked, model.submit(prompts, asked), answer, record)
-        asyncio.get_running_loop().call_later(self.settings.request_seconds, job.expire)
+        job.timer = asyncio.get_running_loop().call_later(self.settings.request_seconds, job.expire)
         record.streams, record.per_prompt = job.streams, asked.count
         if asked.is_streamed:
-            return Events(_events(job))
+            return Events(_events(job), job.cancel)
         async with _cancelled_if_hung_up(request, job):
             choices: list[list[Piece]] = [[] for _ in job.streams]
             async for index, piece in _pieces(job):

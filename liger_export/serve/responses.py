@@ -1,7 +1,7 @@
 """Responses: JSON, and server-sent events."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -22,17 +22,26 @@ class Json(JSONResponse):
 
 
 class Events(Response):
-    """Server-sent events. When the client hangs up, the iterator of events is cancelled at once."""
+    """Server-sent events. When the client hangs up, the iterator of events is cancelled at once.
+
+    ``end`` is called in any case, also if the client hangs up before the first event.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[Any]) -> None:
+    def __init__(self, events: AsyncIterator[Any], end: Callable[[], None]) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._end = events, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they come."""
+        try:
+            await self._send_all(receive, send)
+        finally:
+            self._end()
+
+    async def _send_all(self, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from socket import socket
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from liger_export.errors import OutputError
 from liger_export.runtime import Session
@@ -16,7 +17,7 @@ from liger_export.serve.models import open_models
 from liger_export.serve.records import JsonLines
 from liger_export.serve.settings import ServeSettings
 
-__all__ = ["serve"]
+__all__ = ["config_of", "serve"]
 
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection, so that they are the ones who close it
 ENDINGS = (signal.SIGINT, signal.SIGTERM)
@@ -66,7 +67,19 @@ def serve(
     for model in models.values():
         model.warm_up()
     app = create_app(models, settings)
-    config = uvicorn.Config(
+    config = config_of(app, settings)
+    server = _Server(config, started)
+    try:
+        server.run()
+    except SystemExit:
+        raise OutputError(
+            f"{settings.host}:{settings.port} cannot be listened on.", "Choose another --host or --port."
+        ) from None
+
+
+def config_of(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
+    """Return uvicorn's settings."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -78,10 +91,3 @@ def serve(
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
         lifespan="on",
     )
-    server = _Server(config, started)
-    try:
-        server.run()
-    except SystemExit:
-        raise OutputError(
-            f"{settings.host}:{settings.port} cannot be listened on.", "Choose another --host or --port."
-        ) from None

@@ -16,6 +16,7 @@ import uvicorn
 from liger_export.runtime import load
 from liger_export.serve import ServedModel, ServeSettings, create_app
 from liger_export.serve.models import open_models
+from liger_export.serve.server import config_of
 
 __all__ = ["MODEL", "Running", "chat_body", "process", "running"]
 
@@ -33,12 +34,9 @@ class Running:
 @contextmanager
 def running(package: Path, **settings: Any) -> Iterator[Running]:
     """Serve a package in a thread."""
-    chosen = ServeSettings(**{"shutdown_seconds": 1.0, "slots": 4, **settings})
+    chosen = ServeSettings(**{"shutdown_seconds": 1.0, "slots": 4, "port": 0, **settings})
     models = open_models({MODEL: load(package)}, chosen)
-    config = uvicorn.Config(
-        create_app(models, chosen), port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(create_app(models, chosen), chosen))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
