@@ -14,6 +14,7 @@ from liger_export.commands.engine import build_engine
 from liger_export.commands.measure import bench, evaluate, validate
 from liger_export.commands.model import finetune, linearize
 from liger_export.commands.package import convert, inspect, run
+from liger_export.commands.serve import serve
 from liger_export.errors import BoundError, LigerExportError
 
 __all__ = ["app", "main"]
@@ -26,7 +27,7 @@ app = typer.Typer(
     help="Linearize language models, convert them to ONNX and run them on devices.",
     epilog="Exit codes: 0 success, 1 a bound was missed, 2 bad input or environment.",
 )
-for command in (linearize, finetune, convert, validate, evaluate, bench, build_engine, inspect, run, chat):
+for command in (linearize, finetune, convert, validate, evaluate, bench, build_engine, inspect, run, chat, serve):
     app.command()(command)
 
 

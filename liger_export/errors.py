@@ -3,6 +3,7 @@
 __all__ = [
     "AdapterError",
     "BoundError",
+    "BusyError",
     "CheckpointError",
     "DataError",
     "EngineError",
@@ -54,6 +55,10 @@ class QuantizationError(LigerExportError):
 
 class InputError(LigerExportError):
     """An argument is invalid, such as a token id, a state or a sampling setting."""
+
+
+class BusyError(LigerExportError):
+    """A request is refused because too many others are waiting."""
 
 
 class NotFiniteError(InputError):

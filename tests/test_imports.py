@@ -146,3 +146,9 @@ def test_the_run_command_loads_neither_torch_nor_transformers(package: Path) -> 
         "try: main()\nexcept SystemExit as stopped: assert not stopped.code"
     )
     assert loaded_after(statement) & {"torch", "transformers", "peft", "onnx"} == set()
+
+
+def test_the_server_loads_neither_torch_nor_transformers() -> None:
+    loaded = loaded_after("import liger_export.serve\nimport liger_export.commands.serve")
+    assert "starlette" in loaded
+    assert loaded & {"torch", "transformers", "peft", "onnx", "safetensors"} == set()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from liger_export.ort import ort
 from liger_export.runtime.dtypes import element_type, numpy_dtype
 
-__all__ = ["CPU", "CUDA", "Array", "Buffer", "HostBuffer", "bind", "new_buffer", "row_of"]
+__all__ = ["CPU", "CUDA", "Array", "Buffer", "HostBuffer", "View", "bind", "new_buffer", "rows_of"]
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -87,20 +88,22 @@ def new_buffer(device: str, shape: tuple[int, ...], dtype: str) -> Buffer:
     return HostBuffer(np.zeros(shape, dtype=numpy_dtype(dtype))) if device == CPU else _DeviceBuffer(shape, dtype)
 
 
-@dataclass(slots=True)
-class _Row:
+@dataclass(frozen=True, slots=True)
+class View:
+    """Part of a buffer, as a tensor that can be bound. See ``Buffer``."""
+
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
-def row_of(buffer: Buffer, index: int) -> _Row:
-    """Return row ``index`` of a buffer ``[N, T]`` as a tensor ``[1, T]`` that can be bound."""
-    width = buffer.shape[1]
-    return _Row(buffer.address + index * width * buffer.dtype.itemsize, (1, width), buffer.dtype)
+def rows_of(buffer: Buffer, start: int, count: int = 1) -> View:
+    """Return ``count`` rows of a buffer ``[N, ...]`` as a tensor ``[count, ...]``."""
+    width = buffer.shape[1:]
+    return View(buffer.address + start * prod(width) * buffer.dtype.itemsize, (count, *width), buffer.dtype)
 
 
-def bind(to: Callable[..., None], name: str, buffer: Buffer | _Row, device: str) -> None:
+def bind(to: Callable[..., None], name: str, buffer: Buffer | View, device: str) -> None:
     """Bind a buffer, which must outlive the binding.
 
     The buffer is bound by its address, because an ``OrtValue`` on a GPU made from a numpy array cannot be bfloat16.

@@ -41,6 +41,7 @@ class Cuda:
     driver: Any
     capability: str
     stream: int = 0
+    _context: int = 0
     _allocated: list[int] = field(default_factory=list)
 
     @classmethod
@@ -58,10 +59,15 @@ class Cuda:
             driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
         cuda = cls(driver, f"sm{numbers[0].value}{numbers[1].value}")
         cuda._require(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "open the GPU")
-        cuda._require(driver.cuCtxSetCurrent(context), "open the GPU")
+        cuda._context = context.value or 0
+        cuda.use()
         cuda._require(driver.cuStreamCreate(ctypes.byref(stream), 1), "create a stream")
         cuda.stream = stream.value or 0
         return cuda
+
+    def use(self) -> None:
+        """Select the GPU for the calling thread, as every thread needs that calls the other methods."""
+        self._require(self.driver.cuCtxSetCurrent(ctypes.c_void_p(self._context)), "open the GPU")
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """Allocate zeroed managed memory, which host and GPU both access. It is never freed."""
@@ -82,6 +88,23 @@ class Cuda:
         self._require(
             self.driver.cuMemcpyDtoDAsync_v2(*addresses, ctypes.c_size_t(source.nbytes), stream), "copy a state"
         )
+
+    def fetch(self, source: int, target: npt.NDArray[Any]) -> None:
+        """Fill an array from an address in the GPU's memory."""
+        address, nbytes = ctypes.c_void_p(target.ctypes.data), ctypes.c_size_t(target.nbytes)
+        self._require(self.driver.cuMemcpyDtoH_v2(address, ctypes.c_uint64(source), nbytes), "read its memory")
+
+    def store(self, source: npt.NDArray[Any], target: int) -> None:
+        """Copy a contiguous array to an address in the GPU's memory."""
+        address, nbytes = ctypes.c_void_p(source.ctypes.data), ctypes.c_size_t(source.nbytes)
+        self._require(self.driver.cuMemcpyHtoD_v2(ctypes.c_uint64(target), address, nbytes), "write its memory")
+        self._require(self.driver.cuStreamSynchronize(None), "write its memory")
+
+    def move(self, source: int, target: int, nbytes: int) -> None:
+        """Copy between two addresses in the GPU's memory."""
+        addresses = (ctypes.c_uint64(address) for address in (target, source))
+        self._require(self.driver.cuMemcpyDtoD_v2(*addresses, ctypes.c_size_t(nbytes)), "copy a state")
+        self._require(self.driver.cuStreamSynchronize(None), "copy a state")  # other streams do not wait for the copy
 
     def replayed(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Return a function that does the work of ``enqueue`` on the stream and replays it as a CUDA graph.

@@ -71,6 +71,10 @@ class Executor(Prediction, Protocol):
     def position(self) -> int:
         """Number of tokens read. It changes together with the swap of the state buffers, after each graph call."""
 
+    @property
+    def chunk(self) -> int:
+        """Number of tokens up to which ``read`` is one call of a graph."""
+
     def read(self, tokens: Tokens) -> None:
         """Read tokens, int64 ``[T]``, in as many graph calls as suit the device."""
 

@@ -79,7 +79,7 @@ class FixedExecutor:
         self._vocab_size = manifest.model_config.vocab_size
         self._in_place = manifest.graphs[self.lowering].in_place
         self._state = StateBuffers(manifest.state, self._new_state, self._in_place)
-        self._chunk = record.chunk
+        self._chunk = record.chunk or 1
         self._calls = {length: self._prepare(length) for length in record.files}
         self._last_logits: Logits = self._calls[1].logits[0, 0]
 
@@ -87,6 +87,11 @@ class FixedExecutor:
     def position(self) -> int:
         """See ``Executor``."""
         return self._state.position
+
+    @property
+    def chunk(self) -> int:
+        """See ``Executor``."""
+        return self._chunk
 
     def last_logits(self) -> Logits:
         """See ``Prediction``."""
@@ -189,8 +194,7 @@ class FixedExecutor:
         return logits
 
     def _pieces(self, tokens: Tokens) -> Iterator[Tokens]:
-        size = self._chunk or 1
-        yield from (tokens[start : start + size] for start in range(0, len(tokens), size))
+        yield from (tokens[start : start + self._chunk] for start in range(0, len(tokens), self._chunk))
 
 
 class OnnxGraphs:

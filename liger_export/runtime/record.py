@@ -9,7 +9,7 @@ from liger_export.package import FLOAT32_REACH
 from liger_export.runtime.executor import Executor, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.saved_state import SavedState
 
-__all__ = ["NO_TOKENS", "TextRecord", "digest_after"]
+__all__ = ["NO_TEXT", "NO_TOKENS", "RECENT_TOKENS", "TextRecord", "digest_after", "require_reach", "starts_with"]
 
 RECENT_TOKENS = 16  # more than the bytes of a character
 NO_TOKENS: Tokens = np.empty(0, dtype=np.int64)
@@ -70,11 +70,7 @@ class TextRecord:
 
     def check_length(self, length: int) -> None:
         """Raise InputError if a text of ``length`` tokens is too long for the graph's rotary angles."""
-        if self._max_length is not None and length > self._max_length:
-            raise InputError(
-                f"The package is of format 4 or older, whose graphs are inaccurate after {FLOAT32_REACH:,} tokens.",
-                "Convert the checkpoint again: states saved by this package continue in the new one. Or call reset.",
-            )
+        require_reach(length, self._max_length)
 
     def starts(self, tokens: Tokens) -> bool:
         """Return True if ``tokens`` start with the tokens read; False also if these are unknown."""
@@ -108,6 +104,15 @@ class TextRecord:
         self.seen.fill(False)
         if state.seen is not None:
             self.seen[state.seen] = True
+
+
+def require_reach(length: int, max_length: int | None) -> None:
+    """Raise InputError if a text of ``length`` tokens is too long. ``max_length``: see ``TextRecord``."""
+    if max_length is not None and length > max_length:
+        raise InputError(
+            f"The package is of format 4 or older, whose graphs are inaccurate after {FLOAT32_REACH:,} tokens.",
+            "Convert the checkpoint again: states saved by this package continue in the new one. Or call reset.",
+        )
 
 
 def digest_after(digest: str | None, tokens: Tokens) -> str | None:

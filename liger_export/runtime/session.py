@@ -1,14 +1,18 @@
 """A session: one text that a model reads and continues, in memory that does not grow."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from typing import Unpack
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from liger_export.errors import InputError, NotFiniteError
 from liger_export.package import FLOAT32_REACH, Manifest
+from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.runtime.buffers import Array
 from liger_export.runtime.chat import Turn, rewind
 from liger_export.runtime.chat_template import ChatTemplate, Message, no_template
@@ -17,8 +21,9 @@ from liger_export.runtime.defaults import GenerationDefaults
 from liger_export.runtime.dtypes import is_finite
 from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
 from liger_export.runtime.finite import not_finite
-from liger_export.runtime.generation import Generation, GenerationSettings
+from liger_export.runtime.generation import Generation, GenerationSettings, MoreSettings
 from liger_export.runtime.guard import Guard
+from liger_export.runtime.pieces import CANCELLED, Piece
 from liger_export.runtime.prompt import PromptEncoder, check_vocabulary, checked_tokens
 from liger_export.runtime.record import NO_TOKENS, TextRecord
 from liger_export.runtime.sampling import Sampler, Sampling
@@ -26,6 +31,8 @@ from liger_export.runtime.saved_state import SavedState, model_identity
 from liger_export.state import MAX_POSITION
 
 __all__ = ["Session"]
+
+_Reader = Callable[[Generation, Continuation], None]
 
 
 class Session:
@@ -68,6 +75,7 @@ class Session:
         has_exact_angles = manifest.graphs[executor.lowering].exact_angles
         self._text = TextRecord(executor, self._vocab_size, None if has_exact_angles else FLOAT32_REACH)
         self._model = model_identity(manifest)
+        self._random = np.random.default_rng()
 
     @property
     def lowering(self) -> str:
@@ -174,6 +182,8 @@ class Session:
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: str | Sequence[str] = (),
+        progress: Progress = NO_PROGRESS,
+        **more: Unpack[MoreSettings],
     ) -> Continuation:
         """Return an iterator that reads a prompt and yields the text of its continuation, piece by piece.
 
@@ -181,7 +191,7 @@ class Session:
         stop string (which is not yielded), or after ``max_new_tokens``.
 
         Nothing is read before the first piece is requested, and an iterator that is discarded before leaves the session
-        as it was. ``feed`` reads a prompt at once.
+        as it was. ``feed`` reads a prompt at once. Each piece is a ``str`` that also has its tokens; see ``Piece``.
 
         Args:
             prompt: Text or token ids to read first.
@@ -190,11 +200,13 @@ class Session:
             max_new_tokens: Largest number of tokens to choose.
             sampling: How to choose them; default: ``defaults.sampling``, of the package's ``generation_config.json``.
             stop: Strings to stop at. A special token in them matches that token, which has no text, and its name.
+            progress: Counts the tokens of the prompt that are read.
+            more: Further fields of ``GenerationSettings``: ``min_tokens``, ``stop_token_ids``, ``ignore_eos`` and
+                ``top_logprobs``.
 
         Raises:
-            InputError: The prompt has no tokens or is refused by ``encode``, ``max_new_tokens`` is not a number of
-                tokens, or a stop string is empty or not text. The iterator raises NotFiniteError, which is one, if the
-                logits are not finite.
+            InputError: The prompt has no tokens or is refused by ``encode``, or a setting is refused by
+                ``GenerationSettings``. The iterator raises NotFiniteError, which is one, if the logits are not finite.
         """
         prompt_ids = self.encode(
             prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
@@ -202,8 +214,8 @@ class Session:
         if not (prompt_ids or self._text.pending or self._text.prediction):
             raise _no_tokens() if self.position == 0 else _no_logits()
         context = [*self._text.recent, *self._text.pending, *prompt_ids]
-        read_prompt = partial(self._read_next, self._checked(prompt_ids))
-        return self._continue(context, read_prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        settings = self._settings(max_new_tokens, sampling, stop, more)
+        return self._continue(context, partial(self._read_next, self._checked(prompt_ids), progress), settings)
 
     def chat(
         self,
@@ -213,6 +225,8 @@ class Session:
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: str | Sequence[str] = (),
+        progress: Progress = NO_PROGRESS,
+        **more: Unpack[MoreSettings],
     ) -> Continuation:
         """Return an iterator that reads a conversation and yields the assistant's answer, piece by piece.
 
@@ -231,6 +245,8 @@ class Session:
             max_new_tokens: See ``generate``.
             sampling: See ``generate``.
             stop: See ``generate``.
+            progress: See ``generate``.
+            more: See ``generate``.
 
         Raises:
             InputError: As ``generate``, or the package has no chat template, or the template refuses the messages.
@@ -241,8 +257,8 @@ class Session:
         prompt = self._checked(self.encode(text, add_special_tokens=False, parse_special_tokens=True))
         if not len(prompt):
             raise _no_tokens()
-        read_prompt = partial(self._read_turn, prompt)
-        return self._continue(prompt.tolist(), read_prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        settings = self._settings(max_new_tokens, sampling, stop, more)
+        return self._continue(prompt.tolist(), partial(self._read_turn, prompt, progress), settings)
 
     def sample_tokens(self, count: int, sampling: Sampling) -> list[int]:
         """Start a new text and choose ``count`` tokens. End-of-text tokens do not end it.
@@ -277,17 +293,19 @@ class Session:
             defaults=self.defaults,
         )
         other._prompts = self._prompts  # may hold a copy of the tokenizer
-        other.load_state(self.state())
+        other.load_state(replace(self.state(), random=None))  # so that several completions of one prompt differ
         other.turn = self.turn
         return other
 
     def state(self) -> SavedState:
-        """Return a copy of everything that the rest of the text depends on, except for a generation's random seed."""
+        """Return a copy of everything that the rest of the text depends on, the random numbers included."""
         with self._guard.read():
-            return self._text.save(self._model)
+            return replace(self._text.save(self._model), random=json.dumps(self._random.bit_generator.state))
 
     def load_state(self, state: SavedState) -> None:
         """Continue from a saved state. This ends an unfinished generation, as ``reset`` does.
+
+        Random choices without a seed go on where those of the saved session were.
 
         Raises:
             InputError: The state belongs to another model, is damaged, or holds NaN or infinity.
@@ -311,8 +329,10 @@ class Session:
                 raise InputError(
                     f"The saved state's {name} contains NaN or infinity.", "Load one from before, or start a new text."
                 )
+        random = self._random if state.random is None else _generator(state.random)
         with self._guard.replace():
             self._text.load(state)
+            self._random = random
 
     def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
         """Run the graph on any batch without touching this session's state.
@@ -346,40 +366,40 @@ class Session:
     def _checked(self, token_ids: Sequence[int] | Tokens) -> Tokens:
         return checked_tokens(token_ids, self._vocab_size)
 
-    def _continue(
-        self,
-        context: list[int],
-        read_prompt: Callable[[Generation], None],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling | None,
-        stop: str | Sequence[str],
-    ) -> Continuation:
-        """Return a continuation, which reads its prompt first. ``context``: see ``Generation``."""
+    def _settings(
+        self, max_new_tokens: int, sampling: Sampling | None, stop: str | Sequence[str], more: MoreSettings
+    ) -> GenerationSettings:
         if not isinstance(stop, Iterable):
             raise InputError(f"stop is {stop!r}.", "Pass a string, or several.")
         if not isinstance(sampling, Sampling | None):
             raise InputError(f"sampling is {sampling!r}.", "Pass a Sampling, or None for the package's defaults.")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = sampling or self.defaults.sampling
-        settings = GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        return GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, **more)
+
+    def _continue(self, context: list[int], read_prompt: _Reader, settings: GenerationSettings) -> Continuation:
+        """Return a continuation, which reads its prompt first. ``context``: see ``Generation``."""
         end_ids = self.manifest.model_config.eos_token_ids
-        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=self._text.seen)
+        seed = settings.sampling.seed
+        random = self._random if seed is None else np.random.default_rng(seed)
+        seen = self._text.seen
+        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=seen, random=random)
+        self._random = random
         return Continuation(self._guard, partial(self._advance, generation, [read_prompt]))
 
-    def _advance(
-        self, generation: Generation, unread: list[Callable[[Generation], None]], user: Continuation
-    ) -> tuple[list[str], bool]:
+    def _advance(self, generation: Generation, unread: list[_Reader], user: Continuation) -> tuple[Piece | None, bool]:
         """Read the prompt, or the pending token after that. Then choose the next token. See ``Continuation``."""
         with self._guard.change(user):
-            read = unread.pop() if unread else partial(self._read_next, NO_TOKENS)
-            read(generation)
+            read = unread.pop() if unread else partial(self._read_next, NO_TOKENS, NO_PROGRESS)
+            read(generation, user)
+            if user.is_cancelled:
+                return Piece("", (), CANCELLED), True
             if generation.finished or self._text.prediction is None:
-                return [], True
+                return Piece("", (), generation.finish_reason), True
             with self._naming_the_place(self._text.prediction):
-                token, pieces = generation.advance(self._text.prediction)
+                token, piece = generation.advance(self._text.prediction)
             self._text.pending = [] if token is None else [token]
-        return pieces, generation.finished
+        return piece, generation.finished
 
     @contextmanager
     def _naming_the_place(self, prediction: Prediction) -> Iterator[None]:
@@ -389,23 +409,44 @@ class Session:
         except NotFiniteError:
             raise not_finite(self.manifest, self.executor.read_state(), prediction.last_logits()) from None
 
-    def _read_next(self, tokens: Tokens, generation: Generation) -> None:
-        """Read the pending token and ``tokens``, if there are any."""
+    def _read_next(self, tokens: Tokens, progress: Progress, generation: Generation, user: Continuation) -> None:
+        """Read the pending token and ``tokens``, if there are any, until the user cancels it."""
+        if user.is_cancelled:
+            return
         tokens = self._text.take_pending(tokens)
-        if len(tokens):
+        if len(tokens):  # otherwise the next token is chosen from a prediction at another temperature
             self.executor.request_top_logits(generation.top_logits_temperature)
-            self._text.read(tokens)
+        progress.start(len(tokens))
+        for start in range(0, len(tokens), self.executor.chunk):
+            chunk = tokens[start : start + self.executor.chunk]
+            self._text.read(chunk)
+            progress.advance(len(chunk))
+            if user.is_cancelled:
+                return
 
-    def _read_turn(self, prompt: Tokens, generation: Generation) -> None:
+    def _read_turn(self, prompt: Tokens, progress: Progress, generation: Generation, user: Continuation) -> None:
         """Read what is new in a conversation's prompt."""
         rest = rewind(self._text, prompt, self.turn)
-        self._read_next(rest, generation)
-        self.turn = Turn(len(prompt), len(rest), self._text.save(self._model))
+        self._read_next(rest, progress, generation, user)
+        if self.executor.position == len(prompt):
+            self.turn = Turn(len(prompt), len(rest), self._text.save(self._model))
 
 
 def _is_row(logits: Logits, size: int) -> bool:
     """Return True for finite logits of a whole vocabulary."""
     return logits.dtype == np.float32 and logits.shape == (size,) and is_finite(logits)
+
+
+def _generator(random: str) -> np.random.Generator:
+    """Return a random generator in the state that a saved state describes. Raises InputError."""
+    generator = np.random.default_rng()
+    try:
+        generator.bit_generator.state = json.loads(random)
+    except Exception as error:  # numpy raises errors of several types for a damaged state
+        raise InputError(
+            f"The saved state's random numbers are damaged ({error!r}).", "Load a state that save wrote."
+        ) from error
+    return generator
 
 
 def _no_tokens() -> InputError:

@@ -6,9 +6,10 @@ import numpy as np
 
 from liger_export.errors import InputError
 from liger_export.runtime.buffers import Array, Buffer
+from liger_export.runtime.dtypes import numpy_dtype
 from liger_export.state import MAX_POSITION, StateTensor
 
-__all__ = ["StateBuffers"]
+__all__ = ["StateBuffers", "require_state"]
 
 
 class StateBuffers:
@@ -57,15 +58,7 @@ class StateBuffers:
             InputError: The position is not an integer from 0 to ``MAX_POSITION``, or a tensor is missing or has another
                 shape or dtype. The state is unchanged.
         """
-        if not isinstance(position, int | np.integer) or not 0 <= position <= MAX_POSITION:
-            raise InputError(f"The saved state has position {position}.", "Load a state that save wrote.")
-        for entry, buffer in self._current():
-            tensor = tensors.get(entry.past_name)
-            if not isinstance(tensor, np.ndarray) or tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
-                raise InputError(
-                    f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
-                    "Load a state that the same model saved.",
-                )
+        require_state(self._table, position, tensors)
         for entry, buffer in self._current():
             buffer.write(tensors[entry.past_name])
         self.position = int(position)
@@ -82,3 +75,21 @@ class StateBuffers:
 
     def _current(self) -> list[tuple[StateTensor, Buffer]]:
         return list(zip(self._table, self.sets[self.turn], strict=True))
+
+
+def require_state(table: Sequence[StateTensor], position: int, tensors: dict[str, Array]) -> None:
+    """Check that a position and tensors are the state of one sequence.
+
+    Raises:
+        InputError: The position is not an integer from 0 to ``MAX_POSITION``, or a tensor is missing or has another
+            shape or dtype than the table's.
+    """
+    if not isinstance(position, int | np.integer) or not 0 <= position <= MAX_POSITION:
+        raise InputError(f"The saved state has position {position}.", "Load a state that save wrote.")
+    for entry in table:
+        tensor, shape = tensors.get(entry.past_name), (1, *entry.shape)
+        if not isinstance(tensor, np.ndarray) or tensor.shape != shape or tensor.dtype != numpy_dtype(entry.dtype):
+            raise InputError(
+                f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
+                "Load a state that the same model saved.",
+            )

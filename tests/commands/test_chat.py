@@ -6,7 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -173,9 +173,9 @@ def interrupted_after(ids: list[int], *, times: int) -> Iterator[None]:
     """Script the tokens of the next answer. The last one comes with Ctrl-C; after it the model chooses again."""
     choose, scripted = Sampler.choose_next, list(ids)
 
-    def chosen(sampler: Sampler, prediction: Prediction) -> int:
+    def chosen(sampler: Sampler, prediction: Prediction, barred: Collection[int] = ()) -> int:
         if not scripted:
-            return choose(sampler, prediction)
+            return choose(sampler, prediction, barred)
         token = scripted.pop(0)
         for _ in range(0 if scripted else times):
             signal.raise_signal(signal.SIGINT)

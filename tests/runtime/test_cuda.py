@@ -1,5 +1,7 @@
 """CUDA graphs and copies by the driver, without an engine. Needs a GPU."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 
@@ -22,3 +24,21 @@ def test_copies_in_managed_memory_are_captured_and_replayed() -> None:
         launch()
         cuda.synchronize()
         np.testing.assert_array_equal(third, np.full((3, 5), number, dtype=np.float32))
+
+
+def test_addresses_are_written_moved_and_read_in_any_thread() -> None:
+    cuda = Cuda.open()
+    first, second = (cuda.zeros((3, 5), "float32") for _ in range(2))
+    content, read = np.arange(5, dtype=np.float32), np.empty(5, dtype=np.float32)
+
+    def work() -> None:
+        cuda.use()
+        cuda.store(content, first[1:].ctypes.data)
+        cuda.move(first[1:].ctypes.data, second[2:].ctypes.data, content.nbytes)
+        cuda.fetch(second[2:].ctypes.data, read)
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(read, content)
+    np.testing.assert_array_equal(second[:2], np.zeros((2, 5), dtype=np.float32))

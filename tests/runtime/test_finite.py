@@ -95,5 +95,5 @@ def test_an_argmax_of_infinite_logits_is_not_used(token: int, tmp_path: Path) ->
     executor.read(np.array([1, 2]))
     assert executor.argmax() == executor.last_logits().argmax()
     executor.last_logits()[3] = np.inf
-    executor._argmax.write(np.array([[token]]))  # type: ignore[attr-defined]
+    executor._outputs["most_likely"].write(np.array([[token]]))  # type: ignore[attr-defined]
     assert executor.argmax() is None

@@ -96,7 +96,7 @@ def test_executors_of_one_model_capture_separate_graphs(fused: Path, monkeypatch
     def run_options(device: str, graph_id: int) -> None:
         graph_ids.append(graph_id)
 
-    monkeypatch.setattr("liger_export.runtime.dynamic.run_options", run_options)
+    monkeypatch.setattr("liger_export.runtime.calls.run_options", run_options)
     load(fused).fork()
     assert len(graph_ids) == len(set(graph_ids)) == 4
 

@@ -128,3 +128,76 @@ def test_numbers_of_numpy_are_settings() -> None:
     assert Sampling(seed=np.int64(3), top_k=np.int32(2), temperature=np.float32(1)) == Sampling(
         seed=3, top_k=2, temperature=1
     )
+
+
+@given(st.data(), arrays(np.float32, 12, elements=st.floats(-20, 20, width=16)), st.floats(0.5, 2))
+def test_bias_and_penalties_equal_their_formulas(data: st.DataObject, logits: Logits, repetition: float) -> None:
+    penalties = st.floats(-2, 2, width=16)
+    bias = data.draw(st.dictionaries(st.integers(0, 11), st.floats(-100, 100, width=16)))
+    frequency, presence = data.draw(penalties), data.draw(penalties)
+    sampling = Sampling(
+        logit_bias=bias,
+        repetition_penalty=repetition,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+    )
+    seen = unseen(12)
+    seen[[2, 3]] = True  # tokens of the prompt, which only the repetition penalty counts
+    sampler, chosen = Sampler(sampling, seen), list[int]()
+    for _ in range(6):
+        adjusted = []
+        for token, logit in enumerate(logits.astype(np.float64)):
+            value = logit + bias.get(token, 0.0)
+            if seen[token]:
+                value = value / repetition if value > 0 else value * repetition
+            value -= frequency * chosen.count(token) + presence * (token in chosen)
+            adjusted.append(value)
+        token = sampler.choose_next(StoredPrediction(logits))
+        assert adjusted[token] >= max(adjusted) - 1e-4  # of equal ones, float32 may take another
+        chosen.append(token)
+        seen[token] = True
+
+
+def test_a_barred_token_is_never_chosen() -> None:
+    logits = np.array([9.0, 8.0, 1.0, 0.0], dtype=np.float32)
+    assert Sampler(Sampling(), unseen(4)).choose_next(StoredPrediction(logits), {0}) == 1
+    sampler = Sampler(Sampling(temperature=1e6, seed=0), unseen(4))
+    assert {sampler.choose_next(StoredPrediction(logits), {0, 3}) for _ in range(50)} == {1, 2}
+    assert logits[0] == 9.0  # the executor's memory does not change
+
+
+def test_a_bias_changes_what_the_graph_would_choose_by_itself() -> None:
+    class Computed(StoredPrediction):
+        def argmax(self) -> int:
+            return 0
+
+    prediction = Computed(np.array([1.0, 0.0], dtype=np.float32))
+    assert Sampler(Sampling(), unseen(2)).choose_next(prediction) == 0
+    assert Sampler(Sampling(logit_bias={1: 2.0}), unseen(2)).choose_next(prediction) == 1
+    assert Sampler(Sampling(presence_penalty=2.0), unseen(2)).is_greedy is False
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"frequency_penalty": 2.5}, "frequency_penalty is 2.5"),
+        ({"presence_penalty": -3}, "presence_penalty is -3"),
+        ({"logit_bias": {1: 101}}, "logit_bias of token 1 is 101"),
+        ({"logit_bias": {-1: 1}}, "logit_bias has the key -1"),
+        ({"logit_bias": {"1": 1}}, "logit_bias has the key '1'"),
+        ({"logit_bias": {1: float("nan")}}, "logit_bias of token 1 is nan"),
+        ({"logit_bias": 3}, "logit_bias is 3"),
+    ],
+)
+def test_a_bias_or_penalty_out_of_range_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sampling(**values)
+
+
+def test_a_bias_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(InputError, match="token 4, outside the vocabulary of 4 entries"):
+        Sampler(Sampling(logit_bias={4: 1.0}), unseen(4))
+
+
+def test_settings_with_a_bias_can_be_compared_and_hashed() -> None:
+    assert len({Sampling(logit_bias={1: 2.0, 0: 1.0}), Sampling(logit_bias={0: 1, 1: 2})}) == 1

@@ -1,14 +1,19 @@
 """Files of saved states: what is written is read, and every change is noticed."""
 
+import json
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from liger_export.errors import InputError
 from liger_export.runtime import SavedState
@@ -21,11 +26,40 @@ def example() -> SavedState:
         "past_key_values.0.key": np.full((1, 2, 4, 2), 0x3F80, dtype=np.uint16),
     }
     logits = np.linspace(-1, 1, 7, dtype=np.float32)
-    return SavedState(9, tensors, model="m", pending=(3,), recent=(1, 2), seen=np.array([1, 2, 3]), logits=logits)
+    return SavedState(
+        *(9, tensors),
+        model="m",
+        pending=(3,),
+        recent=(1, 2),
+        seen=np.array([1, 2, 3]),
+        logits=logits,
+        digest="d",
+        messages="[]",
+        random="{}",
+    )
+
+
+def write_archive(path: Path, state: SavedState) -> None:
+    """Write a state as version 0.1.0 did."""
+    arrays = {
+        "position": np.array(state.position),
+        "model": np.array(state.model),
+        "pending": np.array(state.pending),
+        "recent": np.array(state.recent),
+        "seen": state.seen,
+        "logits": state.logits,
+        "digest": np.array(state.digest),
+        "messages": np.array(state.messages),
+    }
+    present = {name: np.asarray(array) for name, array in arrays.items()} | state.tensors
+    digest = sha256()
+    for name, array in sorted(present.items()):
+        digest.update(f"{name} {array.dtype.str} {list(array.shape)}\n".encode() + array.tobytes())
+    np.savez(path, **present, sha256=np.array(digest.hexdigest()))  # type: ignore[arg-type]
 
 
 def assert_equal(read: SavedState, expected: SavedState) -> None:
-    for name in ("position", "model", "pending", "recent"):
+    for name in ("position", "model", "pending", "recent", "digest", "messages", "random"):
         assert getattr(read, name) == getattr(expected, name)
     np.testing.assert_array_equal(read.seen, expected.seen)
     np.testing.assert_array_equal(read.logits, expected.logits)
@@ -37,18 +71,66 @@ def assert_equal(read: SavedState, expected: SavedState) -> None:
 def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     state = example()
     turned = {name: np.asfortranarray(tensor) for name, tensor in state.tensors.items()}
-    state.save(tmp_path / "a.npz")
-    SavedState(9, turned, "m", (3,), (1, 2), state.seen, state.logits).save(tmp_path / "b.npz")  # the same values
-    for name in ("a.npz", "b.npz"):
+    state.save(tmp_path / "a.safetensors")
+    replace(state, tensors=turned).save(tmp_path / "b.safetensors")  # the same values
+    for name in ("a.safetensors", "b.safetensors"):
         read = SavedState.read(tmp_path / name)
         assert_equal(read, state)
         assert all(tensor.flags.c_contiguous and tensor.flags.writeable for tensor in read.tensors.values())
+
+
+def test_the_safetensors_library_reads_the_tensors(tmp_path: Path) -> None:
+    """Its numpy functions read bfloat16 as a type of ml_dtypes, here as bits."""
+    example().save(tmp_path / "state.safetensors")
+    tensors = load_file(tmp_path / "state.safetensors")
+    expected = {**example().tensors, "seen": example().seen, "logits": example().logits}
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(tensors[name].view(tensor.dtype), tensor)  # type: ignore[union-attr]
+
+
+def test_an_archive_of_an_older_version_is_read(tmp_path: Path) -> None:
+    write_archive(tmp_path / "state.npz", example())
+    assert_equal(SavedState.read(tmp_path / "state.npz"), replace(example(), random=None))
 
 
 def test_a_state_without_a_hash_is_read(tmp_path: Path) -> None:
     state = example()
     np.savez(tmp_path / "old.npz", position=np.array(9), **state.tensors)
     assert_equal(SavedState.read(tmp_path / "old.npz"), SavedState(9, state.tensors))
+
+
+def with_header(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change the JSON header of a saved state."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda header: header["__metadata__"].update(position="10"), "has changed since it was written"),
+        (lambda header: header["__metadata__"].update(recent="[1, 3]"), "has changed since it was written"),
+        (lambda header: header["__metadata__"].pop("sha256"), "has changed since it was written"),
+        (lambda header: header.update(other=header.pop("logits")), "has changed since it was written"),
+        (lambda header: header.pop("logits"), "do not fill the file"),
+        (lambda header: header["logits"].update(shape=[10**12]), "another size than its shape says"),
+        (lambda header: header["logits"].update(shape=[-7]), "not a number"),
+        (lambda header: header["logits"].update(dtype="F99"), "header is damaged"),
+        (lambda header: header.pop("__metadata__"), "header is damaged"),
+        (lambda header: header["__metadata__"].update(position=10), "not text"),
+    ],
+)
+def test_a_changed_header_is_noticed(tmp_path: Path, change: Callable[[dict[str, Any]], object], cause: str) -> None:
+    path = tmp_path / "state.safetensors"
+    example().save(path)
+    with pytest.raises(InputError, match=cause):
+        SavedState.read(with_header(path, change))
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Array]], object]) -> Path:
@@ -70,8 +152,10 @@ def rewritten(path: Path, change: Callable[[dict[str, Array]], object]) -> Path:
         lambda arrays: arrays.update({"past_key_values.0.value": arrays.pop("past_key_values.0.key")}),
     ],
 )
-def test_arrays_that_were_changed_are_noticed(tmp_path: Path, change: Callable[[dict[str, Array]], object]) -> None:
-    example().save(tmp_path / "state.npz")
+def test_arrays_of_an_archive_that_were_changed_are_noticed(
+    tmp_path: Path, change: Callable[[dict[str, Array]], object]
+) -> None:
+    write_archive(tmp_path / "state.npz", example())
     with pytest.raises(InputError, match="has changed since it was written"):
         SavedState.read(rewritten(tmp_path / "state.npz", change))
 
@@ -117,12 +201,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @settings(deadline=None)
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans(), saves=st.booleans())
 def test_a_changed_byte_or_a_lost_end_gives_the_same_state_or_an_error(
-    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, cut: bool
+    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, cut: bool, saves: bool
 ) -> None:
-    path = tmp_path_factory.mktemp("state") / "state.npz"
-    example().save(path)
+    path = tmp_path_factory.mktemp("state") / "state"
+    example().save(path) if saves else write_archive(path.with_suffix(".npz"), example())
+    path = path if saves else path.with_suffix(".npz")
     content = bytearray(path.read_bytes())
     index = int(place * len(content))
     if cut:
@@ -134,4 +219,4 @@ def test_a_changed_byte_or_a_lost_end_gives_the_same_state_or_an_error(
         read = SavedState.read(path)
     except InputError:
         return
-    assert_equal(read, example())
+    assert_equal(read, example() if saves else replace(example(), random=None))

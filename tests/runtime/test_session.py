@@ -1,9 +1,10 @@
 import functools
+import os
 import tempfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -150,18 +151,17 @@ def test_state_round_trips_through_a_file_and_a_fork(session: Session, package: 
 def test_an_interrupted_save_keeps_the_old_file(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(stream: BinaryIO, **_: object) -> None:
-        stream.write(b"half")
+    def interrupted(_: int) -> None:
         raise KeyboardInterrupt
 
-    file = tmp_path / "state.npz"
+    file = tmp_path / "state.safetensors"
     session.prefill(TOKENS[:50])
     session.state().save(file)
-    monkeypatch.setattr(np, "savez", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.state().save(file)
     assert SavedState.read(file).position == 50
-    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
 def test_state_of_another_model_is_refused(session: Session, tmp_path: Path) -> None:
@@ -385,7 +385,8 @@ def test_stop_string_and_token_limit_end_the_text(session: Session) -> None:
     stopped = session.generate("def f", max_new_tokens=30, sampling=Sampling(temperature=1.0, seed=3), stop=[stop])
     assert "".join(stopped) == text.split(stop)[0]
     session.reset()
-    assert list(session.generate("def f", max_new_tokens=0)) == []
+    (end,) = session.generate("def f", max_new_tokens=0)
+    assert (end, end.finish_reason) == ("", "length")
 
 
 def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) -> None:
@@ -459,3 +460,36 @@ def test_a_tokenizer_that_truncates_and_pads_reads_texts_whole(package_copy: Pat
     tokenizer.enable_padding(length=20)
     tokenizer.save(str(package_copy / "tokenizer.json"))
     assert read_tokenizer(package_copy).encode("abcdefgh").ids == plain
+
+
+def test_a_restored_session_goes_on_with_the_random_numbers_of_the_saved_one(package: Path, tmp_path: Path) -> None:
+    """In the middle of a generation: the rest of the text is that of the session that was not saved."""
+    session, sampling = load(package), Sampling(temperature=1.0, seed=3)
+    pieces = session.generate("abc", max_new_tokens=40, sampling=sampling)
+    for _ in range(5):
+        next(pieces)
+    session.state().save(tmp_path / "state.safetensors")
+    expected = "".join(pieces)
+    others = [load(package, lowering="stock"), session.fork()]
+    for other in others:
+        other.load_state(SavedState.read(tmp_path / "state.safetensors"))
+    left = 40 - (others[0].length - 4)  # BOS and the prompt
+    rests = ["".join(each.generate("", max_new_tokens=left, sampling=Sampling(temperature=1.0))) for each in others]
+    assert rests == [expected, expected]
+
+
+def test_damaged_random_numbers_are_refused(package: Path) -> None:
+    session = load(package)
+    session.feed("abc")
+    for random in ("{}", "no", '{"bit_generator": "MT19937"}'):
+        with pytest.raises(InputError, match="random numbers are damaged"):
+            session.load_state(replace(session.state(), random=random))
+    assert session.position == 4
+
+
+def test_forks_make_different_random_choices(package: Path) -> None:
+    session = load(package)
+    session.feed("abc")
+    sampling = Sampling(temperature=1.0)
+    texts = {"".join(session.fork().generate("", max_new_tokens=30, sampling=sampling)) for _ in range(4)}
+    assert len(texts) == 4

@@ -1,0 +1,92 @@
+"""The command ``serve``: packages behind OpenAI's interface."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liger_export.commands.console import exporter, note_ignored, print_faint
+from liger_export.commands.options import Device, Lowering, Threads, Verify
+from liger_export.commands.tables import megabytes
+from liger_export.errors import InputError
+from liger_export.runtime import load
+
+if TYPE_CHECKING:
+    from liger_export.runtime import Session
+
+__all__ = ["serve"]
+
+MEGABYTE = 1_000_000
+
+
+def serve(
+    packages: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]PACKAGE...", help="Package directories. NAME is what requests say.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8000,
+    slots: Annotated[int, typer.Option(help="Answers of a model at once.")] = 8,
+    queue: Annotated[int, typer.Option(help="Answers that wait for a slot; more are refused with status 429.")] = 64,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keys, one a line, of which clients must send one.")
+    ] = None,
+    max_request_bytes: Annotated[int, typer.Option(help="Largest request.")] = 4 * MEGABYTE,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.")] = 131_072,
+    max_new_tokens: Annotated[
+        int, typer.Option("-n", "--max-new-tokens", help="Most tokens of an answer, and the default of chats.")
+    ] = 4096,
+    timeout: Annotated[float, typer.Option(help="Most seconds of an answer, with its time in the queue.")] = 600.0,
+    grace: Annotated[float, typer.Option(help="Seconds that answers go on after SIGTERM.")] = 10.0,
+    memory: Annotated[int, typer.Option(metavar="MB", help="Memory for states of earlier texts.")] = 1000,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory for states that outlive the server.")
+    ] = None,
+    state_size: Annotated[int, typer.Option(metavar="MB", help="Size of that directory.")] = 10_000,
+    threads: Threads = None,
+    verify: Verify = False,
+    device: Device = None,
+    lowering: Lowering = None,
+) -> None:
+    """Serve packages to clients of OpenAI's API, and a chat page to browsers.
+
+    Texts that start like earlier ones are not read again from their start.
+    """
+    with exporter("serve"):
+        from liger_export.serve import ServeSettings
+        from liger_export.serve import serve as run_server
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        slots=slots,
+        queue=queue,
+        api_key_file=api_key_file,
+        max_request_bytes=max_request_bytes,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        request_seconds=timeout,
+        shutdown_seconds=grace,
+        memory_bytes=memory * MEGABYTE,
+        state_dir=state_dir,
+        state_bytes=state_size * MEGABYTE,
+    )
+    settings.read_api_keys()  # before any long work
+    sessions: dict[str, Session] = {}
+    for name, directory in map(_name_and_directory, packages):
+        if name in sessions:
+            raise InputError(f"Two packages have the name {name!r}.", "Write NAME=PACKAGE, with another name.")
+        session = load(directory, device=device, lowering=lowering, threads=threads, verify=verify)
+        note_ignored(session.defaults)
+        sessions[name] = session
+        size = megabytes(session.state_bytes)
+        print_faint(f"{name}: {session.lowering} graph on {session.device}, {size} of state for each conversation")
+    run_server(sessions, settings, lambda address: print_faint(f"listening on {address}, Ctrl-C ends"))
+
+
+def _name_and_directory(text: str) -> tuple[str, Path]:
+    """Return the name and the path of ``NAME=PACKAGE``; without a name, that of the directory."""
+    name, separator, path = text.partition("=")
+    directory = Path(path if separator else text)
+    name = name if separator else directory.resolve().name
+    if not name or (not path and separator):
+        raise InputError(f"{text!r} is not a package with a name.", "Write NAME=PACKAGE.")
+    return name, directory
