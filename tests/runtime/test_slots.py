@@ -22,7 +22,7 @@ from liger_export.runtime.slots import Row, Slots
 from tests.plugins.sessions import needs_library
 from tests.tiny import relative_l2, write_liger
 
-SLOTS = 5
+SLOTS = 6  # a padded step of five rows then reaches the sixth
 ACTIONS = ["open", "open", "open", "read", "read", "join", "join", "close", "step", "step"]  # slots are mostly full
 TEXTS = [np.random.default_rng(seed).integers(1, 250, 60) for seed in range(20)]
 GRAPHS = [
