@@ -1,9 +1,11 @@
 """Reading of saved states in the format of version 0.1.0 and older: ``.npz`` archives."""
 
+import os
 from collections.abc import Mapping
 from hashlib import sha256
 from math import prod
 from pathlib import Path
+from struct import Struct
 from typing import IO
 from zipfile import ZIP_STORED, ZipFile
 
@@ -17,6 +19,7 @@ __all__ = ["is_archive", "read_archive"]
 CHECKSUM = "sha256"  # of all other arrays; the oldest files have none
 SUFFIX = ".npy"
 SIGNATURE = b"PK"
+END = Struct("<4s4H2LH")  # the end of an archive without a comment; its fifth value is the number of members
 
 
 def is_archive(path: Path) -> bool:
@@ -42,6 +45,8 @@ def read_archive(path: Path) -> dict[str, Array]:
 def _read_arrays(path: Path) -> dict[str, Array]:
     with ZipFile(path) as archive:
         members = archive.infolist()
+        if len(members) != _recorded_count(path):
+            raise ValueError("it has lost arrays")
         if any(member.compress_type != ZIP_STORED for member in members):
             raise ValueError("its arrays are compressed")
         if len({member.filename for member in members}) != len(members):
@@ -53,6 +58,14 @@ def _read_arrays(path: Path) -> dict[str, Array]:
             with archive.open(member) as stream:
                 arrays[member.filename.removesuffix(SUFFIX)] = _read_array(stream, member.file_size)
         return arrays
+
+
+def _recorded_count(path: Path) -> int:
+    """Return how many arrays the archive's end records. zipfile skips members whose entry has a damaged length."""
+    with path.open("rb") as stream:
+        stream.seek(-END.size, os.SEEK_END)
+        count: int = END.unpack(stream.read())[4]
+    return count
 
 
 def _read_array(stream: IO[bytes], nbytes: int) -> Array:

@@ -58,7 +58,7 @@ def write_examples(folder: Path) -> None:
     session = load(folder / "package", threads=1)
     session.prefill([1, 2, 3])
     (folder / "state").mkdir()
-    session.state().save(folder / "state" / "state.npz")
+    session.state().save(folder / "state" / "state")
 
 
 def _answer(directory: Path) -> Any:
@@ -80,7 +80,7 @@ def _tokenizer_answer(directory: Path) -> None:
 
 def _state_answer(directory: Path) -> Any:
     session = load(directory.parent / "package", threads=1)
-    session.load_state(SavedState.read(directory / "state.npz"))
+    session.load_state(SavedState.read(directory / "state"))
     return session.step(5).tobytes()
 
 
