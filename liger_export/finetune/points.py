@@ -25,7 +25,7 @@ TORCH_WRITE_ERRORS = ("inline_container", "iostream error")  # in the RuntimeErr
 
 @dataclass(frozen=True, slots=True)
 class WorkDirectory:
-    """Where a run writes until it ends. Only its first process creates, renames and removes.
+    """Directory that a run writes to until it ends. Only its first process creates, renames and removes.
 
     Attributes:
         path: the directory, which may not exist yet.
@@ -40,7 +40,7 @@ class WorkDirectory:
 
     @property
     def partial(self) -> Path:
-        """Where a point is written. What a killed run left here counts for nothing."""
+        """Directory that a point is written to. Files that a killed run left here are ignored."""
         return self.path / PARTIAL
 
     def points(self) -> list[Path]:

@@ -18,7 +18,7 @@ REPLACEMENT = "\ufffd"
 
 @dataclass(slots=True)
 class _Answer:
-    """What all answers have.
+    """Common part of all answers.
 
     Attributes:
         model: Name of the model.

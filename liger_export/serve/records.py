@@ -1,4 +1,4 @@
-"""What is logged and counted of each request: sizes and times, never text."""
+"""Log lines and counts of requests: sizes and times, never text."""
 
 import json
 import logging

@@ -23,7 +23,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What the fields of a request depend on.
+    """Limits and defaults that the fields of a request depend on.
 
     Attributes:
         sampling: The package's defaults.

@@ -1,4 +1,4 @@
-"""What ``Session.generate`` gives an app: pieces with tokens, progress, cancellation, asynchronous iteration."""
+"""The iterator of ``Session.generate``: pieces with tokens, progress, cancellation, asynchronous iteration."""
 
 import asyncio
 from pathlib import Path
