@@ -1,1 +1,1 @@
-"""Quantization of weights to integers: without data (``blocks``, ``source``) or by GPTQ (``gptq``, ``calibrated``)."""
+"""Quantization of weights to integers: without data (``blocks``, ``source``) or with it (``calibrated``)."""

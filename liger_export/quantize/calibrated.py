@@ -1,4 +1,4 @@
-"""A checkpoint's weights rounded by GPTQ, layer by layer, with the activations of a calibration text.
+"""A checkpoint's weights, balanced and rounded by GPTQ, layer by layer, with the activations of a calibration text.
 
 Memory holds one decoder layer in float32, the activations of the text (tokens x hidden size), the second moment of one
 matrix's inputs and its factor (each ``in`` x ``in``), and the integers that are not yet written. For Llama-3-8B and
@@ -7,6 +7,7 @@ matrix's inputs and its factor (each ``in`` x ``in``), and the integers that are
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from liger_export.errors import QuantizationError
 from liger_export.modeling import LigerCache
 from liger_export.modeling.model import LigerDecoderLayer, LigerRotaryEmbedding, Positions
 from liger_export.precision import EMBEDDING, LM_HEAD, Calibration, Precision, Scheme
+from liger_export.quantize.balance import channel_factors
 from liger_export.quantize.blocks import Blocks, dequantize, encode
 from liger_export.quantize.gptq import Inputs, quantize_matrix
 
@@ -28,6 +30,7 @@ __all__ = ["CalibratedCheckpoint", "read_calibration"]
 SEQUENCE_LENGTH = 512
 MINIMUM_TOKENS = 2048
 TABLE_ROWS = 8192  # rows of the embedding table per read
+GPTQ_BITS = 4  # 8 bits are rounded to nearest
 
 QUERY_KEY_VALUE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -55,9 +58,10 @@ def read_calibration(calibration: Calibration, encoder: TextEncoder) -> Tensor:
 class CalibratedCheckpoint:
     """Rows of a checkpoint with merged adapters, rounded to minimize the change of the outputs on a text.
 
-    The inputs of every matrix come from the matrices before it, which are already rounded. The embedding table is
-    rounded to nearest. A tied table is rounded as the head instead, and the layers read the unrounded table (rounding
-    it to nearest measures the same: docs/quality.md).
+    The inputs of every matrix come from the matrices before it, which are already rounded. Channels are balanced
+    first, so norms change too (``balance``). GPTQ rounds to 4 bits; 8 bits are rounded to nearest, which is as good.
+    The embedding table is rounded to nearest. A tied table is rounded as the head instead, and the layers read the
+    unrounded table (rounding it to nearest measures the same: docs/quality.md).
 
     Safe to use from several threads. A layer is computed on first request, so request integers layer by layer, then
     those of the head, and each row once.
@@ -84,7 +88,12 @@ class CalibratedCheckpoint:
         return self._weights.checkpoint.tensors[name].shape
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows ``start`` to ``stop`` of a tensor, float32, not rounded."""
+        """Rows ``start`` to ``stop`` of a tensor, float32, balanced but not rounded."""
+        if (layer := _layer_of(name)) is not None:
+            with self._lock:
+                changed = self._rounded(layer + 1).balanced.get(name)
+            if changed is not None:
+                return changed[start:stop]
         rows: npt.NDArray[np.float32] = self._weights.rows(name, start, stop).numpy()
         return rows
 
@@ -95,37 +104,38 @@ class CalibratedCheckpoint:
             KeyError: the rows were requested before, or the matrix does not exist or is not rounded.
         """
         if name == self._head:
-            return quantize_matrix(self._weights.rows(name, start, stop), self._inputs_of_head(), scheme)
+            inputs = self._inputs_of_head() if scheme.bits == GPTQ_BITS else None
+            return _quantize(self._weights.rows(name, start, stop), inputs, scheme)
         if name == EMBEDDING:
-            return encode(self.rows(name, start, stop), scheme, "rtn")
+            return _quantize(self._weights.rows(name, start, stop), None, scheme)
+        layer = _layer_of(name)
+        if layer is None:
+            raise KeyError(name)
         with self._lock:
-            quantizer = self._started_quantizer()
-            while name not in quantizer.done:
-                if quantizer.layer == self._config.num_hidden_layers:
-                    raise KeyError(name)
-                quantizer.round_layer()
-            whole = quantizer.done[name]
+            done = self._rounded(layer + 1).done
+            whole = done[name]
             left = self._rows_left.pop(name, len(whole.packed)) - (stop - start)
             if left:
                 self._rows_left[name] = left
             else:
-                del quantizer.done[name]
+                del done[name]
         zero_points = None if whole.zero_points is None else whole.zero_points[start:stop]
         return Blocks(whole.packed[start:stop], whole.scales[start:stop], zero_points)
 
     def _inputs_of_head(self) -> Inputs:
         with self._lock:
             if self._head_inputs is None:
-                quantizer = self._started_quantizer()
-                while quantizer.layer < self._config.num_hidden_layers:
-                    quantizer.round_layer()
+                quantizer = self._rounded(self._config.num_hidden_layers)
                 self._head_inputs = quantizer.inputs_of_head()
                 quantizer.hidden = torch.empty(0)  # frees the activations
             return self._head_inputs
 
-    def _started_quantizer(self) -> "_LayerQuantizer":
+    def _rounded(self, layers: int) -> "_LayerQuantizer":
+        """The quantizer, after at least this many layers."""
         if self._quantizer is None:
             self._quantizer = _LayerQuantizer(self._weights, self._config, self._precision, self._tokens)
+        while self._quantizer.layer < layers:
+            self._quantizer.round_layer()
         return self._quantizer
 
 
@@ -136,11 +146,12 @@ class _LayerQuantizer:
         layer: index of the next layer.
         hidden: residual stream before that layer, [S, T, hidden_size].
         done: rounded matrices of earlier layers that are not yet fetched, by name.
+        balanced: norms and biases of earlier layers that balancing changed, by name.
     """
 
     def __init__(self, weights: MergedCheckpoint, config: LigerConfig, precision: Precision, tokens: Tensor) -> None:
         self.weights, self.config, self.precision = weights, config, precision
-        self.layer, self.done = 0, dict[str, Blocks]()
+        self.layer, self.done, self.balanced = 0, dict[str, Blocks](), dict[str, npt.NDArray[np.float32]]()
         ids = torch.arange(tokens.shape[1])[None]
         cos, sin = LigerRotaryEmbedding(config)(ids, torch.float32)
         self.positions = Positions(cos, sin, ids)
@@ -159,20 +170,20 @@ class _LayerQuantizer:
         def gated(hidden: Tensor) -> Tensor:
             return mlp.gated(layer.post_attention_layernorm(hidden))
 
-        self._round(layer, QUERY_KEY_VALUE, layer.input_layernorm)
+        self._round(layer, QUERY_KEY_VALUE, layer.input_layernorm, "input_layernorm")
         self._round(layer, ("self_attn.o_proj",), mixed)
         self._add(lambda hidden: attention.o_proj(mixed(hidden)))
-        self._round(layer, GATE_UP, layer.post_attention_layernorm)
-        self._round(layer, ("mlp.down_proj",), gated)
+        self._round(layer, GATE_UP, layer.post_attention_layernorm, "post_attention_layernorm")
+        self._round(layer, ("mlp.down_proj",), gated, "mlp.up_proj")
         self._add(lambda hidden: mlp.down_proj(gated(hidden)))
         self.layer += 1
 
     @torch.no_grad()
     def inputs_of_head(self) -> Inputs:
-        """Statistics of the head's inputs, after the last layer."""
+        """The statistics of the head's inputs, after the last layer."""
         norm = nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
         norm.weight.copy_(self.weights.rows("model.norm.weight", 0, self.config.hidden_size))
-        return self._inputs(norm)
+        return Inputs.of(self._moments(norm))
 
     def _embed(self, tokens: Tensor) -> Tensor:
         scheme = None if self.config.tie_word_embeddings else self.precision.scheme(EMBEDDING)
@@ -191,20 +202,57 @@ class _LayerQuantizer:
             parameter.copy_(self.weights.rows(f"model.layers.{self.layer}.{name}", 0, len(parameter)))
         return layer
 
-    def _round(self, layer: LigerDecoderLayer, names: tuple[str, ...], read: Activations) -> None:
-        """Round those of the matrices ``names`` that have a scheme. All of them read the same activations."""
-        prefix = f"model.layers.{self.layer}"
-        schemes = {name: self.precision.scheme(f"{prefix}.{name}.weight") for name in names}
-        inputs = self._inputs(read) if any(schemes.values()) else None
-        for name, scheme in schemes.items():
-            if inputs is None or scheme is None:
-                continue
-            weight = layer.get_submodule(name).weight
-            blocks = quantize_matrix(weight, inputs, scheme)
-            self.done[f"{prefix}.{name}.weight"] = blocks
-            weight.copy_(torch.from_numpy(dequantize(blocks, scheme)))
+    def _round(
+        self, layer: LigerDecoderLayer, names: tuple[str, ...], read: Activations, producer: str | None = None
+    ) -> None:
+        """Round those of the matrices ``names`` that have a scheme.
 
-    def _inputs(self, read: Activations) -> Inputs:
+        Args:
+            layer: the layer, which is changed.
+            names: matrices that read the same activations.
+            read: computes these activations.
+            producer: norm or matrix that can divide each channel of the activations by a factor. Channels are balanced
+                if all of these matrices are stored as integers.
+        """
+        schemes = {name: self.precision.scheme(self._full(name)) for name in names}
+        if not any(schemes.values()):
+            return
+        moments = self._moments(read)
+        if producer and all(schemes.values()) and self._can_divide(producer):
+            factors = channel_factors(moments.diagonal())
+            self._divide(layer, producer, factors)
+            for name in names:
+                layer.get_submodule(name).weight.mul_(factors)
+            moments /= factors.outer(factors)
+        uses_gptq = any(scheme and scheme.bits == GPTQ_BITS for scheme in schemes.values())
+        inputs = Inputs.of(moments) if uses_gptq else None
+        for name, scheme in schemes.items():
+            if scheme:
+                weight = layer.get_submodule(name).weight
+                blocks = _quantize(weight, inputs, scheme)
+                self.done[self._full(name)] = blocks
+                weight.copy_(torch.from_numpy(dequantize(blocks, scheme)))
+
+    def _can_divide(self, producer: str) -> bool:
+        """True for norms, and for matrices whose integers are not yet written."""
+        return producer.endswith("norm") or self._full(producer) in self.done
+
+    def _divide(self, layer: LigerDecoderLayer, producer: str, factors: Tensor) -> None:
+        """Divide each channel that a norm or a rounded matrix produces by a factor."""
+        for kind, parameter in layer.get_submodule(producer).named_parameters():
+            parameter.div_(factors if parameter.dim() == 1 else factors[:, None])
+            if parameter.dim() == 1:
+                self.balanced[self._full(producer, kind)] = parameter.numpy().copy()
+        name = self._full(producer)
+        if (blocks := self.done.get(name)) is not None:
+            self.done[name] = replace(blocks, scales=blocks.scales / factors[:, None].numpy())
+
+    def _full(self, name: str, kind: str = "weight") -> str:
+        """Checkpoint name of a tensor of the current layer."""
+        return f"model.layers.{self.layer}.{name}.{kind}"
+
+    def _moments(self, read: Activations) -> Tensor:
+        """Sum of x x^T over the activations x that ``read`` computes, [in, in]."""
         moments: Tensor | None = None
         for sequence in self.hidden.split(1):
             activations = read(sequence)[0]
@@ -217,9 +265,22 @@ class _LayerQuantizer:
                 f"The activations of the calibration text overflow float32 before or in layer {self.layer}.",
                 "Check the checkpoint in PyTorch, or choose another method.",
             )
-        return Inputs.of(moments)
+        return moments
 
     def _add(self, update: Activations) -> None:
         """Add an update to the residual stream, one sequence at a time."""
         for sequence in self.hidden.split(1):
             sequence += update(sequence)
+
+
+def _quantize(weight: Tensor, inputs: Inputs | None, scheme: Scheme) -> Blocks:
+    """Round a matrix or some of its rows: by GPTQ to 4 bits, else to nearest."""
+    if scheme.bits == GPTQ_BITS and inputs is not None:
+        return quantize_matrix(weight, inputs, scheme)
+    return encode(weight.detach().numpy(), scheme, "rtn")
+
+
+def _layer_of(name: str) -> int | None:
+    """Index of the layer that a checkpoint tensor belongs to; None outside the layers."""
+    _, part, *rest = name.split(".")
+    return int(rest[0]) if part == "layers" else None

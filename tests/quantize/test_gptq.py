@@ -172,14 +172,15 @@ def test_calibration_activations_equal_the_models(tmp_path: Path, mixer: str, ba
 
 def test_rows_are_returned_once_and_overridden_matrices_are_not_rounded(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
-    opened, name = open_liger(checkpoint), "model.layers.{}.self_attn.k_proj.weight"
+    opened, name = open_liger(checkpoint), "model.layers.{}.mlp.down_proj.weight"
     tokens = torch.randint(1, 260, (4, 40), generator=torch.Generator().manual_seed(0))
-    precision = Precision(weights="int4", overrides=(("*.layers.0.*", "fp32"), (name.format(1), "int8")), method="gptq")
+    overrides = (("*.layers.0.*", "fp32"), ("*.up_proj.weight", "fp32"), (name.format(1), "int8"))
+    precision = Precision(weights="int4", overrides=overrides, method="gptq")
     source = CalibratedCheckpoint(MergedCheckpoint(opened.weights), opened.config, precision, tokens)
     scheme = Scheme(8, 32, False)
-    parts = [source.blocks(name.format(1), start, start + 16, scheme) for start in (16, 0)]
+    parts = [source.blocks(name.format(1), start, start + 32, scheme) for start in (32, 0)]
     values = np.concatenate([dequantize(part, scheme) for part in reversed(parts)])
-    assert np.abs(values - source.rows(name.format(1), 0, 32)).max() < 0.05
+    assert np.abs(values - source.rows(name.format(1), 0, 64)).max() < 0.05
     for missing in (name.format(0), name.format(1)):
         with pytest.raises(KeyError):
             source.blocks(missing, 0, 16, scheme)
