@@ -1,6 +1,6 @@
 """One continuation of a text: which tokens it has, what text they are, and when it ends."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -64,6 +64,8 @@ class GenerationSettings:
             raise InputError(
                 f"min_tokens is {self.min_tokens}, and max_new_tokens only {self.max_new_tokens}.", "Lower min_tokens."
             )
+        if not isinstance(self.stop_token_ids, Iterable):
+            raise InputError(f"stop_token_ids is {self.stop_token_ids!r}.", "Pass token ids, in a list.")
         for token in self.stop_token_ids:
             if not _is_count(token):
                 raise InputError(f"A stop token is {token!r}.", "Pass token ids.")

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from liger_export.errors import InputError
 from liger_export.runtime.executor import Tokens
 
-__all__ = ["PromptEncoder", "check_vocabulary", "checked_tokens"]
+__all__ = ["PromptEncoder", "checked_rows", "checked_tokens"]
 
 ENCODE = "Encode text with the package's own tokenizer."
 
@@ -88,6 +88,20 @@ def checked_tokens(token_ids: Sequence[int] | Tokens, vocab_size: int) -> Tokens
         raise _not_token_ids(token_ids)
     check_vocabulary(tokens, vocab_size)
     return tokens.astype(np.int64, copy=False)
+
+
+def checked_rows(token_ids: Tokens, vocab_size: int) -> Tokens:
+    """Return a batch of token ids as int64 [B, T].
+
+    Raises:
+        InputError: It is not an array of integers, is empty, or has an id outside the vocabulary.
+    """
+    if not isinstance(token_ids, np.ndarray) or token_ids.ndim != 2 or token_ids.dtype.kind not in "iu":
+        raise InputError(f"{token_ids!r} is not an array [B, T] of token ids.", ENCODE)
+    if not token_ids.size:
+        raise InputError("There are no tokens to read.", "Pass at least one token.")
+    check_vocabulary(token_ids, vocab_size)
+    return token_ids.astype(np.int64, copy=False)
 
 
 def check_vocabulary(tokens: Tokens, vocab_size: int) -> None:

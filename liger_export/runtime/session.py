@@ -24,10 +24,11 @@ from liger_export.runtime.finite import not_finite
 from liger_export.runtime.generation import Generation, GenerationSettings, MoreSettings
 from liger_export.runtime.guard import Guard
 from liger_export.runtime.pieces import CANCELLED, Piece
-from liger_export.runtime.prompt import PromptEncoder, check_vocabulary, checked_tokens
+from liger_export.runtime.prompt import PromptEncoder, checked_rows, checked_tokens
 from liger_export.runtime.record import NO_TOKENS, TextRecord
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.saved_state import SavedState, model_identity
+from liger_export.runtime.state_buffers import require_tensors
 from liger_export.state import MAX_POSITION
 
 __all__ = ["Session"]
@@ -264,8 +265,10 @@ class Session:
         """Start a new text and choose ``count`` tokens. End-of-text tokens do not end it.
 
         Raises:
-            NotFiniteError: The logits are not finite.
+            InputError: ``count`` is not a positive integer. NotFiniteError, which is one, if the logits are not finite.
         """
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise InputError(f"The number of tokens is {count!r}.", "It must be an integer, 1 or more.")
         self._text.check_length(count)
         with self._guard.replace():
             self._text.clear()
@@ -324,6 +327,9 @@ class Session:
                 f"The saved state's logits are not [{self._vocab_size}] finite float32 values.",
                 "Load a state that save wrote.",
             )
+        if not isinstance(state.digest, str | None):
+            raise InputError(f"The saved state's digest is {state.digest!r}.", "Load a state that save wrote.")
+        require_tensors(self.manifest.state, state.tensors)
         for name, tensor in state.tensors.items():
             if isinstance(tensor, np.ndarray) and not is_finite(tensor):
                 raise InputError(
@@ -349,15 +355,15 @@ class Session:
             Logits, float32 ``[B, T, vocab_size]``, and the next state by input name.
 
         Raises:
-            InputError: There are no tokens, one is outside the vocabulary, or the position is not supported.
+            InputError: There are no tokens, one is outside the vocabulary, the position is not supported, or a state
+                tensor is missing or has another shape or dtype.
         """
-        if not token_ids.size:
-            raise _no_tokens()
-        if not 0 <= position <= MAX_POSITION:
-            raise InputError(f"The position is {position}.", f"Pass the tokens read so far, at most {MAX_POSITION}.")
-        self._text.check_length(position + token_ids.shape[1])
-        check_vocabulary(token_ids, self._vocab_size)
-        return self.executor.run(token_ids, position, past)
+        tokens = checked_rows(token_ids, self._vocab_size)
+        if not isinstance(position, int | np.integer) or not 0 <= position <= MAX_POSITION:
+            raise InputError(f"The position is {position!r}.", f"Pass the tokens read so far, at most {MAX_POSITION}.")
+        require_tensors(self.manifest.state, past, len(tokens))
+        self._text.check_length(position + tokens.shape[1])
+        return self.executor.run(tokens, position, past)
 
     def buffer_addresses(self) -> list[int]:
         """Return the addresses of the state buffers. They are constant for the session's lifetime."""
@@ -434,7 +440,8 @@ class Session:
 
 def _is_row(logits: Logits, size: int) -> bool:
     """Return True for finite logits of a whole vocabulary."""
-    return logits.dtype == np.float32 and logits.shape == (size,) and is_finite(logits)
+    is_array = isinstance(logits, np.ndarray)
+    return is_array and logits.dtype == np.float32 and logits.shape == (size,) and is_finite(logits)
 
 
 def _generator(random: str) -> np.random.Generator:

@@ -1,6 +1,6 @@
 """The state of one sequence in fixed buffers."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from liger_export.runtime.buffers import Array, Buffer
 from liger_export.runtime.dtypes import numpy_dtype
 from liger_export.state import MAX_POSITION, StateTensor
 
-__all__ = ["StateBuffers", "require_state"]
+__all__ = ["StateBuffers", "require_state", "require_tensors"]
 
 
 class StateBuffers:
@@ -86,10 +86,21 @@ def require_state(table: Sequence[StateTensor], position: int, tensors: dict[str
     """
     if not isinstance(position, int | np.integer) or not 0 <= position <= MAX_POSITION:
         raise InputError(f"The saved state has position {position}.", "Load a state that save wrote.")
+    require_tensors(table, tensors)
+
+
+def require_tensors(table: Sequence[StateTensor], tensors: Mapping[str, Array], batch: int = 1) -> None:
+    """Check that tensors are the states of ``batch`` sequences.
+
+    Raises:
+        InputError: A tensor is missing or has another shape or dtype than the table's.
+    """
+    if not isinstance(tensors, Mapping):
+        raise InputError(f"{tensors!r} is not a mapping of state tensors.", "Pass the tensors of a SavedState.")
     for entry in table:
-        tensor, shape = tensors.get(entry.past_name), (1, *entry.shape)
+        tensor, shape = tensors.get(entry.past_name), (batch, *entry.shape)
         if not isinstance(tensor, np.ndarray) or tensor.shape != shape or tensor.dtype != numpy_dtype(entry.dtype):
             raise InputError(
-                f"The saved state's {entry.past_name} is not {entry.dtype} {[1, *entry.shape]}.",
+                f"The state's {entry.past_name} is not {entry.dtype} {list(shape)}.",
                 "Load a state that the same model saved.",
             )

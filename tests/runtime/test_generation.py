@@ -188,6 +188,7 @@ def test_logprobs_are_those_of_all_logits_before_penalties(logits: Logits, count
         ({"min_tokens": 9, "max_new_tokens": 4}, "min_tokens is 9, and max_new_tokens only 4"),
         ({"top_logprobs": 1.5}, "top_logprobs is 1.5"),
         ({"stop_token_ids": ["a"]}, "A stop token is 'a'"),
+        ({"stop_token_ids": 5}, "stop_token_ids is 5"),
         ({"stop_token_ids": [VOCAB]}, f"stop token {VOCAB} is outside the vocabulary"),
     ],
 )

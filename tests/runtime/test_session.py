@@ -303,6 +303,13 @@ def test_a_damaged_saved_state_is_refused(session: Session) -> None:
             changed.flat[-1] = value
             with pytest.raises(InputError, match=f"{name} contains NaN or infinity"):
                 session.load_state(replace(state, tensors=state.tensors | {name: changed}))
+    for changes, cause in (
+        ({"logits": [0.5] * 260}, "logits are not"),
+        ({"digest": 5}, "digest is 5"),
+        ({"tensors": None}, "None is not a mapping"),
+    ):
+        with pytest.raises(InputError, match=cause):
+            session.load_state(replace(state, **cast(Any, changes)))
     with pytest.raises(InputError, match="None is not a saved state"):
         session.load_state(cast(Any, None))
     assert session.position == 9
@@ -416,6 +423,35 @@ def test_inputs_out_of_range_are_refused_and_change_nothing(session: Session) ->
     with pytest.raises(InputError, match="max_new_tokens"):
         next(session.generate("x", max_new_tokens=-1))
     assert session.position == 5
+
+
+def test_a_batch_that_does_not_fit_the_model_is_refused(session: Session) -> None:
+    state = session.state().tensors
+    name, *_ = state
+    row = np.array([[1, 2]])
+    calls: list[tuple[tuple[Any, ...], str]] = [
+        (([[1, 2]], 0, state), "not an array"),
+        ((row[0], 0, state), "not an array"),
+        ((row.astype(np.float32), 0, state), "not an array"),
+        ((row[:, :0], 0, state), "no tokens"),
+        ((row, "a", state), "position is 'a'"),
+        ((row, 1.5, state), "position is 1.5"),
+        ((row, 0, {}), f"{name} is not float32"),
+        ((row, 0, state | {name: state[name][0]}), f"{name} is not float32"),
+        ((row, 0, state | {name: state[name].astype(np.float64)}), f"{name} is not float32"),
+        ((row.repeat(2, 0), 0, state), rf"{name} is not float32 \[2, "),
+    ]
+    for arguments, cause in calls:
+        with pytest.raises(InputError, match=cause):
+            session.run(*arguments)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, None])
+def test_a_number_of_sampled_tokens_that_is_none_is_refused(session: Session, count: Any) -> None:
+    session.prefill(TOKENS[:3])
+    with pytest.raises(InputError, match="number of tokens is"):
+        session.sample_tokens(count, Sampling())
+    assert session.position == 3
 
 
 def test_onnxruntime_too_old_for_the_operators_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
