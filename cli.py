@@ -10,7 +10,7 @@ import typer
 
 from liger_export.commands.chat import chat
 from liger_export.commands.console import accept_every_character, interrupt, print_error, print_interrupted
-from liger_export.commands.engine import build_engine
+from liger_export.commands.engine import build_engine, triton
 from liger_export.commands.measure import bench, evaluate, validate
 from liger_export.commands.model import finetune, linearize
 from liger_export.commands.package import convert, inspect, run
@@ -27,7 +27,9 @@ app = typer.Typer(
     help="Linearize language models, convert them to ONNX and run them on devices.",
     epilog="Exit codes: 0 success, 1 a bound was missed, 2 bad input or environment.",
 )
-for command in (linearize, finetune, convert, validate, evaluate, bench, build_engine, inspect, run, chat, serve):
+MODEL = (linearize, finetune, convert, validate, evaluate, bench, build_engine)
+USE = (inspect, run, chat, serve, triton)
+for command in (*MODEL, *USE):
     app.command()(command)
 
 

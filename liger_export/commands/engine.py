@@ -1,4 +1,4 @@
-"""The command that builds engines: ``build-engine``."""
+"""Commands that write a package in another form: ``build-engine`` and ``triton``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from liger_export.commands.tables import engine_rows, summary_table
 from liger_export.package.engines import BACKENDS, CHECK_TOKENS, PREFILL_TOKENS, TENSORRT_RTX
 from liger_export.precision import FLOATS
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "triton"]
 
 
 def build_engine(
@@ -58,3 +58,22 @@ def build_engine(
     with progress_bar("reading", counts=False) as bar:
         manifest = run(package, output, settings, overwrite=overwrite, progress=bar)
     show(summary_table(str(output), engine_rows(manifest)))
+
+
+def triton(
+    package: PackageArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model repository to create.")],
+    name: Annotated[
+        str | None, typer.Option(show_default="the package's directory", help="Start of the models' names.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Most sequences that one call continues by a token.")] = 8,
+    sequences: Annotated[int, typer.Option(help="Most sequences that a model holds; more wait.")] = 64,
+    idle: Annotated[int, typer.Option(metavar="SECONDS", help="Time after which an unused sequence is dropped.")] = 600,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model repository for Triton Inference Server, which then keeps the states."""
+    with exporter():
+        from liger_export.engine.triton import TritonSettings, write_repository
+    settings = TritonSettings(name=name or package.resolve().name, batch=batch, sequences=sequences, idle_seconds=idle)
+    names = write_repository(package, output, settings, overwrite=overwrite)
+    typer.echo(f"{output}: {' and '.join(names)}")

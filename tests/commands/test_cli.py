@@ -27,6 +27,7 @@ SUBCOMMANDS = [
     "inspect",
     "run",
     "chat",
+    "triton",
 ]
 
 
@@ -253,3 +254,11 @@ def test_build_engine_describes_the_engine_and_run_names_what_is_missing(package
     assert "a GPU of sm86, sm89, sm120" in " ".join(shown.stdout.split())
     assert "prefill: mean KL" in shown.stdout
     assert_refused(liger_export("run", tmp_path / "engine", "def"), "GPU")
+
+
+def test_triton_names_its_models_after_the_package(package: Path, tmp_path: Path) -> None:
+    result = liger_export("triton", package, "-o", tmp_path / "repository", "--batch", 3)
+    assert result.returncode == 0, result.stderr
+    assert "package_step and package_chunk" in result.stdout
+    assert "max_batch_size: 3" in (tmp_path / "repository" / "package_step" / "config.pbtxt").read_text()
+    assert_refused(liger_export("triton", package, "-o", tmp_path / "other", "--name", "a b"), "Pass --name")
