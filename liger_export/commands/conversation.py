@@ -26,7 +26,7 @@ class AnswerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an answer cost.
+    """The cost of an answer.
 
     Attributes:
         prompt_tokens: Tokens of the conversation before it.

@@ -25,7 +25,7 @@ KEPT = {True: "kept", False: "plain"}
 
 @dataclass(frozen=True, slots=True)
 class StoredPrefix:
-    """What the name and the header of a file tell about it.
+    """The description of a file, from its name and its header.
 
     Attributes:
         name: Of the file.

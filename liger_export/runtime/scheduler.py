@@ -28,7 +28,7 @@ LEAST_SHARED = 64  # tokens that a state where texts part must save to be stored
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a scheduler is doing, and what it has done since its start.
+    """The current load of a scheduler, and its totals since its start.
 
     Attributes:
         slots: Largest number of sequences at once.

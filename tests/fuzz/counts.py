@@ -1,4 +1,4 @@
-"""What the cases of a fuzzer end in, and the table that every fuzzer prints."""
+"""The outcomes of a fuzzer's cases, and the table that every fuzzer prints."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ __all__ = ["Counts", "Outcome"]
 
 
 class Outcome(StrEnum):
-    """What happened in a case. Only the first two are right."""
+    """The outcome of a case. Only the first two are right."""
 
     REFUSED = "refused"
     SAME = "same answer"

@@ -35,7 +35,7 @@ def names(directory: Path) -> list[str]:
 
 @pytest.fixture
 def in_one_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the file system can exchange two names, and rename without replacing."""
+    """Return True if the file system can exchange two names, and rename without replacing."""
     if not request.param:
         monkeypatch.setattr("liger_export.publishing.renames._rename", lambda *_: False)
     return bool(request.param)

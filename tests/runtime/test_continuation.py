@@ -1,4 +1,4 @@
-"""What ``Session.generate`` gives an app: pieces with tokens, progress, cancellation, asynchronous iteration."""
+"""The continuation that ``Session.generate`` returns: pieces with tokens, progress, cancellation, async iteration."""
 
 import asyncio
 from pathlib import Path
