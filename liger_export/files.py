@@ -31,10 +31,12 @@ __all__ = [
     "sha256_files",
 ]
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+LOADED_FROM = {"name_or_path", "_name_or_path"}
 TOOL_USE_TEMPLATE = "additional_chat_templates/tool_use.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -183,6 +185,8 @@ def require_inside(file: Path, directory: Path) -> None:
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
     """Copy the files of ``names`` that exist in ``source`` and return their names.
 
+    The path that ``tokenizer_config.json`` may have been loaded from, on its author's machine, is omitted.
+
     Raises:
         CheckpointError: one is a link out of ``source``.
     """
@@ -192,7 +196,20 @@ def copy_files(names: tuple[str, ...], source: Path, target: Path) -> list[str]:
     for name in present:
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
+    if TOKENIZER_CONFIG in present:
+        _omit_path(target / TOKENIZER_CONFIG)
     return present
+
+
+def _omit_path(file: Path) -> None:
+    """Remove ``name_or_path`` from a JSON object. Other files, which their readers refuse, are left as they are."""
+    try:
+        values = read_json(file)
+    except ValueError:
+        return
+    if isinstance(values, dict) and values.keys() & LOADED_FROM:
+        kept = {name: value for name, value in values.items() if name not in LOADED_FROM}
+        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:

@@ -23,6 +23,7 @@ from liger_export.runtime.session import Session
 
 __all__ = ["Choice", "choose_graph", "has_bfloat16", "load", "read_tokenizer"]
 
+MOST_THREADS = 1024  # more than processors have; ONNX Runtime would try to start any number
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 # TF32 would keep only 10 bits of the mantissa. Steps are captured as CUDA graphs; see DynamicExecutor.
 CUDA_OPTIONS = {"use_tf32": "0", "enable_cuda_graph": "1"}
@@ -75,8 +76,10 @@ def load(
         EnvironmentMismatchError: The installation lacks a requested feature, its ONNX Runtime is too old, the engine
             cannot run here, or the package computes in bfloat16 and there is no GPU.
     """
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise InputError(f"threads is {threads!r}.", "Pass a positive number, or None to let ONNX Runtime choose.")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
+        raise InputError(
+            f"threads is {threads!r}.", f"Pass a number from 1 to {MOST_THREADS}, or None to let ONNX Runtime choose."
+        )
     if not isinstance(directory, str | Path):
         raise InputError(f"{directory!r} is not a directory.", "Pass the path of a package or an engine directory.")
     directory = Path(directory)

@@ -254,9 +254,12 @@ def test_links_stay_within_a_checkpoint_or_its_cache(liger_checkpoint: Path, tmp
 
 def test_the_path_of_another_machine_does_not_travel(liger_checkpoint: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(liger_checkpoint.with_name(liger_checkpoint.name + "-base"), tmp_path / "base"))
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
     edit_json(base / "config.json", _name_or_path="/home/someone/model")
+    edit_json(base / "tokenizer_config.json", name_or_path="/home/someone/model")
     linearize(str(base), tmp_path / "liger")
     assert "someone" not in (tmp_path / "liger" / "config.json").read_text()
+    assert json.loads((tmp_path / "liger" / "tokenizer_config.json").read_text()) == tokenizer
     edit_json(tmp_path / "liger" / "config.json", _name_or_path="/home/someone/model")
     assert "_name_or_path" not in open_liger(tmp_path / "liger").values
 
