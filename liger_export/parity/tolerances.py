@@ -56,6 +56,11 @@ class Tolerances:
     rounding: float
     decay_rounding: float = 0.0
 
+    @property
+    def has_integers(self) -> bool:
+        """True if the package multiplies integers, whose activations are rounded to 8 bits."""
+        return self.stored in PERPLEXITY_INCREASE
+
     def noise_after(self, steps: int) -> float:
         """Return the relative L2 that rounding explains after a number of single steps. Drift is what exceeds it."""
         return math.hypot(self.rounding, self.decay_rounding * steps**0.5)
@@ -84,7 +89,7 @@ class Tolerances:
 
         Args:
             name: name of the check.
-            continued: logits after the handover.
+            continued: logits after the handover, or of another graph of the package.
             package: logits of the package without a handover.
             torch: logits of PyTorch without a handover.
             detail: where the state was handed over.

@@ -1,6 +1,7 @@
 """Single laws, measured on fake sessions."""
 
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from liger_export.parity import Check
 from liger_export.parity.tolerances import float32_decay_rounding, float32_rounding, tolerances_of
 from liger_export.precision import Precision
+from liger_export.validate import run
 from liger_export.validate.laws import Subjects, check_drift
 
 Array = npt.NDArray[np.float64]
@@ -109,3 +111,25 @@ def test_positions_that_are_off_drift() -> None:
 
 def test_a_nan_among_the_first_steps_is_not_hidden() -> None:
     assert not drift_of("fp32", np.where(np.arange(LENGTH) == 5, np.nan, 0.0)).passed
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "passes"), [("int8", 0.012, True), ("int4", 0.03, False), ("fp16", 0.03, True)]
+)
+def test_another_graph_of_an_integer_package_is_at_most_twice_as_far_from_pytorch(
+    weights: str, error: float, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stock graph is off by 0.01. A float16 graph is compared with the stock graph itself, within 1e-3 nats."""
+    torch, stock, other = np.random.default_rng(0).standard_normal((3, 64, 16)).astype(np.float32)
+    stock, other = torch + 0.01 * stock, torch + error * other
+
+    def session(lowering: str, logits: npt.NDArray[np.float32]) -> Any:
+        manifest = SimpleNamespace(graphs=["stock", "fused"])
+        return SimpleNamespace(lowering=lowering, manifest=manifest, reset=lambda: None, all_logits=lambda _: logits)
+
+    monkeypatch.setattr(run, "open_stock", lambda package: session("stock", stock))
+    reference = SimpleNamespace(logits=lambda tokens: torch)
+    tolerances = tolerances_of(Precision(weights=weights), MATRICES)
+    subjects = Subjects(session("fused", other), reference, tolerances)  # type: ignore[arg-type]
+    *_, check = run._check_against_stock(Path(), subjects, np.arange(64))
+    assert check.passed is passes
