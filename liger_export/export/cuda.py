@@ -20,7 +20,7 @@ from liger_export.onnx_functions.schemas import DOMAIN
 __all__ = ["KERNELS", "attach_kernels", "compiled_kernels", "fuse_for_cuda", "lower_to_cuda"]
 
 KERNELS = "liger.kernels"  # the initializer of compiled GPU kernels
-# Index of the input that takes the kernels, per operator, as in the library's ``operators.h`` and ``cuda_linear.cpp``.
+# Index of the input that takes the kernels, per operator, as in ``operators.h`` and ``linear_signature.h``.
 KERNELS_INPUT = {
     "Attention": 9,
     "Candidates": 2,

@@ -1,5 +1,5 @@
-// Vectors of integers for products with quantized weights: one form per instruction set, compiled into a namespace of that
-// name. Every form defines:
+// Vectors of integers for products with quantized weights: one form per instruction set, compiled into a namespace of
+// that name. Every form defines:
 //
 //   BYTES, LANES          the bytes of a vector, and its 32-bit lanes
 //   per_vector            the blocks in a vector whose integers fill `each` lanes
@@ -7,15 +7,16 @@
 //   Integers              a vector of bytes
 //   Sums, Numbers         vectors of 32-bit integers and of floats
 //   load_bytes            a vector, or its first `count` bytes followed by zeros; `count` is a multiple of 16
-//   dot_int4              per lane: the products of 4 bytes of 4-bit weights, low half times `even` plus high half times
-//                         `odd`
+//   dot_int4              per lane: the products of 4 bytes of 4-bit weights, low half times `even` plus high half
+//                         times `odd`
 //   dot_int8              per lane: the products of 4 bytes, each a weight minus CENTER times an activation
-//   add_dots<bits>        per lane: a sum plus the products of 4 unpacked weights, for 8 bits minus CENTER, and 4 activations
+//   add_dots<bits>        per lane: a sum plus the products of 4 unpacked weights, for 8 bits minus CENTER, and 4
+//                         activations
 //   to_numbers            32-bit integers to floats
 //   number_of             a float, from a float or a half
 //   load_numbers          LANES floats, from floats or halves
-//   spread_products<each> products of two series of numbers, each in `each` lanes, or in all if that is more than LANES; all
-//                         that fit into a vector, or the first `count` followed by zeros
+//   spread_products<each> products of two series of numbers, each in `each` lanes, or in all if that is more than
+//                         LANES; all that fit into a vector, or the first `count` followed by zeros
 //   nibbles, bytes        LANES floats, from 4-bit or 8-bit integers
 //   total                 the sum of all lanes
 //

@@ -1,5 +1,5 @@
-// Products of many tokens: a thread unpacks as many rows as a vector has lanes into a panel, four bytes of each row after
-// another, and multiplies all tokens by it.
+// Products of many tokens: a thread unpacks as many rows as a vector has lanes into a panel, four bytes of each row
+// after another, and multiplies all tokens by it.
 
 #pragma once
 

@@ -1,4 +1,5 @@
-// Activations of quantized linear layers: normalized and rounded to 8 bits in blocks, as MatMulNBits does at accuracy level 4.
+// Activations of quantized linear layers: normalized, and rounded to 8 bits in blocks as MatMulNBits does at accuracy
+// level 4.
 
 #pragma once
 
