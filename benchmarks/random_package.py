@@ -15,7 +15,15 @@ from random_llama import COMMON, SHAPES, TOKENIZER
 
 from liger_export.checkpoint import expected_tensors
 from liger_export.config import LigerConfig
-from liger_export.export import attach_weights, in_place_states, lower_to_cuda, lower_to_fused, lower_to_stock, trace
+from liger_export.export import (
+    attach_weights,
+    fuse_for_cpu,
+    in_place_states,
+    lower_to_cuda,
+    lower_to_fused,
+    lower_to_stock,
+    trace,
+)
 from liger_export.linearize import LinearizeSettings, liger_config_values
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, STOCK, Graph, Manifest
 from liger_export.package.manifest import MANIFEST_FILE, describe_files
@@ -81,8 +89,10 @@ def main() -> None:
     graphs = {STOCK: Graph(opsets={}, onnxruntime="1.31.0", in_place=in_place_states(model))}
     targets = [target for target in args.targets.split(",") if target]
     lower_to_fused(model)
-    ir.save(model, args.out / MODEL_FILES[FUSED])
-    graphs[FUSED] = Graph(opsets={}, onnxruntime="1.31.0", in_place=in_place_states(model))
+    for_cpu = model.clone()
+    fuse_for_cpu(for_cpu.graph)
+    ir.save(for_cpu, args.out / MODEL_FILES[FUSED])
+    graphs[FUSED] = Graph(opsets={}, onnxruntime="1.31.0", in_place=in_place_states(for_cpu))
     if targets:
         lower_to_cuda(model, config, precision.activations, targets)
         ir.save(model, args.out / MODEL_FILES[FUSED_CUDA])

@@ -16,6 +16,7 @@ from liger_export.errors import CheckpointError, PackageError, UnsupportedModelE
 from liger_export.export import (
     WeightSource,
     attach_weights,
+    fuse_for_cpu,
     in_place_states,
     lower_to_cuda,
     lower_to_fused,
@@ -178,6 +179,8 @@ def _build_graphs(
         progress.stage("compiling GPU kernels")
         graphs[FUSED_CUDA] = graphs[FUSED].clone()
         lower_to_cuda(graphs[FUSED_CUDA], model.config, model.precision.activations, targets)
+    if lowering == FUSED:
+        fuse_for_cpu(graphs[FUSED].graph)
     return graphs, _in_file_order(weights, model.config)
 
 

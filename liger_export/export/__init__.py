@@ -1,6 +1,7 @@
 """Export a Liger model to an ONNX graph with external weights: trace, lower, stream the weights."""
 
 from liger_export.export.aliases import in_place_states
+from liger_export.export.cpu import fuse_for_cpu
 from liger_export.export.cuda import lower_to_cuda
 from liger_export.export.fused import lower_to_fused, require_fusable
 from liger_export.export.stock import lower_to_stock
@@ -11,6 +12,7 @@ __all__ = [
     "ONNX_OPSET",
     "WeightSource",
     "attach_weights",
+    "fuse_for_cpu",
     "in_place_states",
     "lower_to_cuda",
     "lower_to_fused",

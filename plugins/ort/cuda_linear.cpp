@@ -4,7 +4,7 @@
 
 #include "cuda_gemm.h"
 #include "cuda_node.h"
-#include "operators.h"
+#include "linear_signature.h"
 
 namespace liger {
 namespace {
@@ -19,52 +19,16 @@ constexpr CudaType TYPE<Half> = CudaType::float16;
 template <>
 constexpr CudaType TYPE<BFloat16> = CudaType::bfloat16;
 
-// One call: T tokens, a weight of N rows and K columns. Absent optional tensors have no data.
-struct LinearCall {
-  int64_t tokens, rows, columns;
-  ort::Tensor hidden, weight, scales, zero_points, norm, bias, residual, output;
-};
-
-// liger::Linear. Inputs: hidden [B, T, K]; weight [N, K]; optional RMSNorm weight [K], bias [N], and residual with the
-// result's shape; compiled GPU kernels. Result: the normalized hidden states times the weight, plus bias. If `gated`, the
-// first half of that is the gate of the second. Plus the residual. Shape [B, T, N], or [B, T, N / 2] if gated.
-// liger::IntegerLinear has a weight in the layout of MatMulNBits: integers [N, K / block_size, bytes], scales
-// [N, K / block_size], optional zero points. liger::Logits and liger::IntegerLogits return float32 for any activations.
 template <class Element, bool is_integer, bool is_logits>
-class CudaLinear {
-  static constexpr size_t OPTIONS = is_integer ? 4 : 2;  // index of the first input after the weight
-  static constexpr ort::Parameter OPTION{ort::ACTIVATION, ORT_OPTIONAL};
-  static constexpr ort::Parameter BUNDLE{ORT_UINT8, ORT_OPTIONAL, ORT_MEM_CPU_INPUT};
-  static constexpr ort::Parameter PRESENT{ort::ACTIVATION};
+class CudaLinear : LinearSignature<is_integer, is_logits> {
+  using Signature = LinearSignature<is_integer, is_logits>;
 
  public:
-  static constexpr const char* name =
-      is_integer ? (is_logits ? "IntegerLogits" : "IntegerLinear") : (is_logits ? "Logits" : "Linear");
-  static constexpr auto inputs = [] {
-    if constexpr (is_integer) {
-      constexpr ort::Parameter integers{ORT_UINT8}, zero_points{ORT_UINT8, ORT_OPTIONAL};
-      return std::array<ort::Parameter, 8>{{PRESENT, integers, PRESENT, zero_points, OPTION, OPTION, OPTION, BUNDLE}};
-    } else {
-      return std::array<ort::Parameter, 6>{{PRESENT, PRESENT, OPTION, OPTION, OPTION, BUNDLE}};
-    }
-  }();
-  static constexpr std::array<ort::Parameter, 1> outputs{{{is_logits ? ORT_FLOAT : ort::ACTIVATION}}};
+  using Signature::inputs, Signature::name, Signature::outputs;
 
   explicit CudaLinear(const ort::Info& info)
-      : compiled_(info, OPTIONS + 3),
-        allocator_(gpu_allocator(info)),
-        kernel_(info.text("kernel")),
-        epsilon_(info.number("epsilon")),
-        is_gated_(info.integer("gated") != 0) {
-    if constexpr (is_integer) {
-      bits_ = info.integer("bits");
-      block_size_ = info.integer("block_size");
-      if ((bits_ != 4 && bits_ != 8) || block_size_ < 32 || block_size_ > 1 << 16 || block_size_ % 32) {
-        throw ort::Error(std::string("liger::") + name +
-                         " needs 4 or 8 bits and blocks of a multiple of 32 weights, up to 65536");
-      }
-      dequantize_ = "dequantize_kernel_" + std::to_string(bits_) + "_" + std::to_string(block_size_);
-    }
+      : Signature(info), compiled_(info, Signature::OPTIONS + 3), allocator_(gpu_allocator(info)), kernel_(info.text("kernel")) {
+    if (is_integer) dequantize_ = "dequantize_kernel_" + std::to_string(bits) + "_" + std::to_string(block_size);
   }
 
   void run(const ort::Context& context) const {
@@ -81,43 +45,7 @@ class CudaLinear {
   }
 
  private:
-  int64_t result_rows(const LinearCall& call) const { return is_gated_ ? call.rows / 2 : call.rows; }
-
-  LinearCall call(const ort::Context& context) const {
-    LinearCall call{};
-    call.hidden = context.input(0);
-    call.weight = context.input(1);
-    require_axes("hidden states", call.hidden, "[B, T, K]");
-    require_axes("weight", call.weight, is_integer ? "[N, blocks, bytes]" : "[N, K]");
-    const int64_t batch = call.hidden.shape[0], length = call.hidden.shape[1];
-    call.tokens = product({batch, length});
-    call.columns = call.hidden.shape[2];
-    call.rows = call.weight.shape[0];
-    if (call.columns < 1 || call.rows < 1 || (is_gated_ && call.rows % 2)) {
-      refuse_shape("weight", is_gated_ ? "[2 N, K]" : "[N, K] with N and K of at least 1", call.weight);
-    }
-    if constexpr (is_integer) {
-      const int64_t blocks = call.columns / block_size_;
-      if (call.columns % block_size_) refuse_shape("hidden states", "[B, T, blocks * block_size]", call.hidden);
-      call.scales = context.input(2);
-      call.zero_points = context.input(3);
-      require_shape("weight", call.weight, {call.rows, blocks, block_size_ * bits_ / 8});
-      require_shape("scales", call.scales, {call.rows, blocks});
-      if (call.zero_points) require_shape("zero_points", call.zero_points, {call.rows, (blocks * bits_ + 7) / 8});
-    } else {
-      require_shape("weight", call.weight, {call.rows, call.columns});
-    }
-    call.norm = context.input(OPTIONS);
-    call.bias = context.input(OPTIONS + 1);
-    call.residual = context.input(OPTIONS + 2);
-    if (call.norm) require_shape("norm_weight", call.norm, {call.columns});
-    if (call.bias) require_shape("bias", call.bias, {call.rows});
-    if (call.residual) require_shape("residual", call.residual, {batch, length, result_rows(call)});
-    if (call.residual && is_gated_) throw ort::Error("liger: a gated layer does not support a residual");
-    if (is_logits && (call.bias || call.residual)) throw ort::Error("liger: logits do not support a bias or a residual");
-    call.output = context.output(0, {batch, length, result_rows(call)});
-    return call;
-  }
+  using Signature::bits, Signature::block_size, Signature::epsilon, Signature::is_gated, Signature::result_rows;
 
   Arguments shared(const LinearCall& call) const {
     Arguments arguments;
@@ -132,7 +60,7 @@ class CudaLinear {
     arguments.integer("has_residual", bool(call.residual));
     arguments.integer("in_features", call.columns);
     arguments.integer("out_features", result_rows(call));
-    arguments.number("epsilon", epsilon_);
+    arguments.number("epsilon", epsilon);
     return arguments;
   }
 
@@ -141,7 +69,7 @@ class CudaLinear {
     const size_t row = call.columns * sizeof(Element);
     const size_t normed = call.norm ? call.tokens * row : 0;
     const size_t numbers = is_integer ? std::min(call.rows, PIECE) * row : 0;
-    const size_t gate_and_up = is_gated_ ? product({call.tokens, call.rows, sizeof(Element)}) : 0;
+    const size_t gate_and_up = is_gated ? product({call.tokens, call.rows, sizeof(Element)}) : 0;
     Workspace workspace(allocator_,
                         Workspace::aligned(normed) + Workspace::aligned(numbers) + Workspace::aligned(gate_and_up));
     Arguments arguments = shared(call);
@@ -155,7 +83,7 @@ class CudaLinear {
       kernels.launch("rms_norm_kernel", arguments, call.tokens, call.columns, stream);
     }
     void* const dequantized = workspace.take(numbers);
-    if (is_gated_) product.output = workspace.take(gate_and_up);
+    if (is_gated) product.output = workspace.take(gate_and_up);
     if (product.adds) {
       arguments.pointer("output", product.output);
       arguments.integer("width", call.rows);
@@ -166,7 +94,7 @@ class CudaLinear {
     } else {
       multiply(product, stream);
     }
-    if (is_gated_) {
+    if (is_gated) {
       arguments.pointer("rows", product.output);
       arguments.pointer("gated", call.output.data);
       arguments.integer("width", result_rows(call));
@@ -176,8 +104,8 @@ class CudaLinear {
 
   // Dequantizes and multiplies PIECE rows at a time.
   void multiply_pieces(const LinearCall& call, Product product, void* numbers, void* stream) const {
-    const int64_t blocks = call.columns / block_size_;
-    const int64_t row_bytes = call.columns * bits_ / 8, zero_bytes = (blocks * bits_ + 7) / 8;
+    const int64_t blocks = call.columns / block_size;
+    const int64_t row_bytes = call.columns * bits / 8, zero_bytes = (blocks * bits + 7) / 8;
     const size_t output_size = is_logits ? sizeof(float) : sizeof(Element);
     char* const output = static_cast<char*>(product.output);
     Arguments arguments = shared(call);
@@ -199,9 +127,6 @@ class CudaLinear {
   Compiled compiled_;
   OrtAllocator* allocator_;
   std::string kernel_, dequantize_;
-  float epsilon_;
-  bool is_gated_;
-  int64_t bits_ = 0, block_size_ = 0;
 };
 
 template <class Element, bool is_integer, bool is_logits>

@@ -7,9 +7,11 @@
 #include <memory>
 #include <thread>
 
-#include "top_logits.h"
+#include "call_memory.h"
+#include "cpu_linear_operator.h"
 #include "cuda_operators.h"
 #include "operators.h"
+#include "top_logits.h"
 
 namespace liger {
 namespace {
@@ -21,19 +23,6 @@ constexpr auto attend(const CpuKernels& kernels) {
   } else {
     return kernels.attend_half;
   }
-}
-
-// Memory of this thread's calls, kept between them: it grows to the size of the largest call.
-float* memory_of_calls(int64_t floats) {
-  static thread_local std::unique_ptr<float[]> memory;
-  static thread_local int64_t size = 0;
-  if (size < floats) {
-    size = 0;
-    memory.reset();
-    memory.reset(new float[floats]);
-    size = floats;
-  }
-  return memory.get();
 }
 
 // Padding may only end a row: before a token, it would count as one in the window.
@@ -60,7 +49,7 @@ class CpuAttention : public AttentionSignature {
     // Threads take one head after another, each in memory of its own, so that none allocates.
     static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
     const int64_t workers = std::min(heads, threads), each = cpu_kernels().memory_of_head(sizes, call.length);
-    float* const memory = memory_of_calls(product({workers, each}));
+    auto* const memory = reinterpret_cast<float*>(memory_of_calls(product({workers, each, sizeof(float)})));
     const auto function = attend<Element>(cpu_kernels());
     std::atomic<int64_t> next{0};
     context.parallel(workers, [&](size_t worker) {
@@ -157,6 +146,7 @@ void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_cpu_top_logits(api, domain);
+  add_cpu_linear_operators(api, domain);
   add_cuda_operators(api, domain);
 }
 

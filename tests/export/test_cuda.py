@@ -11,6 +11,7 @@ from onnx_ir.passes.common import InlinePass
 
 from liger_export.convert import convert
 from liger_export.export.cuda import KERNELS, attach_kernels, fuse_for_cuda
+from liger_export.export.fused import lower_to_fused
 from liger_export.linearize import LinearizeSettings
 from liger_export.onnx_functions.rotary_angles import rotary_angles_function
 from liger_export.onnx_functions.schemas import DOMAIN
@@ -35,8 +36,9 @@ def cuda_graph(directory: Path, variant: str = "llama", mixer: str = "gla", **pr
     shape = Shape(window=8)
     write_liger(directory / "liger", shape, backbone=backbone, settings=settings, **{**sizes, **overrides})
     package = directory / "package"
-    convert(directory / "liger", package, lowering="fused", precision=Precision(**precision))  # type: ignore[arg-type]
-    model = ir.load(package / MODEL_FILES["fused"])
+    convert(directory / "liger", package, precision=Precision(**precision))  # type: ignore[arg-type]
+    model = ir.load(package / MODEL_FILES["stock"])
+    lower_to_fused(model)
     fuse_for_cuda(model.graph)
     return package, model
 

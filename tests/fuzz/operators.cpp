@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "cpu_attention.h"
+#include "cpu_linear_operator.h"
 #include "cuda_operators.h"
 #include "reference.h"
 
@@ -33,6 +34,7 @@ const CpuKernels& cpu_kernels() {
 }
 
 void add_cuda_operators(const OrtApi*, OrtCustomOpDomain*) {}
+void add_cpu_linear_operators(const OrtApi*, OrtCustomOpDomain*) {}
 
 }  // namespace liger
 

@@ -6,11 +6,13 @@ from pathlib import Path
 __all__ = ["SOURCES", "instruction_sets"]
 
 SOURCES = Path(__file__).parents[2] / "plugins" / "ort"
+# The flags of /proc/cpuinfo that an instruction set needs.
+NEEDED = {"avx2": {"avx2"}, "avxvnni": {"avx_vnni"}, "avx512vnni": {"avx512_vnni", "avx512bw", "avx512vl"}}
 
 
-def instruction_sets() -> dict[str, list[str]]:
-    """Return the compiler flags of the instruction sets in CMakeLists.txt that this processor has."""
-    (avx2,) = re.findall(r"PRIVATE (-mavx2 .*)\)", (SOURCES / "CMakeLists.txt").read_text())
+def instruction_sets(*names: str) -> dict[str, list[str]]:
+    """Return the compiler flags of the named sets in CMakeLists.txt that this processor has, and of the baseline."""
+    options = dict(re.findall(r"set\((\w+)_options (.*)\)", (SOURCES / "CMakeLists.txt").read_text()))
     processor = Path("/proc/cpuinfo")
-    has_avx2 = processor.exists() and " avx2 " in processor.read_text()
-    return {"baseline": []} | ({"avx2": avx2.split()} if has_avx2 else {})
+    flags = set(processor.read_text().split()) if processor.exists() else set()
+    return {"baseline": []} | {name: options[name].split() for name in names if NEEDED[name] <= flags}

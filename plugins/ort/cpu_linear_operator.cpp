@@ -1,0 +1,108 @@
+// liger::IntegerLinear and liger::IntegerLogits on a CPU.
+//
+// The weight is read where ONNX Runtime has it: with external data, in the mapped file. Threads share a call's pieces, so
+// that one that is interrupted computes fewer.
+
+#include "cpu_linear_operator.h"
+
+#include <atomic>
+#include <thread>
+
+#include "call_memory.h"
+#include "cpu_linear.h"
+#include "linear_signature.h"
+
+namespace liger {
+namespace {
+
+template <class Element>
+const IntegerLinearKernels<Element>& kernels_of() {
+  if constexpr (std::is_same_v<Element, float>) {
+    return linear_kernels().of_float;
+  } else {
+    return linear_kernels().of_half;
+  }
+}
+
+template <class Element, bool is_logits>
+class CpuLinear : LinearSignature<true, is_logits> {
+  using Signature = LinearSignature<true, is_logits>;
+  using Signature::bits, Signature::block_size, Signature::epsilon, Signature::is_gated;
+
+ public:
+  using Signature::inputs, Signature::name, Signature::outputs;
+
+  explicit CpuLinear(const ort::Info& info) : Signature(info) {
+    if (block_size != 32 && block_size != 64 && block_size != 128) {
+      throw ort::Error(std::string("liger::") + name + " needs blocks of 32, 64 or 128 weights on a CPU");
+    }
+  }
+
+  void run(const ort::Context& context) const {
+    IntegerLinearCall<Element> call = call_of(Signature::call(context));
+    if (call.tokens == 0) return;
+    const auto& kernels = kernels_of<Element>();
+    static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
+    const int64_t pieces = (call.result_rows() + LINEAR_PIECE - 1) / LINEAR_PIECE, workers = std::min(pieces, threads);
+    const int64_t of_worker = aligned(kernels.memory_of_piece(call));
+    const int64_t of_integers = product({call.tokens, RoundedActivations::padded(call.weight.columns())});
+    const int64_t of_scales = aligned(product({call.tokens, call.weight.blocks, sizeof(float)}));
+    char* memory = memory_of_calls(of_integers + 2 * of_scales + product({workers, of_worker}));
+    call.rounded.row_bytes = RoundedActivations::padded(call.weight.columns());
+    call.rounded.integers = reinterpret_cast<int8_t*>(memory);
+    call.rounded.scales = reinterpret_cast<float*>(memory += of_integers);
+    call.rounded.sums = reinterpret_cast<float*>(memory += of_scales);
+    memory += of_scales;
+    if (call.tokens > MAX_STREAMED_TOKENS) {
+      context.parallel(call.tokens, [&](size_t token) { kernels.round(call, token); });
+    } else {  // sooner done than shared
+      for (int64_t token = 0; token < call.tokens; ++token) kernels.round(call, token);
+    }
+    std::atomic<int64_t> next{0};
+    context.parallel(workers, [&](size_t worker) {
+      for (int64_t piece = next++; piece < pieces; piece = next++) {
+        kernels.multiply(call, piece, memory + worker * of_worker);
+      }
+    });
+  }
+
+ private:
+  IntegerLinearCall<Element> call_of(const LinearCall& from) const {
+    IntegerLinearCall<Element> call{};
+    call.tokens = from.tokens;
+    call.is_gated = is_gated;
+    call.to_float = is_logits;
+    call.epsilon = epsilon;
+    call.weight.rows = from.rows;
+    call.weight.blocks = from.columns / block_size;
+    call.weight.block_size = block_size;
+    call.weight.bits = static_cast<int>(bits);
+    call.weight.integers = from.weight.template as<uint8_t>();
+    call.weight.scales = from.scales.template as<Element>();
+    call.weight.zero_points = from.zero_points.template as<uint8_t>();
+    call.hidden = from.hidden.template as<Element>();
+    call.norm = from.norm.template as<Element>();
+    call.bias = from.bias.template as<Element>();
+    call.residual = from.residual.template as<Element>();
+    call.output = from.output.data;
+    return call;
+  }
+};
+
+template <class Element>
+void add(const OrtApi* api, OrtCustomOpDomain* domain, OrtElementType activation) {
+  static const ort::Operator<CpuLinear<Element, false>> linear(ort::CPU, activation);
+  static const ort::Operator<CpuLinear<Element, true>> logits(ort::CPU, activation);
+  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{&linear, &logits}) {
+    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
+  }
+}
+
+}  // namespace
+
+void add_cpu_linear_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
+  add<float>(api, domain, ORT_FLOAT);
+  add<Half>(api, domain, ORT_FLOAT16);
+}
+
+}  // namespace liger

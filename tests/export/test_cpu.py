@@ -1,0 +1,92 @@
+"""The fused graph's quantized linear layers are operators that compute what MatMulNBits does."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from liger_export.convert import convert
+from liger_export.linearize import LinearizeSettings
+from liger_export.package import MODEL_FILES
+from liger_export.parity.compare import mean_kl
+from liger_export.precision import Precision
+from liger_export.runtime import load
+from tests.cells import slow_except
+from tests.plugins.sessions import needs_library
+from tests.test_matrix import VARIANTS
+from tests.tiny import Shape, write_liger
+
+TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 60)]
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
+BOUND = 1e-3  # mean KL: both graphs round activations to 8 bits, which amplifies differences in the last bit
+
+
+def package_of(directory: Path, precision: Precision, variant: str = "llama") -> Path:
+    backbone, overrides = VARIANTS[variant]
+    shape = Shape(window=8)
+    settings = LinearizeSettings()
+    write_liger(directory / "liger", shape, backbone=backbone, settings=settings, **{**SIZES, **overrides})
+    convert(directory / "liger", directory / "package", lowering="fused", precision=precision)
+    return directory / "package"
+
+
+def operators(package: Path) -> list[str]:
+    graph = onnx.load(package / MODEL_FILES["fused"], load_external_data=False).graph
+    return [node.op_type for node in graph.node]
+
+
+def distance(package: Path) -> float:
+    """Mean KL between the fused and the stock graph: in one call, and token by token."""
+    stock, fused = load(package, lowering="stock"), load(package, lowering="fused")
+    expected = stock.all_logits(TOKENS)
+    whole = fused.all_logits(TOKENS)
+    fused.reset()
+    steps = np.stack([fused.step(token) for token in TOKENS])
+    return max(mean_kl(whole, expected), mean_kl(steps, expected))
+
+
+@needs_library
+@pytest.mark.parametrize("variant", slow_except(["qwen3"], VARIANTS))
+def test_integer_layers_compute_what_stock_does_on_every_backbone(variant: str, tmp_path: Path) -> None:
+    package = package_of(tmp_path, Precision(weights="int4"), variant)
+    names = operators(package)
+    assert "IntegerLinear" in names
+    assert "MatMulNBits" not in names
+    assert distance(package) < BOUND
+
+
+@needs_library
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("weights", "block_size"), [("int4", 32), ("int8", 32), ("int4", 64), ("int8", 64)])
+def test_integer_layers_compute_what_stock_does_in_every_scheme(
+    weights: str, block_size: int, symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "intermediate_size", 128)
+    precision = Precision(weights=weights, block_size=block_size, symmetric=symmetric)
+    assert distance(package_of(tmp_path, precision)) < BOUND
+
+
+@needs_library
+@pytest.mark.parametrize(("weights", "down", "products"), [("int4", "fp32", 2), ("fp32", "int4", 7)])
+def test_layers_that_are_not_quantized_keep_their_operators(
+    weights: str, down: str, products: int, tmp_path: Path
+) -> None:
+    package = package_of(tmp_path, Precision(weights=weights, overrides=(("*.down_proj.weight", down),)))
+    names = operators(package)
+    assert (names.count("FusedMatMul"), names.count("IntegerLinear")) == (products, 9 - products)
+    assert ("SkipSimplifiedLayerNormalization" in names) == (weights == "fp32")
+    assert distance(package) < BOUND
+
+
+@needs_library
+def test_half_precision_head_writes_float32_logits(tmp_path: Path) -> None:
+    package = package_of(tmp_path, Precision(weights="int4", activation_precision="fp16"))
+    assert operators(package).count("IntegerLogits") == 1
+    assert load(package).all_logits(TOKENS).dtype == np.float32
+
+
+def test_a_graph_without_integers_does_not_change(tmp_path: Path) -> None:
+    names = operators(package_of(tmp_path, Precision()))
+    assert not {"IntegerLinear", "Linear"} & set(names)
+    assert "FusedMatMul" in names
