@@ -54,10 +54,10 @@ def liger_server(package: Path, log: Path, *options: object) -> Iterator[Server]
 
 
 @contextmanager
-def llama_server(command: list[str], log: Path) -> Iterator[Server]:
-    """Serve a GGUF file with llama.cpp. ``command`` starts its server, which is told to listen on ``LLAMA_PORT``."""
+def llama_server(command: list[str], log: Path, folder: Path) -> Iterator[Server]:
+    """Serve a GGUF file with llama.cpp. ``command`` starts its server in a folder; it is told to use ``LLAMA_PORT``."""
     address = f"http://127.0.0.1:{LLAMA_PORT}"
-    with log.open("wb") as errors, _started([*command, "--port", str(LLAMA_PORT)], errors) as process:
+    with log.open("wb") as errors, _started([*command, "--port", str(LLAMA_PORT)], errors, folder) as process:
         end = time.monotonic() + START_SECONDS
         while not _answers(address):
             if process.poll() is not None or time.monotonic() > end:
@@ -82,8 +82,8 @@ async def stream_chat(client: httpx.AsyncClient, server: Server, body: Mapping[s
 
 
 @contextmanager
-def _started(command: list[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(command, stdout=errors, stderr=errors) as process:
+def _started(command: list[str], errors: IO[bytes], folder: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=errors, stderr=errors, cwd=folder) as process:
         try:
             yield process
         finally:
