@@ -12,6 +12,7 @@ from liger_export.errors import BusyError, InputError
 from liger_export.package import FLOAT32_REACH
 from liger_export.runtime.dynamic import PREFILL_CHUNK
 from liger_export.runtime.executor import Prediction, StoredPrediction, Tokens
+from liger_export.runtime.pieces import Piece
 from liger_export.runtime.prefix_states import PrefixStates
 from liger_export.runtime.record import require_reach
 from liger_export.runtime.saved_state import SavedState, model_identity
@@ -266,23 +267,32 @@ class Scheduler:
                 self._finish_prompt(sequence, prediction)
 
     def _finish_prompt(self, sequence: Sequence, prediction: Prediction) -> None:
-        """Pass on the state after a prompt, and choose the first token."""
+        """Choose the first token, and pass on the state after the prompt."""
+        piece = self._choose(sequence, prediction)
+        if not sequence.is_finished and piece is not None:
+            sequence.stream.put(piece)  # before the state is copied, which the reader need not wait for
+        self._pass_on(sequence, prediction)
+        if sequence.is_finished:
+            self._end(sequence, prediction, piece)
+            return
+        self._slots.join(sequence.row)
+        with self._changed:
+            self._reading.remove(sequence)
+            self._running[sequence.row] = sequence
+
+    def _pass_on(self, sequence: Sequence, prediction: Prediction) -> None:
+        """Give the state after a prompt to its followers and to the prefix states."""
         followers, sequence.followers = sequence.followers, []
         is_known = self._prefix_states is None or sequence.stream.cached_tokens == len(sequence.prompt)
-        if followers or not is_known:
-            state = sequence.saved(self._slots, prediction, self._model)
-            for follower in followers:
-                follower.start = state
-            with self._changed:
-                self._queue.extendleft(reversed(followers))
-            if self._prefix_states is not None and not is_known:
-                self._prefix_states.add(sequence.prompt, state)
-        self._advance(sequence, prediction)
-        if not sequence.is_finished:
-            self._slots.join(sequence.row)
-            with self._changed:
-                self._reading.remove(sequence)
-                self._running[sequence.row] = sequence
+        if not followers and is_known:
+            return
+        state = sequence.saved(self._slots, prediction, self._model)
+        for follower in followers:
+            follower.start = state
+        with self._changed:
+            self._queue.extendleft(reversed(followers))
+        if self._prefix_states is not None and not is_known:
+            self._prefix_states.add(sequence.prompt, state)
 
     def _step(self) -> None:
         """Read the pending token of every running sequence, and choose the next one."""
@@ -298,13 +308,23 @@ class Scheduler:
                 self._advance(sequence, prediction)
 
     def _advance(self, sequence: Sequence, prediction: Prediction) -> None:
-        """Choose a sequence's next token. At the end of its text, first store its state and free its slot."""
-        self._counts["generated_tokens"] += not sequence.is_finished
-        piece = sequence.advance(prediction, self._slots)
+        """Choose a sequence's next token."""
+        piece = self._choose(sequence, prediction)
         if sequence.is_finished:
-            if self._prefix_states is not None and len(sequence.tokens) > len(sequence.prompt):
-                self._prefix_states.add(sequence.tokens, sequence.saved(self._slots, prediction, self._model))
-            self._leave(sequence)
+            self._end(sequence, prediction, piece)
+        elif piece is not None:
+            sequence.stream.put(piece)
+
+    def _choose(self, sequence: Sequence, prediction: Prediction) -> Piece | None:
+        """Choose a sequence's next token. Returns the new piece of text."""
+        self._counts["generated_tokens"] += not sequence.is_finished
+        return sequence.advance(prediction, self._slots)
+
+    def _end(self, sequence: Sequence, prediction: Prediction, piece: Piece | None) -> None:
+        """Store the state at the end of a text, free its slot, and put its last piece."""
+        if self._prefix_states is not None and len(sequence.tokens) > len(sequence.prompt):
+            self._prefix_states.add(sequence.tokens, sequence.saved(self._slots, prediction, self._model))
+        self._leave(sequence)
         if piece is not None:
             sequence.stream.put(piece)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from liger_export.files import new_file, require_regular
 from liger_export.runtime.buffers import Array
@@ -67,7 +68,13 @@ def read_file(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     require_regular(path)
     with path.open("rb") as stream:
         header = read_header(stream)
-        tensors = {name: read_tensor(stream, header, name) for name in header.entries}
+        content = np.empty(max((stop for *_, stop in header.entries.values()), default=0), dtype=np.uint8)
+        stream.seek(header.data)
+        if stream.readinto(content.data) != len(content):
+            raise ValueError("it is cut off")
+    tensors = {
+        name: _view(content[start:stop], dtype, shape) for name, (dtype, shape, start, stop) in header.entries.items()
+    }
     metadata = dict(header.metadata)
     if metadata.pop(CHECKSUM, None) != _digest(tensors, metadata):
         raise ValueError("it has changed since it was written: its SHA-256 differs")
@@ -101,6 +108,12 @@ def read_tensor(stream: IO[bytes], header: StateFile, name: str) -> Array:
     dtype, shape, start, stop = header.entries[name]
     stream.seek(header.data + start)
     return np.frombuffer(bytearray(stream.read(stop - start)), dtype).reshape(shape)
+
+
+def _view(content: npt.NDArray[np.uint8], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Return bytes as a tensor: a view, unless the tensor would not be aligned."""
+    aligned = content if content.ctypes.data % dtype.itemsize == 0 else content.copy()
+    return aligned.view(dtype).reshape(shape)
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -27,6 +27,7 @@ from liger_export.serve.settings import ServeSettings
 __all__ = ["Endpoints"]
 
 JSON = "application/json"
+ENCODERS = 2  # each thread keeps memory of its own, so that more of them would need more for good
 BODY_SECONDS = 60.0
 
 
@@ -80,19 +81,20 @@ class Endpoints:
     models: Mapping[str, ServedModel]
     settings: ServeSettings
     _started: float = field(default_factory=time.monotonic)
+    _encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(ENCODERS))
 
     async def chat(self, request: Request) -> Response:
         """Answer ``POST /v1/chat/completions``."""
         fields, model = await self._read(request)
         asked = read_chat(fields, model.defaults)
-        prompts = [await to_thread.run_sync(model.chat_prompt, asked)]
+        prompts = [await to_thread.run_sync(model.chat_prompt, asked, limiter=self._encoders)]
         return await self._respond(request, model, asked, prompts, Chat)
 
     async def completions(self, request: Request) -> Response:
         """Answer ``POST /v1/completions``."""
         fields, model = await self._read(request)
         asked = read_completion(fields, model.defaults)
-        prompts = await to_thread.run_sync(model.prompts, asked)
+        prompts = await to_thread.run_sync(model.prompts, asked, limiter=self._encoders)
         return await self._respond(request, model, asked, prompts, Completion)
 
     async def list_models(self, request: Request) -> Response:

@@ -232,6 +232,23 @@ def test_the_states_it_adds_are_those_that_a_session_saves(session: Session) -> 
         assert "".join(session.generate("", max_new_tokens=5))
 
 
+def test_the_first_piece_does_not_wait_until_the_state_is_stored(session: Session) -> None:
+    was_read, in_time = Event(), []
+
+    class Slow(Known):
+        def add(self, tokens: Tokens, state: SavedState) -> None:
+            in_time.append(was_read.wait(5))
+            super().add(tokens, state)
+
+    request = request_of(0, 20)
+    with Scheduler(session, slots=1, prefix_states=Slow()) as scheduler:
+        stream = scheduler.submit(request)
+        first = next(stream)
+        was_read.set()
+        assert first + "".join(stream) == alone(session, request)[0]
+    assert in_time == [True, True]
+
+
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_the_state_where_two_prompts_part_is_stored_for_the_third(session: Session, chunk: int | None) -> None:
     """Such as after a long system prompt, which no prompt ends with."""

@@ -5,7 +5,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -13,6 +15,8 @@ from urllib.parse import urlparse
 import httpx
 import pytest
 
+from liger_export.serve import ServedModel
+from liger_export.serve.requests import ChatRequest
 from tests.serve.servers import MODEL, Running, chat_body, process, running
 
 ENDLESS: dict[str, Any] = {"max_tokens": 1000, "ignore_eos": True}
@@ -62,6 +66,21 @@ def test_requests_beyond_the_queue_are_told_to_try_again(chat_package: Path) -> 
         second.close()
         wait_until_active(server, 0)
         assert post(server, max_tokens=1).status_code == 200
+
+
+def test_two_threads_encode_the_prompts_of_all_clients(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, threads = ServedModel.chat_prompt, set()
+
+    def slow(model: ServedModel, request: ChatRequest) -> tuple[int, ...]:
+        threads.add(threading.get_ident())
+        time.sleep(0.02)
+        return encode(model, request)
+
+    monkeypatch.setattr(ServedModel, "chat_prompt", slow)
+    with ThreadPoolExecutor(12) as clients:
+        statuses = list(clients.map(lambda _: post(server, max_tokens=1).status_code, range(12)))
+    assert statuses == [200] * 12
+    assert len(threads) <= 2
 
 
 @pytest.mark.parametrize(
