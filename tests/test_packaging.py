@@ -42,7 +42,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 shutil.copy(ROOT / name, source / name)
         if HAS_TRITON_3_9:
             prebuilt(source / "kernels" / "prebuilt", "sm_90")
-        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+        builder = [sys.executable, "-m", "build", "--no-isolation", "-C", "cmake.define.LIGER_ALL_INSTRUCTIONS=OFF"]
+        command = [*builder, "--outdir", str(out), str(source)]
         subprocess.run(command, check=True, capture_output=True)
 
     return made_once("distributions", build, tmp_path_factory)

@@ -15,5 +15,6 @@ def test_damaged_files_are_refused_or_give_the_same_answer(tmp_path: Path) -> No
     counts = fuzz(tmp_path, cases=450)
     assert counts.faults == []
     assert counts.total() == 450
-    assert min(counts.total(outcome) for outcome in (Outcome.REFUSED, Outcome.SAME)) > 150
+    # Both outcomes are common. All changes of a manifest are refused, and so are most of states and packages.
+    assert min(counts.total(outcome) for outcome in (Outcome.REFUSED, Outcome.SAME)) > 450 / 4
     assert set(counts.by_kind) == set(KINDS)
