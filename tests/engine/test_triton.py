@@ -129,6 +129,7 @@ def test_interleaved_sequences_continue_as_in_a_session(
         assert texts[key][len(tokens) :] == continued(package, tokens, len(texts[key]) - len(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "weights"), HYBRIDS)
 def test_the_chunk_model_reads_any_number_of_tokens_and_then_one_by_one(
     mixer: str, weights: str, hybrid: Hybrid, tmp_path: Path

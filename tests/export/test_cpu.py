@@ -56,6 +56,7 @@ def test_integer_layers_compute_what_stock_does_on_every_backbone(variant: str, 
     assert distance(package) < BOUND
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("weights", "block_size"), [("int4", 32), ("int8", 32), ("int4", 64), ("int8", 64)])

@@ -88,6 +88,7 @@ def test_a_run_killed_at_any_moment_of_a_save_ends_in_the_same_adapter(
     assert resumed == ({False, True} if step == 3 else {True})
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_earlier_point(
     liger_checkpoint: Path,
     code_text: Path,

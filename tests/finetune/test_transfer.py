@@ -108,6 +108,7 @@ def test_a_checkpoint_of_the_papers_implementation_is_written_in_this_projects_f
     assert stored == set(opened.weights.tensors)
 
 
+@pytest.mark.slow
 def test_interrupted_transfer_resumes_with_the_same_settings_only(
     lolcats: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def do(action: str, data: st.DataObject, slots: Slots, waiting: list[Reader], ru
                 reader.logits[reader.row.position] = prediction.last_logits().copy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "lowering"), GRAPHS)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())

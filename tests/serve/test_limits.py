@@ -134,6 +134,7 @@ def test_metrics_and_the_log_count_requests_and_hold_no_text(chat_package: Path,
     assert "SECRET" not in log.read_text() + metrics
 
 
+@pytest.mark.slow
 def test_sigterm_lets_streams_end_and_a_second_server_goes_on_without_reading_again(
     chat_package: Path, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_the_next_turn_after_a_restart_reads_only_the_new_message(chat_package: 
     assert lengths[1] > lengths[0]
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_says_why(server: Running, chat_package: Path, tmp_path: Path) -> None:
     def errors(*options: object) -> str:
         command = [sys.executable, "-m", "liger_export", "serve", *map(str, options)]
