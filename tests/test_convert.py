@@ -75,6 +75,7 @@ def fill_biases(checkpoint: Path) -> None:
     model.save_pretrained(checkpoint)
 
 
+@pytest.mark.slow
 def test_half_precision_checkpoints_convert(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger")
     load_model(checkpoint, torch.bfloat16).save_pretrained(checkpoint)

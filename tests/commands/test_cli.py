@@ -103,6 +103,7 @@ def test_main_path_from_base_to_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_missed_bound_exits_with_1(package_copy: Path, tmp_path: Path) -> None:
     other = write_liger(tmp_path / "other", seed=4)
     result = liger_export("validate", package_copy, "--reference", other, "--max-tokens", 4096)

@@ -27,6 +27,7 @@ def test_stock_lowering_reads_weights_as_stored_and_gives_every_liger_node_a_bod
     assert bodies == {("liger", name) for name in ("GLAAttention", "LastPositions", "RotaryAngles")}
 
 
+@pytest.mark.slow
 def test_tied_embedding_is_one_initializer(tmp_path: Path) -> None:
     tied = write_liger(tmp_path / "tied", tie_word_embeddings=True)
     model = trace(config_of(tied), read_config_json(tied))

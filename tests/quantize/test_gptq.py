@@ -223,6 +223,7 @@ def test_max_tokens_limits_the_calibration_text(tmp_path: Path, package: Path) -
     assert tokens.shape == (5, 512)
 
 
+@pytest.mark.slow
 def test_the_convert_command_accepts_a_calibration_text(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
     text, output = write_text(tmp_path / "text.txt", 4000), tmp_path / "package"
