@@ -39,6 +39,7 @@ from liger_export.package.manifest import (
     describe_files,
 )
 from liger_export.precision import EMBEDDING, Calibration, Precision
+from liger_export.prefix import add_prefix, read_prefix_text
 from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.publishing import new_directory
 from liger_export.quantize.calibrated import CalibratedCheckpoint, read_calibration
@@ -62,6 +63,7 @@ def convert(
     targets: tuple[str, ...] = (),
     precision: Precision | None = None,
     calibration: Calibration | None = None,
+    prefix: Path | None = None,
     overwrite: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Manifest:
@@ -76,22 +78,25 @@ def convert(
             CUDA, and its compiled kernels.
         precision: how to store the weights; default: float32.
         calibration: text for the ``gptq`` method; required by it, and by no other method.
+        prefix: file with a system prompt whose state the package ships.
         overwrite: replace ``output`` if it exists.
         progress: counts the bytes of weights written.
 
     Raises:
         CheckpointError, UnsupportedModelError, AdapterError, QuantizationError, KernelError: the input cannot be
             converted.
-        DataError: the calibration text cannot be read.
+        DataError: the calibration text or the prefix cannot be read.
+        InputError: the chat template has no place for the prefix.
         OutputError: ``output`` exists or cannot be written.
     """
     precision = precision or Precision()
     precision.check_calibration(calibration)
+    prefix_text = None if prefix is None else read_prefix_text(prefix, precision)
     model = _Model.open(checkpoint, adapters, precision)
     _check_lowering(lowering, targets, model.config)
     tokens = read_calibration(calibration, model.encoder) if calibration else None
     source = model.weight_source(tokens)
-    inputs = (checkpoint, *adapters, *([calibration.text] if calibration else []))
+    inputs = (checkpoint, *adapters, *([calibration.text] if calibration else []), *([prefix] if prefix else []))
     with new_directory(output, overwrite, inputs) as partial:
         graphs, weights = _build_graphs(model, lowering, targets, progress)
         nbytes = weight_bytes(weights)
@@ -104,6 +109,9 @@ def convert(
         progress.stage("hashing")
         manifest = _describe(model, described, _describe_calibration(calibration, tokens), partial)
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        if prefix is not None and prefix_text is not None:
+            progress.stage("reading the prefix")
+            manifest = add_prefix(partial, manifest, prefix.resolve().name, prefix_text)
     return manifest
 
 

@@ -60,6 +60,7 @@ def _describe(directory: Path, manifest: Manifest) -> Summary:
         *_precision_row(manifest),
         ("graphs", _graphs(manifest)),
         *_calibration_row(manifest),
+        *_prefix_row(manifest),
         ("generation", _generation(directory)),
         ("state per session", f"{bytes_per_session(manifest.state):,} bytes, whatever the length of the text"),
         *_state_rows(manifest),
@@ -101,6 +102,12 @@ def _precision_row(manifest: Manifest) -> list[tuple[str, str]]:
 def _state_rows(manifest: Manifest) -> list[tuple[str, str]]:
     shapes = Counter((entry.name, entry.shape, entry.dtype) for entry in manifest.state)
     return [(f"  {name}", f"{dtype} {[1, *shape]} in {count} layers") for (name, shape, dtype), count in shapes.items()]
+
+
+def _prefix_row(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.prefix is None:
+        return []
+    return [("ships the state after", f"{manifest.prefix['tokens']:,} tokens of {manifest.prefix['name']}")]
 
 
 def _calibration_row(manifest: Manifest) -> list[tuple[str, str]]:

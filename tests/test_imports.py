@@ -23,7 +23,7 @@ RUNTIME = [
 ]
 EXPORTER = [
     *("publishing", "distributed", "data", "metrics", "ops", "onnx_functions", "kernels", "plugins"),
-    *("checkpoint", "modeling", "linearize", "finetune", "quantize", "export", "convert", "inspection"),
+    *("checkpoint", "modeling", "linearize", "finetune", "quantize", "export", "prefix", "convert", "inspection"),
     *("parity", "validate", "engine", "evaluate", "bench", "serve", "commands", "cli", "__main__"),
 ]
 LAYERS = [*RUNTIME, *EXPORTER]

@@ -87,6 +87,9 @@ def convert(
     calibration_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to read from the start of the calibration text.")
     ] = CALIBRATION_TOKENS,
+    prefix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="System prompt whose state the package ships.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a Liger checkpoint into an ONNX package.
@@ -117,6 +120,7 @@ def convert(
             targets=split_names(targets),
             precision=settings,
             calibration=text,
+            prefix=prefix,
             overwrite=overwrite,
             progress=bar,
         )

@@ -214,7 +214,9 @@ class _Build:
         in_place_states = recurrent if in_place and record.plugins else []
         stock = self.manifest.graphs[STOCK]  # of a package that may be older than the graphs written here
         graphs = {PORTABLE: replace(stock, opsets=opsets, in_place=in_place_states, exact_angles=True)}
-        sealed = replace(self.manifest, graphs=graphs, engine=record, memory=None, files=describe_files(folder))
+        sealed = replace(
+            self.manifest, graphs=graphs, engine=record, memory=None, prefix=None, files=describe_files(folder)
+        )
         (folder / MANIFEST_FILE).write_text(sealed.to_json(), encoding="utf-8")
         return sealed
 

@@ -23,6 +23,7 @@ __all__ = [
     "MODEL_FILES",
     "OLDEST_FORMAT",
     "PORTABLE",
+    "PREFIX_FILE",
     "REPORT_FILE",
     "STOCK",
     "Graph",
@@ -37,6 +38,7 @@ FORMAT_VERSION = 5
 OLDEST_FORMAT = 3
 FLOAT32_REACH = 1 << 20  # tokens; float32 angles then cost the shipped model a mean KL of 7e-6 nats
 MANIFEST_FILE = "manifest.json"
+PREFIX_FILE = "prefix.safetensors"  # see runtime.shipped_prefix
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 # Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
 MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx", FUSED_CUDA: "model.cuda.onnx"}
@@ -81,6 +83,7 @@ class Manifest:
         calibration: name of the calibration text, number of tokens read from it, and the SHA-256 of their ids as
             little-endian 64-bit integers; None if the method reads no text.
         memory: memory growth while decoding, as ``validate`` measured it; None before that.
+        prefix: name and SHA-256 of the text whose state the package ships, and its number of tokens; None without one.
         engine: build record of an engine directory; None for a package.
     """
 
@@ -92,6 +95,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     calibration: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
+    prefix: dict[str, Any] | None = None
     engine: EngineRecord | None = None
     format_version: int = FORMAT_VERSION
     liger_export: str = field(default_factory=lambda: version("liger-export"))
@@ -132,8 +136,9 @@ class Manifest:
         ]
         values = asdict(self)
         files = values.pop("files")
-        if self.engine is None:
-            del values["engine"]
+        for name in ("prefix", "engine"):
+            if values[name] is None:  # older versions read the manifest too
+                del values[name]
         values["state"] = {"bytes_per_session": bytes_per_session(self.state), "tensors": tensors}
         written = {**values, "files": files}
         return json.dumps({**written, OWN_HASH: _sha256_of(written)}, indent=1) + "\n"
@@ -248,6 +253,10 @@ def _check_consistency(manifest: Manifest, state_bytes: int) -> None:
         raise ValueError("its state does not match its config")
     if not manifest.graphs or not set(manifest.graph_files) <= manifest.files.keys():
         raise ValueError("a graph or its file is not listed")
+    if manifest.prefix is not None and (
+        type(manifest.prefix["tokens"]) is not int or manifest.prefix["tokens"] < 1 or PREFIX_FILE not in manifest.files
+    ):
+        raise ValueError("its prefix has no tokens or no file")
     if manifest.engine:
         possible = {name + BACKENDS[manifest.engine.backend] for name in graph_names(PREFILL_TOKENS).values()}
         if type(manifest.engine.chunk) is not int or possible & manifest.files.keys() != set(manifest.graph_files):

@@ -24,10 +24,11 @@ class Turn:
     end: SavedState
 
 
-def rewind(text: TextRecord, prompt: Tokens, last: Turn | None) -> Tokens:
+def rewind(text: TextRecord, prompt: Tokens, last: Turn | None, shipped: SavedState | None = None) -> Tokens:
     """Go to the longest text at hand that the prompt starts with, and return the rest of the prompt.
 
-    That is the present text, or else the prompt of the ``last`` turn, or else the empty text. The pending token is
+    That is the present text, or else the prompt of the ``last`` turn, or else the text of the ``shipped`` state, or
+    else the empty text. The pending token is
     dropped: if it is in the prompt, it is in the rest. Without a rest, the text has a prediction.
     """
     text.pending = []
@@ -37,4 +38,7 @@ def rewind(text: TextRecord, prompt: Tokens, last: Turn | None) -> Tokens:
             text.load(last.end)
         else:
             text.clear()
+    is_empty = text.executor.position == 0
+    if is_empty and shipped is not None and starts_with(prompt, shipped.position, shipped.digest):
+        text.load(shipped)
     return prompt[text.executor.position :]

@@ -74,6 +74,11 @@ class ChatTemplate:
                 f"The chat template fails on these messages ({type(error).__name__}: {error}).", MESSAGE_FORM
             ) from error
 
+    @property
+    def exists(self) -> bool:
+        """True if the package has a template. Raises PackageError if its files are damaged."""
+        return "default" in self._templates
+
     @cached_property
     def _config(self) -> dict[str, Any]:
         return self._read_json("tokenizer_config.json")

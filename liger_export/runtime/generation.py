@@ -9,13 +9,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from liger_export.errors import InputError
+from liger_export.runtime.defaults import GenerationDefaults
 from liger_export.runtime.executor import Logits, Prediction
 from liger_export.runtime.pieces import LENGTH, STOP, FinishReason, Piece, Token
 from liger_export.runtime.sampling import Sampler, Sampling
 from liger_export.runtime.text import TextStream
 from liger_export.runtime.top_logits import TopLogits
 
-__all__ = ["Generation", "GenerationSettings", "MoreSettings"]
+__all__ = ["Generation", "GenerationSettings", "MoreSettings", "settings_of"]
 
 
 class MoreSettings(TypedDict, total=False):
@@ -74,6 +75,22 @@ class GenerationSettings:
                 raise InputError(f"A stop string is {string!r}.", "Pass text of at least one character.")
             if any("\ud800" <= character <= "\udfff" for character in string):
                 raise InputError(f"The stop string {string!r} is not valid Unicode text.", "Pass it as UTF-8.")
+
+
+def settings_of(
+    defaults: GenerationDefaults,
+    max_new_tokens: int,
+    sampling: Sampling | None,
+    stop: str | Sequence[str],
+    more: MoreSettings,
+) -> GenerationSettings:
+    """Return the settings that the arguments of ``Session.generate`` describe. Raises InputError."""
+    if not isinstance(stop, Iterable):
+        raise InputError(f"stop is {stop!r}.", "Pass a string, or several.")
+    if not isinstance(sampling, Sampling | None):
+        raise InputError(f"sampling is {sampling!r}.", "Pass a Sampling, or None for the package's defaults.")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    return GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling or defaults.sampling, stop=stop, **more)
 
 
 class Generation:

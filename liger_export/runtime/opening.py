@@ -20,6 +20,7 @@ from liger_export.runtime.dynamic import DynamicExecutor
 from liger_export.runtime.executor import Executor
 from liger_export.runtime.fixed import engine_device, open_engine
 from liger_export.runtime.session import Session
+from liger_export.runtime.shipped_prefix import read_prefix
 
 __all__ = ["Choice", "choose_graph", "has_bfloat16", "load", "read_tokenizer"]
 
@@ -115,7 +116,8 @@ def _open_session(
 
 def _session(directory: Path, manifest: Manifest, tokenizer: Tokenizer, executor: Executor) -> Session:
     template, defaults = ChatTemplate(directory), read_defaults(directory)
-    return Session(manifest, tokenizer, executor, chat_template=template, defaults=defaults)
+    prefix = read_prefix(directory, manifest)
+    return Session(manifest, tokenizer, executor, chat_template=template, defaults=defaults, prefix=prefix)
 
 
 def has_bfloat16() -> bool:

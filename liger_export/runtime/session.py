@@ -1,39 +1,34 @@
 """A session: one text that a model reads and continues, in memory that does not grow."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Unpack
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from liger_export.errors import InputError, NotFiniteError
+from liger_export.errors import InputError
 from liger_export.package import FLOAT32_REACH, Manifest
 from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.runtime.buffers import Array
-from liger_export.runtime.chat import Turn, rewind
+from liger_export.runtime.chat import Turn
 from liger_export.runtime.chat_template import ChatTemplate, Message, no_template
 from liger_export.runtime.continuation import Continuation
 from liger_export.runtime.defaults import GenerationDefaults
-from liger_export.runtime.dtypes import is_finite
-from liger_export.runtime.executor import Executor, Logits, Prediction, StoredPrediction, Tokens
-from liger_export.runtime.finite import not_finite
-from liger_export.runtime.generation import Generation, GenerationSettings, MoreSettings
+from liger_export.runtime.executor import Executor, Logits, StoredPrediction, Tokens
+from liger_export.runtime.generation import MoreSettings, settings_of
 from liger_export.runtime.guard import Guard
-from liger_export.runtime.pieces import CANCELLED, Piece
+from liger_export.runtime.loadable import random_of, require_loadable
 from liger_export.runtime.prompt import PromptEncoder, checked_rows, checked_tokens
-from liger_export.runtime.record import NO_TOKENS, TextRecord
+from liger_export.runtime.reader import Reader
+from liger_export.runtime.record import TextRecord
 from liger_export.runtime.sampling import Sampler, Sampling
-from liger_export.runtime.saved_state import SavedState, model_identity
+from liger_export.runtime.saved_state import SavedState
+from liger_export.runtime.shipped_prefix import ShippedPrefix
 from liger_export.runtime.state_buffers import require_tensors
 from liger_export.state import MAX_POSITION
 
 __all__ = ["Session"]
-
-_Reader = Callable[[Generation, Continuation], None]
 
 
 class Session:
@@ -51,8 +46,8 @@ class Session:
         tokenizer: The package's tokenizer.
         executor: Runs the graph. Reading tokens with it directly bypasses the session's record of the text.
         chat_template: The package's chat template, if it may have one.
+        prefix: The state that the package ships. ``chat`` starts from it where it can; ``load_state`` loads it.
         defaults: How ``generate`` and ``chat`` choose tokens by default.
-        turn: The last prompt that ``chat`` read.
     """
 
     def __init__(
@@ -63,20 +58,29 @@ class Session:
         *,
         chat_template: ChatTemplate | None = None,
         defaults: GenerationDefaults | None = None,
+        prefix: ShippedPrefix | None = None,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.executor = executor
         self.chat_template = chat_template
         self.defaults = defaults or GenerationDefaults()
-        self.turn: Turn | None = None
+        self.prefix = prefix
         self._prompts = PromptEncoder(tokenizer)
         self._guard = Guard()
         self._vocab_size = manifest.model_config.vocab_size
         has_exact_angles = manifest.graphs[executor.lowering].exact_angles
         self._text = TextRecord(executor, self._vocab_size, None if has_exact_angles else FLOAT32_REACH)
-        self._model = model_identity(manifest)
-        self._random = np.random.default_rng()
+        self._reader = Reader(manifest, tokenizer, self._text, self._guard, None if prefix is None else prefix.state)
+
+    @property
+    def turn(self) -> Turn | None:
+        """The last prompt that ``chat`` read."""
+        return self._reader.turn
+
+    @turn.setter
+    def turn(self, turn: Turn | None) -> None:
+        self._reader.turn = turn
 
     @property
     def lowering(self) -> str:
@@ -215,8 +219,8 @@ class Session:
         if not (prompt_ids or self._text.pending or self._text.prediction):
             raise _no_tokens() if self.position == 0 else _no_logits()
         context = [*self._text.recent, *self._text.pending, *prompt_ids]
-        settings = self._settings(max_new_tokens, sampling, stop, more)
-        return self._continue(context, partial(self._read_next, self._checked(prompt_ids), progress), settings)
+        settings = settings_of(self.defaults, max_new_tokens, sampling, stop, more)
+        return self._reader.continue_after(self._checked(prompt_ids), context, settings, progress)
 
     def chat(
         self,
@@ -234,7 +238,8 @@ class Session:
         The answer is that of a new session that reads all messages with the package's chat template. If the prompt
         starts with the session's text, only the rest is read. Otherwise, if it starts with the last prompt of ``chat``,
         the session goes back to that: when an answer is generated again, or the template drops its reasoning. Otherwise
-        the session starts over. ``turn`` keeps one copy of the state for this.
+        the session starts over, from ``prefix`` if the prompt starts with it. ``turn`` keeps one copy of the state for
+        this.
 
         As with ``generate``, nothing is read or dropped before the first piece is requested, and ``generate("")``
         continues the answer.
@@ -258,8 +263,8 @@ class Session:
         prompt = self._checked(self.encode(text, add_special_tokens=False, parse_special_tokens=True))
         if not len(prompt):
             raise _no_tokens()
-        settings = self._settings(max_new_tokens, sampling, stop, more)
-        return self._continue(prompt.tolist(), partial(self._read_turn, prompt, progress), settings)
+        settings = settings_of(self.defaults, max_new_tokens, sampling, stop, more)
+        return self._reader.answer(prompt, settings, progress)
 
     def sample_tokens(self, count: int, sampling: Sampling) -> list[int]:
         """Start a new text and choose ``count`` tokens. End-of-text tokens do not end it.
@@ -277,7 +282,7 @@ class Session:
             while len(tokens) < count:
                 self.executor.request_top_logits(sampler.top_logits_temperature)
                 self._text.read(self._checked(tokens[-1:]))
-                with self._naming_the_place(self.executor):
+                with self._reader.naming_the_place(self.executor):
                     tokens.append(sampler.choose_next(self.executor))
         return tokens
 
@@ -294,6 +299,7 @@ class Session:
             self.executor.fresh(),
             chat_template=self.chat_template,
             defaults=self.defaults,
+            prefix=self.prefix,
         )
         other._prompts = self._prompts  # may hold a copy of the tokenizer
         other.load_state(replace(self.state(), random=None))  # so that several completions of one prompt differ
@@ -303,7 +309,7 @@ class Session:
     def state(self) -> SavedState:
         """Return a copy of everything that the rest of the text depends on, the random numbers included."""
         with self._guard.read():
-            return replace(self._text.save(self._model), random=json.dumps(self._random.bit_generator.state))
+            return self._reader.save()
 
     def load_state(self, state: SavedState) -> None:
         """Continue from a saved state. This ends an unfinished generation, as ``reset`` does.
@@ -313,32 +319,11 @@ class Session:
         Raises:
             InputError: The state belongs to another model, is damaged, or holds NaN or infinity.
         """
-        if not isinstance(state, SavedState):
-            raise InputError(f"{state!r} is not a saved state.", "Pass a SavedState, such as SavedState.read(path).")
-        if state.model not in (None, self._model):
-            raise InputError(
-                f"The saved state belongs to another model, not to {self.manifest.source['name']}.",
-                "Load it with a package of the checkpoint that it is from.",
-            )
-        for tokens in (state.pending, state.recent, NO_TOKENS if state.seen is None else state.seen):
-            self._checked(tokens)
-        if state.logits is not None and not _is_row(state.logits, self._vocab_size):
-            raise InputError(
-                f"The saved state's logits are not [{self._vocab_size}] finite float32 values.",
-                "Load a state that save wrote.",
-            )
-        if not isinstance(state.digest, str | None):
-            raise InputError(f"The saved state's digest is {state.digest!r}.", "Load a state that save wrote.")
-        require_tensors(self.manifest.state, state.tensors)
-        for name, tensor in state.tensors.items():
-            if isinstance(tensor, np.ndarray) and not is_finite(tensor):
-                raise InputError(
-                    f"The saved state's {name} contains NaN or infinity.", "Load one from before, or start a new text."
-                )
-        random = self._random if state.random is None else _generator(state.random)
+        require_loadable(state, self.manifest)
+        random = self._reader.random if state.random is None else random_of(state)
         with self._guard.replace():
             self._text.load(state)
-            self._random = random
+            self._reader.random = random
 
     def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
         """Run the graph on any batch without touching this session's state.
@@ -371,89 +356,6 @@ class Session:
 
     def _checked(self, token_ids: Sequence[int] | Tokens) -> Tokens:
         return checked_tokens(token_ids, self._vocab_size)
-
-    def _settings(
-        self, max_new_tokens: int, sampling: Sampling | None, stop: str | Sequence[str], more: MoreSettings
-    ) -> GenerationSettings:
-        if not isinstance(stop, Iterable):
-            raise InputError(f"stop is {stop!r}.", "Pass a string, or several.")
-        if not isinstance(sampling, Sampling | None):
-            raise InputError(f"sampling is {sampling!r}.", "Pass a Sampling, or None for the package's defaults.")
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        sampling = sampling or self.defaults.sampling
-        return GenerationSettings(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, **more)
-
-    def _continue(self, context: list[int], read_prompt: _Reader, settings: GenerationSettings) -> Continuation:
-        """Return a continuation, which reads its prompt first. ``context``: see ``Generation``."""
-        end_ids = self.manifest.model_config.eos_token_ids
-        seed = settings.sampling.seed
-        random = self._random if seed is None else np.random.default_rng(seed)
-        seen = self._text.seen
-        generation = Generation(settings, self.tokenizer, context, end_ids=end_ids, seen=seen, random=random)
-        self._random = random
-        return Continuation(self._guard, partial(self._advance, generation, [read_prompt]))
-
-    def _advance(self, generation: Generation, unread: list[_Reader], user: Continuation) -> tuple[Piece | None, bool]:
-        """Read the prompt, or the pending token after that. Then choose the next token. See ``Continuation``."""
-        with self._guard.change(user):
-            read = unread.pop() if unread else partial(self._read_next, NO_TOKENS, NO_PROGRESS)
-            read(generation, user)
-            if user.is_cancelled:
-                return Piece("", (), CANCELLED), True
-            if generation.finished or self._text.prediction is None:
-                return Piece("", (), generation.finish_reason), True
-            with self._naming_the_place(self._text.prediction):
-                token, piece = generation.advance(self._text.prediction)
-            self._text.pending = [] if token is None else [token]
-        return piece, generation.finished
-
-    @contextmanager
-    def _naming_the_place(self, prediction: Prediction) -> Iterator[None]:
-        """Add to a NotFiniteError where in the model the first value was too large."""
-        try:
-            yield
-        except NotFiniteError:
-            raise not_finite(self.manifest, self.executor.read_state(), prediction.last_logits()) from None
-
-    def _read_next(self, tokens: Tokens, progress: Progress, generation: Generation, user: Continuation) -> None:
-        """Read the pending token and ``tokens``, if there are any, until the user cancels it."""
-        if user.is_cancelled:
-            return
-        tokens = self._text.take_pending(tokens)
-        if len(tokens):  # otherwise the next token is chosen from a prediction at another temperature
-            self.executor.request_top_logits(generation.top_logits_temperature)
-        progress.start(len(tokens))
-        for start in range(0, len(tokens), self.executor.chunk):
-            chunk = tokens[start : start + self.executor.chunk]
-            self._text.read(chunk)
-            progress.advance(len(chunk))
-            if user.is_cancelled:
-                return
-
-    def _read_turn(self, prompt: Tokens, progress: Progress, generation: Generation, user: Continuation) -> None:
-        """Read what is new in a conversation's prompt."""
-        rest = rewind(self._text, prompt, self.turn)
-        self._read_next(rest, progress, generation, user)
-        if self.executor.position == len(prompt):
-            self.turn = Turn(len(prompt), len(rest), self._text.save(self._model))
-
-
-def _is_row(logits: Logits, size: int) -> bool:
-    """Return True for finite logits of a whole vocabulary."""
-    is_array = isinstance(logits, np.ndarray)
-    return is_array and logits.dtype == np.float32 and logits.shape == (size,) and is_finite(logits)
-
-
-def _generator(random: str) -> np.random.Generator:
-    """Return a random generator in the state that a saved state describes. Raises InputError."""
-    generator = np.random.default_rng()
-    try:
-        generator.bit_generator.state = json.loads(random)
-    except Exception as error:  # numpy raises errors of several types for a damaged state
-        raise InputError(
-            f"The saved state's random numbers are damaged ({error!r}).", "Load a state that save wrote."
-        ) from error
-    return generator
 
 
 def _no_tokens() -> InputError:

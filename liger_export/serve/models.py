@@ -47,6 +47,8 @@ class ServedModel:
         self.name, self.session, self.created = name, session, int(time.time())
         identity = package_identity(session.manifest)
         self.store = PrefixStore(identity, memory_bytes=settings.memory_bytes // share, files=files)
+        if session.prefix is not None:
+            self.store.add(session.prefix.tokens, session.prefix.state)
         self.scheduler = Scheduler(session, slots=settings.slots, queue_length=settings.queue, prefix_states=self.store)
         vocab_size = session.manifest.model_config.vocab_size
         self.defaults = Defaults(sampling=session.defaults.sampling, vocab_size=vocab_size, limits=settings)

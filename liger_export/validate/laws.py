@@ -32,6 +32,7 @@ NOT_A_NUMBER = np.array([np.nan], dtype=np.float32)
 
 Array = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
+PREFIX_TAIL = 64  # tokens read after the state that a package ships
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,21 @@ def check_handover(subjects: Subjects, tokens: Tokens, window_size: int) -> Iter
     session.load_state(reference.state_after(head, table))
     continued = session.all_logits(tail.tolist())
     yield subjects.tolerances.handover_check("state from PyTorch", continued, package, torch, detail)
+
+
+def check_prefix(subjects: Subjects, tokens: Tokens) -> Iterator[Check]:
+    """Check that the state that a package ships, if it does, is that of its text."""
+    session = subjects.session
+    if session.prefix is None:
+        return
+    prefix, tail = session.prefix, tokens[:PREFIX_TAIL].tolist()
+    session.reset()
+    expected = [session.prefill(prefix.tokens), *session.all_logits(tail)]
+    session.load_state(prefix.state)
+    assert prefix.state.logits is not None
+    measured = [prefix.state.logits, *session.all_logits(tail)]
+    detail = f"after {len(prefix.tokens):,} tokens"
+    yield subjects.tolerances.check("shipped prefix", np.array(measured), np.array(expected), detail)
 
 
 def check_memory(session: Session, growth: Growth | None, steps: int = 1024) -> Iterator[Check]:

@@ -192,6 +192,7 @@ def _checks(package: Path, subjects: laws.Subjects, tokens: laws.Tokens, growth:
     yield from laws.check_drift(subjects, tokens, windows, DRIFT_STEPS)
     yield from laws.check_batch_and_padding(subjects, tokens, windows[0])
     yield from laws.check_handover(subjects, tokens, windows[0])
+    yield from laws.check_prefix(subjects, tokens)
     yield from laws.check_memory(subjects.session, growth)
     yield from _check_against_stock(package, subjects, blocks[0])
 

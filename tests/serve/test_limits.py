@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 import httpx
 import pytest
 
+from liger_export.convert import convert
 from liger_export.serve import ServedModel
 from liger_export.serve.requests import ChatRequest
 from tests.serve.servers import MODEL, Running, chat_body, process, running
@@ -186,3 +187,14 @@ def test_a_server_that_cannot_start_says_why(server: Running, chat_package: Path
     assert "slots is 0. fix:   It must be 1 or more" in " ".join(errors(chat_package, "--slots", 0).split("\n"))
     (tmp_path / "keys").touch()
     assert "has no key" in errors(chat_package, "--api-key-file", tmp_path / "keys")
+
+
+def test_a_shipped_system_prompt_is_never_read(chat_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_text("Answer in one line.")
+    convert(chat_package.parent / "liger", tmp_path / "package", prefix=tmp_path / "system.txt")
+    messages = [{"role": "system", "content": "Answer in one line."}, {"role": "user", "content": "Hello?"}]
+    with running(tmp_path / "package") as server:
+        usage = post(server, messages=messages, max_tokens=1).json()["usage"]
+        assert server.model.session.prefix is not None
+        shipped = len(server.model.session.prefix.tokens)
+    assert usage["prompt_tokens_details"]["cached_tokens"] == shipped
