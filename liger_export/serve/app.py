@@ -1,7 +1,6 @@
 """The application: its routes, and what happens around each request."""
 
 import hmac
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -159,9 +158,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     response: Json = ApiError(error.status_code, f"{error.detail}.", code=request.state.record.error).response()
     response.headers.update(error.headers or {})
     return response
-
-
-def log_to(handler: logging.Handler) -> None:
-    """Send the log of the server to a handler."""
-    LOGGER.handlers, LOGGER.propagate = [handler], False
-    LOGGER.setLevel(logging.INFO)

@@ -15,8 +15,9 @@ from liger_export.errors import LigerExportError
 from liger_export.runtime.pieces import CANCELLED, Piece
 from liger_export.runtime.streams import Stream
 from liger_export.serve.answers import Chat, Completion, usage_of
+from liger_export.serve.body import parse_json, read_body
 from liger_export.serve.errors import ApiError, error_of
-from liger_export.serve.fields import Fields, parse_json
+from liger_export.serve.fields import Fields
 from liger_export.serve.merging import merged
 from liger_export.serve.models import ServedModel
 from liger_export.serve.records import HUNG_UP, Record, record_of
@@ -27,8 +28,7 @@ from liger_export.serve.settings import ServeSettings
 __all__ = ["Endpoints"]
 
 JSON = "application/json"
-ENCODERS = 2  # each thread keeps memory of its own, so that more of them would need more for good
-BODY_SECONDS = 60.0
+ENCODERS = 2  # each thread keeps memory of its own, so more of them would need more for good
 
 
 @dataclass(slots=True)
@@ -115,23 +115,10 @@ class Endpoints:
         """Read the body and its model."""
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != JSON:
             raise ApiError(415, f"Send JSON, with the header 'Content-Type: {JSON}'.", code="unsupported_media_type")
-        fields = Fields(parse_json(await self._body(request)))
+        fields = Fields(parse_json(await read_body(request, self.settings.max_request_bytes)))
         model = self._model(require_field(fields, "model"))
         record_of(request).model = model.name
         return fields, model
-
-    async def _body(self, request: Request) -> bytes:
-        """Read a body of bounded size, in bounded time."""
-        most, body = self.settings.max_request_bytes, bytearray()
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > most:
-                        raise ApiError(413, f"The body has more than {most:,} bytes.", code="request_too_large")
-        except TimeoutError as error:
-            raise ApiError(408, "The body did not arrive in time.", code="timeout") from error
-        return bytes(body)
 
     def _model(self, name: str) -> ServedModel:
         if name not in self.models:

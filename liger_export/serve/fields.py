@@ -1,13 +1,12 @@
 """The fields of a request: each is read, or refused by name."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from liger_export.serve.errors import ApiError
 
-__all__ = ["Fields", "bias_of", "parse_json"]
+__all__ = ["Fields", "bias_of"]
 
 
 class Fields:
@@ -81,18 +80,6 @@ class Fields:
 
     def _name(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path else name
-
-
-def parse_json(body: bytes) -> object:
-    """Read the body of a request. Raises ApiError if it is not JSON."""
-    try:
-        return json.loads(body, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8, and of numbers with many digits
-        raise ApiError(400, "The body is not valid JSON.", code="invalid_json") from error
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(name)
 
 
 def _is_in(value: object, least: float, most: float) -> bool:

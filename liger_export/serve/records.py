@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from starlette.types import Scope
 from liger_export.runtime.streams import Stream
 from liger_export.serve.answers import usage_of
 
-__all__ = ["HUNG_UP", "LOGGER", "JsonLines", "Record", "record_of", "set_record"]
+__all__ = ["HUNG_UP", "LOGGER", "JsonLines", "Record", "log_to_stderr", "record_of", "set_record"]
 
 LOGGER = logging.getLogger("liger_export.serve")
 STATE = "record"
@@ -116,3 +117,12 @@ def record_of(request: Request) -> Record:
 def set_record(scope: Scope, record: Record) -> None:
     """Give a request its record."""
     scope.setdefault("state", {})[STATE] = record
+
+
+def log_to_stderr() -> logging.Handler:
+    """Send the log to standard error, and return the handler that does so."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    LOGGER.handlers, LOGGER.propagate = [handler], False
+    LOGGER.setLevel(logging.INFO)
+    return handler

@@ -8,7 +8,7 @@ import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["DONE", "Events", "Json"]
+__all__ = ["DONE", "Events", "Json", "event_of"]
 
 DONE = "[DONE]"
 
@@ -52,7 +52,12 @@ class Events(Response):
             tasks.start_soon(listen)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for event in self._events:
-                text = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
-                await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
+                await send({"type": "http.response.body", "body": event_of(event), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             tasks.cancel_scope.cancel()
+
+
+def event_of(event: Any) -> bytes:
+    """Return an event as it is sent: a string as it is, any other value as JSON."""
+    text = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from socket import socket
@@ -12,9 +11,9 @@ from starlette.types import ASGIApp
 
 from liger_export.errors import OutputError
 from liger_export.runtime import Session
-from liger_export.serve.app import create_app, log_to
+from liger_export.serve.app import create_app
 from liger_export.serve.models import open_models
-from liger_export.serve.records import JsonLines
+from liger_export.serve.records import log_to_stderr
 from liger_export.serve.settings import ServeSettings
 
 __all__ = ["config_of", "serve"]
@@ -59,10 +58,7 @@ def serve(
         InputError: The file of keys cannot be read.
         OutputError: The address cannot be listened on, or the state directory cannot be written.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    log_to(handler)
-    logging.getLogger("uvicorn.error").handlers = [handler]
+    logging.getLogger("uvicorn.error").handlers = [log_to_stderr()]
     models = open_models(dict(sessions), settings)
     for model in models.values():
         model.warm_up()
