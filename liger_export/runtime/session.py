@@ -161,6 +161,17 @@ class Session:
         adds = add_special_tokens and self.length == 0
         return self._prompts.encode(prompt, add_special_tokens=adds, parse_special_tokens=parse_special_tokens)
 
+    def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> list[int]:
+        """Return the token ids of a conversation's whole prompt, as ``chat`` reads it. For the arguments see ``chat``.
+
+        Raises:
+            InputError: The package has no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise no_template()
+        text = self.chat_template.render(messages, tools=tools)
+        return self.encode(text, add_special_tokens=False, parse_special_tokens=True)
+
     def feed(
         self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, parse_special_tokens: bool = False
     ) -> int:
@@ -257,10 +268,7 @@ class Session:
         Raises:
             InputError: As ``generate``, or the package has no chat template, or the template refuses the messages.
         """
-        if self.chat_template is None:
-            raise no_template()
-        text = self.chat_template.render(messages, tools=tools)
-        prompt = self._checked(self.encode(text, add_special_tokens=False, parse_special_tokens=True))
+        prompt = self._checked(self.encode_chat(messages, tools=tools))
         if not len(prompt):
             raise _no_tokens()
         settings = settings_of(self.defaults, max_new_tokens, sampling, stop, more)

@@ -8,7 +8,6 @@ from typing import Self
 
 from liger_export.errors import BusyError, InputError
 from liger_export.runtime import Scheduler, Session
-from liger_export.runtime.chat_template import no_template
 from liger_export.runtime.prefix_files import PrefixFiles
 from liger_export.runtime.prefix_store import PrefixStore
 from liger_export.runtime.saved_state import package_identity
@@ -74,12 +73,7 @@ class ServedModel:
     def chat_prompt(self, request: ChatRequest) -> tuple[int, ...]:
         """Return the token ids of a conversation. Raises ApiError."""
         try:
-            if self.session.chat_template is None:
-                raise no_template()
-            text = self.session.chat_template.render(request.messages)
-            return self._within_limit(
-                self.session.encode(text, add_special_tokens=False, parse_special_tokens=True), "messages"
-            )
+            return self._within_limit(self.session.encode_chat(request.messages), "messages")
         except InputError as error:
             raise error_of(error, "messages") from error
 
