@@ -53,6 +53,16 @@ class Graph:
         self._temperature, self._zero_temperature = (new_buffer(device, (), "float32") for _ in range(2))
         self._requested_temperature = 0.0  # the value in the buffer
 
+    def row_outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return the shape and dtype of each output for the last position of one sequence, by name."""
+        outputs: dict[str, tuple[tuple[int, ...], str]] = {}
+        outputs["logits"] = ((1, self.manifest.model_config.vocab_size), "float32")
+        if self.computes_argmax:
+            outputs["most_likely"] = ((1,), "int64")
+        if self.top_width is not None:
+            outputs["candidates"] = ((self.top_width,), "float32")
+        return outputs
+
     def request_top_logits(self, temperature: float) -> None:
         """See ``Executor``."""
         if self.top_width is not None and temperature != self._requested_temperature:

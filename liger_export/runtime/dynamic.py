@@ -68,11 +68,9 @@ class DynamicExecutor:
         self._manifest = manifest
         self._capture = capture
         self._vocab_size = manifest.model_config.vocab_size
-        self._outputs = {"logits": new_buffer(device, (1, 1, self._vocab_size), "float32")}
-        if self.graph.computes_argmax:
-            self._outputs["most_likely"] = new_buffer(device, (1, 1), "int64")
-        if self.graph.top_width is not None:
-            self._outputs["candidates"] = new_buffer(device, (1, self.graph.top_width), "float32")
+        self._outputs = {
+            name: new_buffer(device, (1, *shape), dtype) for name, (shape, dtype) in self.graph.row_outputs().items()
+        }
         self._state = StateBuffers(manifest.state, self._new_state, self.graph.in_place)
         text = new_buffer(device, (2, 1), "int64")
         graph_ids = [new_capture_id() if capture else NO_CAPTURE for _ in self._state.sets]

@@ -135,13 +135,7 @@ class Slots:
             for entry, rows in zip(self._table, first, strict=True)
         ]
         self._sets = (first, second)
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-        shapes["logits"] = ((1, graph.manifest.model_config.vocab_size), "float32")
-        if graph.computes_argmax:
-            shapes["most_likely"] = ((1,), "int64")
-        if graph.top_width is not None:
-            shapes["candidates"] = ((graph.top_width,), "float32")
-        self._outputs = {name: self._rows(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        self._outputs = {name: self._rows(shape, dtype) for name, (shape, dtype) in graph.row_outputs().items()}
         self._steps: dict[tuple[int, int], _Step] = {}
 
     @classmethod
