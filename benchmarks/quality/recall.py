@@ -123,7 +123,7 @@ def open_torch(spec: str, device: str | None, dtype: str) -> tuple[str, Any]:
     """Load CHECKPOINT or CHECKPOINT+ADAPTER. Returns its name and the model."""
     path, *adapters = spec.split("+")
     opened = TorchModel(Path(path), tuple(map(Path, adapters)), device, dtype)
-    return opened.name, opened._load()
+    return opened.name, opened.load()
 
 
 def main() -> None:

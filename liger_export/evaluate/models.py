@@ -95,7 +95,7 @@ class TorchModel(EvaluatedModel):
 
     def score(self, blocks: Tensor, batch_size: int, progress: Progress = NO_PROGRESS) -> PositionScores:
         """Score batches of blocks. Raises CheckpointError if the config and the weights do not match."""
-        model = self._load()
+        model = self.load()
         # A recurrent model of transformers' own may be unable to continue by more than one token per call.
         continues = isinstance(model, LigerForCausalLM) or not model._is_stateful
         most = (
@@ -116,7 +116,8 @@ class TorchModel(EvaluatedModel):
 
         return score_blocks(read, blocks, batch_size, self.device, progress)
 
-    def _load(self) -> Any:
+    def load(self) -> Any:
+        """Load the model onto its device, with its adapters merged."""
         model = load_causal_lm(self.path, self.dtype)
         for adapter in self.adapters:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
