@@ -2,28 +2,28 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Self
 
 from liger_export.errors import InputError
+from liger_export.runtime.closing import Closing
 from liger_export.runtime.guard import Guard
 from liger_export.runtime.pieces import Piece
 
 __all__ = ["Continuation"]
 
 
-class Continuation(Iterator[Piece]):
+class Continuation(Iterator[Piece], Closing):
     """An iterator over the pieces of a text. No work is done before the first piece is requested.
 
     The last piece, which may be empty, has a ``finish_reason``.
 
-    ``cancel`` may be called from another thread. ``async for`` runs the model in a thread of its own.
+    ``cancel`` may be called from another thread. ``async for`` runs the model in a separate thread.
+
+    The session is in use until the iterator is exhausted, closed or garbage-collected. At the end of a ``with`` block
+    the iterator closes itself.
 
     Attributes:
         is_cancelled: True after ``cancel``.
-
-    Its session is in use until the iterator is exhausted, closed or garbage-collected. It is also a context manager
-    that closes itself.
     """
 
     def __init__(self, guard: Guard, advance: Callable[["Continuation"], tuple[Piece | None, bool]]) -> None:
@@ -86,14 +86,6 @@ class Continuation(Iterator[Piece]):
         self._is_open = False
         self._piece = None
         self._guard.end(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _extend(self) -> None:
         self._piece, is_finished = self._advance(self)

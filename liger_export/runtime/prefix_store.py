@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from threading import RLock
-from typing import Self
 
 import numpy as np
 
 from liger_export.errors import InputError, OutputError
+from liger_export.runtime.closing import Closing
 from liger_export.runtime.executor import Tokens
 from liger_export.runtime.prefix_files import PrefixFiles
 from liger_export.runtime.prefix_tree import Node, PrefixTree, Text
@@ -44,14 +44,14 @@ class _Entry:
     written: Future[None] | None = None
 
 
-class PrefixStore:
+class PrefixStore(Closing):
     """States of one package by the text that they are after, bounded in bytes, in memory and in files.
 
     A state is exact after its own text only. For another text, the longest stored text that it starts with is the best
     start. States at ends of turns and where texts part are kept longest; among them, and among the others, the one
     unused for longest is removed first.
 
-    Any thread may use it. Files are written in the background. It is also a context manager that closes itself.
+    Any thread may use it. Files are written in the background. At the end of a ``with`` block it closes itself.
     """
 
     def __init__(self, package: str, *, memory_bytes: int, files: PrefixFiles | None = None) -> None:
@@ -163,12 +163,6 @@ class PrefixStore:
     def close(self) -> None:
         """Wait until everything is in files, and end the background thread."""
         self._writer.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _state(self, node: Node[_Entry], text: Text) -> SavedState | None:
         """Return a node's state, from its file if it is not in memory. Remove the entry if that is gone or damaged."""

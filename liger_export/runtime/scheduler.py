@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, Thread
-from types import TracebackType
-from typing import Self
 
 from liger_export.errors import BusyError, InputError
 from liger_export.package import FLOAT32_REACH
+from liger_export.runtime.closing import Closing
 from liger_export.runtime.dynamic import PREFILL_CHUNK
 from liger_export.runtime.executor import Prediction, StoredPrediction, Tokens
 from liger_export.runtime.pieces import Piece
@@ -52,11 +51,12 @@ class Statistics:
     steps: int = 0
 
 
-class Scheduler:
-    """Answers requests, up to a number of them at once. It is also a context manager that closes itself.
+class Scheduler(Closing):
+    """Answers requests, up to a number of them at once. At the end of a ``with`` block it closes itself.
 
-    Its thread alternates between one chunk of one prompt, in turns, and one step of all sequences whose prompts have
-    been read. So no stream waits longer than one chunk. Every answer is the one that a session gives alone.
+    Its thread alternates between one chunk of a prompt, each prompt in turn, and one step of all sequences whose
+    prompts have been read. So no stream waits longer than one chunk. Every answer is the one that a session on its own
+    would give.
 
     Attributes:
         session: The session whose package is run. Its own text is not touched.
@@ -163,14 +163,6 @@ class Scheduler:
         self._thread.join(grace)
         self._cancels_all = True
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _work(self) -> None:
         """Run in the scheduler's thread until it is closed and all streams have ended."""

@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
 
 from liger_export.errors import BusyError, InputError
 from liger_export.runtime import Scheduler, Session
+from liger_export.runtime.closing import Closing
 from liger_export.runtime.prefix_files import PrefixFiles
 from liger_export.runtime.prefix_store import PrefixStore
 from liger_export.runtime.saved_state import package_identity
@@ -19,8 +19,8 @@ from liger_export.serve.settings import ServeSettings
 __all__ = ["ServedModel", "open_models"]
 
 
-class ServedModel:
-    """A package under a name. It is also a context manager that closes itself.
+class ServedModel(Closing):
+    """A package under a name. At the end of a ``with`` block it closes itself.
 
     Attributes:
         name: What requests call it.
@@ -110,12 +110,6 @@ class ServedModel:
         """Cancel the answers that are left, and write the states."""
         self.scheduler.close()
         self.store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _within_limit(self, tokens: list[int], param: str) -> tuple[int, ...]:
         most = self.defaults.limits.max_prompt_tokens
