@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,16 +90,17 @@ def write_repository(package: Path, output: Path, settings: TritonSettings, *, o
     _require_supported(package, manifest)
     manifest.check_files(package)
     graph_file = package / MODEL_FILES[STOCK]
-    weights = _weight_files(graph_file, manifest)
+    graph = onnx.load(graph_file, load_external_data=False)
+    weights = _weight_files(graph, graph_file, manifest)
     with new_directory(output, overwrite, inputs=(package,)) as folder:
         require_space(folder, sum((package / name).stat().st_size for name in weights))
         sources = package
         for model in settings.models:
             version = folder / model.name / "1"
             version.mkdir(parents=True)
-            graph = onnx.load(graph_file, load_external_data=False)
-            count_positions(graph, model.length)
-            onnx.save(graph, version / "model.onnx")
+            counting = deepcopy(graph)
+            count_positions(counting, model.length)
+            onnx.save(counting, version / "model.onnx")
             (version.parent / "config.pbtxt").write_text(config_text(model, manifest), encoding="utf-8")
             for name in weights:
                 _share(sources / name, version / name, links=sources is not package)
@@ -119,10 +122,9 @@ def _require_supported(package: Path, manifest: Manifest) -> None:
         )
 
 
-def _weight_files(graph_file: Path, manifest: Manifest) -> list[str]:
+def _weight_files(graph: onnx.ModelProto, graph_file: Path, manifest: Manifest) -> list[str]:
     """Return the names of the files that a graph reads its weights from."""
-    graph = onnx.load(graph_file, load_external_data=False).graph
-    entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    entries = (entry for tensor in graph.graph.initializer for entry in tensor.external_data)
     names = {entry.value for entry in entries if entry.key == "location"}
     if not names <= manifest.files.keys():  # such as a path that leads out of the package
         raise PackageError(f"{graph_file} reads a file that is not of its package.", "Convert the checkpoint again.")
@@ -132,9 +134,7 @@ def _weight_files(graph_file: Path, manifest: Manifest) -> list[str]:
 def _share(source: Path, target: Path, *, links: bool) -> None:
     """Copy a file, or give it a second name where the file system can."""
     if links:
-        try:
+        with suppress(OSError):
             os.link(source, target)
             return
-        except OSError:
-            pass
     shutil.copyfile(source, target)
