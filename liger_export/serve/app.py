@@ -19,7 +19,7 @@ from liger_export.serve.endpoints import Endpoints
 from liger_export.serve.errors import ApiError
 from liger_export.serve.metrics import Metrics
 from liger_export.serve.models import ServedModel
-from liger_export.serve.records import HUNG_UP, LOGGER, Record, set_record
+from liger_export.serve.records import HUNG_UP, LOGGER, Record, record_of, set_record
 from liger_export.serve.responses import Json
 from liger_export.serve.settings import ServeSettings
 
@@ -148,13 +148,14 @@ def _page(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    request.state.record.error = error.code
+    record_of(request).error = error.code
     return error.response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    request.state.record.error = "not_found" if error.status_code == 404 else "invalid_request"
-    response: Json = ApiError(error.status_code, f"{error.detail}.", code=request.state.record.error).response()
+    code = "not_found" if error.status_code == 404 else "invalid_request"
+    record_of(request).error = code
+    response: Json = ApiError(error.status_code, f"{error.detail}.", code=code).response()
     response.headers.update(error.headers or {})
     return response
