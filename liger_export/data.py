@@ -189,7 +189,7 @@ def _files(data: Path) -> list[Path]:
         _check_format(file)
         if file.suffix.lower() not in known:
             raise DataError(
-                f"{file} has a suffix of no known format.",
+                f"{file} has an unknown suffix.",
                 "If it is text, add .txt to its name or pass this file alone; if not, move it elsewhere.",
             )
     return files

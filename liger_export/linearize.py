@@ -87,7 +87,7 @@ def linearize(
     """Write a Liger checkpoint with the weights and tokenizer of ``base``.
 
     Liger adds no parameters (arXiv 2503.01496, section 3): weight files are copied byte for byte. The weights of a GGUF
-    file are dequantized and rounded to bfloat16. The feature maps of LoLCATs are added in a file of their own,
+    file are dequantized and rounded to bfloat16. The feature maps of LoLCATs are added in a separate file,
     initialized to the identity.
 
     Args:

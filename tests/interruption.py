@@ -1,4 +1,4 @@
-"""Runs of an action in a process of its own, which is ended at one of the action's file operations."""
+"""Runs an action in a child process, and kills the process at one of the action's file operations."""
 
 import os
 import signal

@@ -83,7 +83,7 @@ def _is_object(body: bytes) -> bool:
 
 
 async def send(address: str, requests: Iterator[tuple[str, bytes]], counts: Counter[int]) -> None:
-    """Send requests until there are no more. Raises AssertionError for an answer that is no refusal."""
+    """Send requests until there are no more. Raises AssertionError for an answer that is not a refusal."""
     async with httpx.AsyncClient(base_url=address, timeout=120) as client:
         for path, body in requests:
             response = await client.post(path, content=body, headers={"content-type": "application/json"})

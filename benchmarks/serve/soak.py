@@ -1,4 +1,4 @@
-"""Many conversations with a server that is restarted under them. Every answer is compared with its answer alone.
+"""Many conversations with a server that is restarted meanwhile. Every answer must equal that of a session on its own.
 
     python benchmarks/serve/soak.py PACKAGE --minutes 10
 
@@ -38,7 +38,7 @@ Messages = list[dict[str, str]]
 
 @dataclass
 class Soak:
-    """A run: the conversations with their answers alone, the server of the moment, and what has been counted."""
+    """A run: the conversations with their expected answers, the current server, and counts of what happened."""
 
     expected: list[tuple[Messages, str]]
     server: Server | None = None
@@ -96,7 +96,7 @@ async def _read(http: httpx.AsyncClient, server: Server, body: Mapping[str, Any]
 
 
 def conversations(session: Session) -> list[tuple[Messages, str]]:
-    """Return prompts of several turns, some with a common system message, and the answer to each alone."""
+    """Return prompts of several turns, some with a common system message, and the expected answer to each."""
     chance, expected = random.Random(0), []
     for number in range(TEXTS):
         messages = [{"role": "system", "content": "Answer in one line. " * 8}] if number % 3 == 0 else []
@@ -127,7 +127,7 @@ async def run(args: argparse.Namespace) -> None:
             group.create_task(soak.servers(args.package, options, args.lives, args.minutes * 60 / args.lives))
             for seed in range(args.clients):
                 group.create_task(soak.client(seed, http, end))
-    print(f"every answer equal to its answer alone: {dict(soak.counts)}")
+    print(f"every answer as expected: {dict(soak.counts)}")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The ``config.json`` of a model in a GGUF file, and the names of its tensors.
 
-A key or tensor that changes the computation and is not known here is refused. llama.cpp has no architecture of its own
+A key or tensor that changes the computation and is not known here is refused. llama.cpp has no separate architecture
 for Mistral: its files say ``llama``. They are read as Llama, whose computation is the same, or as Mistral if the file
 has a sliding window.
 """

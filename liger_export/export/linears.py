@@ -105,7 +105,7 @@ def integer_layers(graph: ir.Graph) -> Iterator[Layer]:
 
 
 def separate_norms(graph: ir.Graph) -> None:
-    """Make every norm a node of its own, as ``Layer.fuse`` takes it, and normalize only positions that are kept."""
+    """Make every norm a separate node, which ``Layer.fuse`` expects, and normalize only the positions that are kept."""
     _unfuse_residuals(graph)
     _normalize_last_positions_only(graph)
 

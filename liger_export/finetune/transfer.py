@@ -128,7 +128,7 @@ def transfer(
     ``gradient_checkpointing`` are ignored, because no gradient passes between layers.
 
     Raises:
-        InputError: the checkpoint's mixer has no feature maps, or sequences are no longer than its window.
+        InputError: the checkpoint's mixer has no feature maps, or sequences are not longer than its window.
     """
     opened = open_liger(checkpoint)
     if not learned_tensors(opened.config):

@@ -71,7 +71,7 @@ class TopLogits:
     def penalized(self, seen: npt.NDArray[np.bool_], penalty: float, temperature: float) -> "TopLogits":
         """Apply a repetition penalty of 1 or more to the tokens that were seen. See ``penalize``.
 
-        Drops each logit that is no longer above ``max_other``: another token's logit may now be larger.
+        Drops each logit that is now at most ``max_other``, because the logit of another token may be larger.
         """
         logits = penalize(self.logits, seen[self.ids], penalty)
         order = np.lexsort((self.ids, -logits))

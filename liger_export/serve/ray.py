@@ -146,7 +146,7 @@ class Replica:
 
 
 class PrefixRouter(RequestRouter):  # type: ignore[misc]
-    """Routes a request to the replica that has read the longest start of its text, as far as it is not full."""
+    """Routes a request to the replica that has read the longest start of its text, unless that replica is full."""
 
     def initialize_state(self) -> None:
         """Start without knowledge."""
@@ -155,7 +155,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Return those that have read the longest start, and then two others, of which Ray takes the less busy one."""
+        """Return the replicas that have read the longest start, then two others. Ray takes the less busy of a rank."""
         found: list[str] = []
         replicas = {each.replica_id.unique_id: each for each in candidate_replicas}
         if pending_request is not None:

@@ -19,8 +19,8 @@ MOST_STARTS, MOST_HOLDERS = 200_000, 16
 def starts_of(body: bytes) -> tuple[bytes, ...]:
     """Return a hash of every start of a request's text, the shortest first: after each message, and within long ones.
 
-    Requests with equal hashes have equal models and texts up to there. A body that is no request has none: the replica
-    refuses it.
+    Requests with equal hashes have equal models and texts up to there. A body that is not a request has none; the
+    replica refuses it.
     """
     try:
         values = parse_json(body)
@@ -35,7 +35,7 @@ def starts_of(body: bytes) -> tuple[bytes, ...]:
 
 
 class Holders:
-    """Replicas by the starts of texts that they have read. Forgets what was unused for longest. Not for threads."""
+    """Replicas by the starts of texts that they have read. Forgets the least recently used. Not thread-safe."""
 
     def __init__(self, most: int = MOST_STARTS) -> None:
         """Start without any. ``most`` is the largest number of starts."""

@@ -235,7 +235,7 @@ def test_a_terminal_goes_on_after_an_error(
 
 @pytest.fixture
 def terminal(chat_package: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command in a terminal of its own, and that terminal's file."""
+    """The command in a pseudoterminal, and the file descriptor of its other end."""
     own, others = pty.openpty()
     command = [sys.executable, "-m", "liger_export", "chat", str(chat_package), "-n", "6"]
     process = subprocess.Popen(command, stdin=others, stdout=others, stderr=others, start_new_session=True)

@@ -90,7 +90,7 @@ def test_an_exception_on_a_thread_is_an_error_of_the_call(library: Path) -> None
     )
     imports = [helper.make_opsetid("", 23), helper.make_opsetid("probe", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
-    # In a process of its own, with a limit: an exception that reaches ONNX Runtime's threads ends the process or hangs.
+    # In a child process, with a time limit: an exception that reaches ONNX Runtime's threads ends the process or hangs.
     command = [sys.executable, "-c", FAILING, str(library)]
     ended = subprocess.run(command, input=model, capture_output=True, timeout=60, check=True)
     causes = ("not enough memory", "what went wrong on a thread", "unknown error in an operator")
