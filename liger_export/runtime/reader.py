@@ -28,10 +28,10 @@ _Read = Callable[[Generation, Continuation], None]
 
 
 class Reader:
-    """What ``Session.generate`` and ``Session.chat`` do once their arguments are checked.
+    """The work of ``Session.generate`` and ``Session.chat``, whose arguments have been checked.
 
     Attributes:
-        random: Where random choices without a seed come from. A generation with a seed replaces it.
+        random: Source of random choices without a seed. A generation with a seed replaces it.
         turn: The last conversation's prompt that was read.
     """
 

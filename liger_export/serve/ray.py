@@ -39,7 +39,7 @@ CHOICES = 2  # replicas whose queues are compared where none has read the text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """How many replicas there are, and what each gets.
+    """The number of replicas, and the resources of each.
 
     Attributes:
         min_replicas: Least number of replicas.
