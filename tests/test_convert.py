@@ -95,6 +95,7 @@ def test_manifest_describes_the_package(package: Path, liger_checkpoint: Path) -
     assert read_manifest(package).config == json.loads((liger_checkpoint / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_end_tokens_come_from_the_generation_config(checkpoint_copy: Path, tmp_path: Path) -> None:
     edit_json(checkpoint_copy / "generation_config.json", eos_token_id=[0, 105])
     manifest = convert(checkpoint_copy, tmp_path / "package")
@@ -157,6 +158,7 @@ def test_full_disk_leaves_no_output(liger_checkpoint: Path, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", slow_except([signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
 def test_killed_convert_leaves_no_package_and_the_next_one_works(
     liger_checkpoint: Path, tmp_path: Path, how: signal.Signals

@@ -74,6 +74,7 @@ def test_package_validates_within_the_float32_tolerances(
     assert_valid(checkpoint, tmp_path / "package", random_text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
 def test_hybrid_validates_and_its_manifest_lists_its_state(mixer: str, tmp_path: Path, random_text: Path) -> None:
     settings = LinearizeSettings(mixer=mixer, keep_softmax_every=2, softmax_window=96)
@@ -93,6 +94,7 @@ def test_hybrid_validates_and_its_manifest_lists_its_state(mixer: str, tmp_path:
     assert bytes_per_session(manifest.state) == sum(entry.nbytes for entry in manifest.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", slow_except([1], [1, 8]))
 def test_slots_may_be_as_few_as_one_and_as_many_as_the_head_size(slots: int, tmp_path: Path, random_text: Path) -> None:
     settings = LinearizeSettings(mixer="gsa", num_slots=slots)

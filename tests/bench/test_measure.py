@@ -24,6 +24,7 @@ from tests.tiny import edit_json, write_base
 SETTINGS = BenchSettings(contexts=(4, 600), tokens=3, repeats=2, threads=1)
 
 
+@pytest.mark.slow
 def test_a_package_without_a_transformer_has_constant_memory(package: Path) -> None:
     told = Recorder()
     report = bench(package, settings=SETTINGS, progress=told)

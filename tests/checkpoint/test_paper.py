@@ -41,6 +41,7 @@ def test_model_and_adapter_equal_the_paper_implementation(model_type: str, tmp_p
     assert relative_l2(logits_of(checkpoint, adapter), paper_logits(checkpoint, TOKENS, adapter)) < 1e-5
 
 
+@pytest.mark.slow
 @every_type
 def test_package_equals_the_paper_implementation(model_type: str, tmp_path: Path) -> None:
     checkpoint = write_paper_checkpoint(tmp_path / "paper", model_type, tie_word_embeddings=model_type == "liger_gsa")

@@ -171,6 +171,7 @@ def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_bfloat16_package_is_made_noted_and_refused_without_a_gpu(checkpoint_copy: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
     made = liger_export("convert", checkpoint_copy, "-o", package, "--precision", "bf16")
@@ -242,6 +243,7 @@ def test_bench_refuses_before_it_measures(package: Path, arguments: tuple[str, .
     assert_refused(liger_export("bench", package, *arguments), *words)
 
 
+@pytest.mark.slow
 def test_build_engine_describes_the_engine_and_run_names_what_is_missing(package: Path, tmp_path: Path) -> None:
     refused = liger_export("build-engine", package, "--sm", "90", "-o", tmp_path / "engine")
     assert_refused(refused, "sm90", "Choose from: 80, 86, 89, 120, 121")

@@ -144,6 +144,7 @@ def test_a_bfloat16_package_builds_on_a_cpu(precision: Precision, hybrid: Hybrid
     assert 1e-3 < checks["final state: relative L2"]["value"] < 5e-2
 
 
+@pytest.mark.slow
 def test_prefill_is_optional(package: Path, tmp_path: Path) -> None:
     settings = EngineSettings(targets=("80", "121"), chunk=0, check_tokens=24)
     record = record_of(build_engine(package, tmp_path / "engine", settings))

@@ -164,6 +164,7 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     return tuple(size.dim_value for size in kind.shape.dim), dtype
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_sm86")
 @pytest.mark.parametrize("mixer", slow_except(["gla"], OPERATORS))
 def test_the_parsed_graph_has_one_plugin_node_per_layer(
@@ -207,6 +208,7 @@ def test_attention_that_exceeds_shared_memory_becomes_native_layers(
     assert TensorRT.open().plugins_for(config, "float32", ["sm86"]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", OPERATORS)
 def test_the_graph_with_plugin_nodes_equals_pytorch(
     mixer: str, hybrid: Hybrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -109,6 +109,7 @@ def tiny(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository(package, tmp_path_factory.mktemp("triton"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "weights"), HYBRIDS)
 def test_interleaved_sequences_continue_as_in_a_session(
     mixer: str, weights: str, hybrid: Hybrid, tmp_path: Path

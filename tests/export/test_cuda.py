@@ -110,12 +110,14 @@ def test_the_graph_for_cuda_computes_what_stock_does_on_every_backbone(
     assert distance(*cuda_graph(tmp_path, variant, mixer)) < 1e-5
 
 
+@pytest.mark.slow
 @needs_library  # integer products round activations to 8 bits, which amplifies differences in the last bit
 @pytest.mark.parametrize("weights", slow_except(["int4"], ["fp16", "int4", "int8"]))
 def test_the_graph_for_cuda_computes_what_stock_does_in_every_precision(weights: str, tmp_path: Path) -> None:
     assert distance(*cuda_graph(tmp_path, weights=weights)) < 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "linear", "head"), [("fp16", "Linear", "Logits"), ("int4", "IntegerLinear", "IntegerLinear")]
 )

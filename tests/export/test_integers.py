@@ -70,6 +70,7 @@ def test_package_computes_with_the_rounded_weights(
     assert relative_l2(logits, logits_of_rounded_model(checkpoint, precision)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("weights", ["int4", "int8"])
 def test_integers_are_multiplied_with_half_precision_activations(weights: str, tied: bool, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def traced_model(folder: Path, mixer: str, activations: str) -> tuple[ir.Model, 
     return trace(config, read_config_json(checkpoint), activations), dict.fromkeys(matrices, scheme)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_graphs_hold_onnx_operators_of_fixed_sizes_over_the_same_weights(mixer: str, tmp_path: Path) -> None:
     traced, schemes = traced_model(tmp_path, mixer, "float16")

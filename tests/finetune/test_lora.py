@@ -60,6 +60,7 @@ def test_heldout_blocks_come_from_the_end_and_are_not_trained_on(
     assert result.before.tokens == round(0.05 * len(token_blocks_of(liger_checkpoint, code_text))) * 31
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_to_the_same_adapter(
     liger_checkpoint: Path, code_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_only_learned_tensors_change_and_attention_comes_closer(lolcats: Path, t
     assert end < 0.8 * start
 
 
+@pytest.mark.slow
 def test_lora_follows_on_the_transferred_checkpoint(lolcats: Path, text: Path, tmp_path: Path) -> None:
     transfer(lolcats, text, tmp_path / "transferred", dataclasses.replace(SETTINGS, max_steps=3))
     finetune(tmp_path / "transferred", text, tmp_path / "adapter", dataclasses.replace(SETTINGS, max_steps=3))

@@ -95,6 +95,7 @@ def test_a_batch_reads_and_returns_bits(session: Session) -> None:
     assert logits.shape == (2, 5, 260)
 
 
+@pytest.mark.slow
 def test_the_report_names_the_emulation_and_memory_is_not_measured(bf16_package: Path, liger_checkpoint: Path) -> None:
     report = validate(bf16_package, liger_checkpoint, ValidationSettings(max_tokens=4096))
     assert report.device == json.loads((bf16_package / "parity.json").read_text())["device"] == ROUNDED

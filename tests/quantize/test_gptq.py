@@ -141,6 +141,7 @@ def mean_kl(package: Path, checkpoint: Path, text: Path) -> float:
     return float((expected.exp() * (expected - measured)).sum(-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_gptq_package_is_closer_to_the_model_than_rounding_to_nearest(tmp_path: Path, tied: bool) -> None:
     checkpoint = write_liger(tmp_path / "liger", tie_word_embeddings=tied, initializer_range=0.15, **SIZES)

@@ -44,6 +44,7 @@ def session(engine: Path) -> Session:
     return load(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
 def test_portable_graphs_validate_within_the_float32_tolerances(mixer: str, tmp_path: Path, random_text: Path) -> None:
     settings = LinearizeSettings(

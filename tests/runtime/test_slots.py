@@ -117,6 +117,7 @@ def test_sequences_that_join_and_leave_are_what_they_are_alone(data: st.DataObje
             assert logits.argmax() == expected[position - 1].argmax()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "lowering"), GRAPHS)
 def test_a_state_moves_between_slots_and_sessions(mixer: str, lowering: str) -> None:
     session, text = opened(mixer, lowering), TEXTS[0].tolist()

@@ -128,6 +128,7 @@ FEWER_BITS = [(mixer, Precision(weights=weights)) for mixer in MIXERS for weight
 FEWER_BITS += [("gla", Precision(weights="int4", activation_precision=half)) for half in ("fp16", "bf16")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixer", "precision"),
     slow_except(FAST, FEWER_BITS),
