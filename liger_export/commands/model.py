@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liger_export.commands.console import exporter, progress_bar, quiet_transformers, show
-from liger_export.commands.options import CheckpointArgument, Overwrite
+from liger_export.commands.options import BlockSize, CheckpointArgument, HeadPrecision, Overwrite, WeightPrecision
 from liger_export.commands.tables import heldout_table
 from liger_export.errors import InputError
+from liger_export.precision import Precision
 
 if TYPE_CHECKING:  # these modules load PyTorch
     from liger_export.config import LigerConfig
     from liger_export.finetune import FinetuneResult
 
 __all__ = ["finetune", "linearize"]
+
+DEFAULTS = Precision()
 
 
 def linearize(
@@ -106,10 +109,15 @@ def finetune(
         bool, typer.Option(help="Save memory by recomputing layers in the backward pass.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed for initialization and data order.")] = 0,
+    precision: WeightPrecision = DEFAULTS.weights,
+    lm_head: HeadPrecision = None,
+    block_size: BlockSize = DEFAULTS.block_size,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Recover quality by training a small LoRA adapter.
+
+    With --precision int4 or int8 it trains on rounded weights: for a package that convert makes with the same options.
 
     To train on several GPUs, run it as `accelerate launch -m liger_export finetune`.
     """
@@ -128,6 +136,7 @@ def finetune(
         save_steps=save_steps,
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
+        precision=Precision(weights=precision, lm_head=lm_head, block_size=block_size),
     )
     _train(partial(train, checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite))
 

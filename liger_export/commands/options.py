@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from liger_export.errors import InputError
+from liger_export.precision import BLOCK_SIZES, PRECISIONS
 
 __all__ = [
     "Adapters",
+    "BlockSize",
     "CheckpointArgument",
     "Device",
+    "HeadPrecision",
     "JsonFile",
     "Lowering",
     "MinP",
@@ -25,6 +28,7 @@ __all__ = [
     "TopK",
     "TopP",
     "Verify",
+    "WeightPrecision",
     "parse_override",
     "split_names",
 ]
@@ -47,6 +51,11 @@ Lowering = Annotated[
     str | None,
     typer.Option("--lowering", show_default="fused if it can run here", help="Graph to run: stock or fused."),
 ]
+WeightPrecision = Annotated[str, typer.Option("--precision", help=f"Weights: {', '.join(PRECISIONS)}.")]
+HeadPrecision = Annotated[
+    str | None, typer.Option("--lm-head", show_default="--precision", help="Precision of the output head.")
+]
+BlockSize = Annotated[int, typer.Option("--block-size", help=f"Weights per scale: {', '.join(map(str, BLOCK_SIZES))}.")]
 OF_PACKAGE = "as in the package's generation_config.json"
 Temperature = Annotated[
     float | None,

@@ -17,8 +17,10 @@ from liger_export.commands.console import (
 from liger_export.commands.opening import open_session
 from liger_export.commands.options import (
     Adapters,
+    BlockSize,
     CheckpointArgument,
     Device,
+    HeadPrecision,
     Lowering,
     MinP,
     Overwrite,
@@ -31,11 +33,12 @@ from liger_export.commands.options import (
     TopK,
     TopP,
     Verify,
+    WeightPrecision,
     parse_override,
     split_names,
 )
 from liger_export.commands.tables import engine_rows, megabytes, summary_table
-from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, PRECISIONS, Calibration, Precision
+from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, Calibration, Precision
 from liger_export.runtime.defaults import read_defaults
 
 if TYPE_CHECKING:
@@ -69,18 +72,16 @@ def convert(
         str, typer.Option(help="stock (any ONNX Runtime), or fused: adds a graph for liger-export's operators.")
     ] = "stock",
     targets: Targets = None,
-    precision: Annotated[str, typer.Option(help=f"Weights: {', '.join(PRECISIONS)}.")] = DEFAULTS.weights,
+    precision: WeightPrecision = DEFAULTS.weights,
     activations: Annotated[
         str | None, typer.Option(show_default="fp32", help=f"Activations with int4 and int8: {', '.join(FLOATS)}.")
     ] = None,
-    lm_head: Annotated[
-        str | None, typer.Option(show_default="--precision", help="Precision of the output head.")
-    ] = None,
+    lm_head: HeadPrecision = None,
     embedding: Annotated[
         str | None, typer.Option(show_default="--lm-head", help="Precision of the embedding table.")
     ] = None,
     override: Overrides = None,
-    block_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64 or 128.")] = DEFAULTS.block_size,
+    block_size: BlockSize = DEFAULTS.block_size,
     symmetric: Annotated[bool, typer.Option(help="Store no zero points.")] = DEFAULTS.symmetric,
     method: Annotated[str, typer.Option(help=f"Rounding method: {', '.join(METHODS)}.")] = DEFAULTS.method,
     calibration: CalibrationText = None,

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from liger_export.checkpoint import Checkpoint, open_liger, write_base_record
 from liger_export.errors import InputError
+from liger_export.finetune.rounding import check_trainable, compute_with_rounded_weights
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
 from liger_export.finetune.stage import FinetuneRun, Stage, run_stage
 from liger_export.progress import NO_PROGRESS, Progress
@@ -45,6 +46,7 @@ def finetune(
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.
+        QuantizationError: the precision does not fit the model, or its method is not ``rtn``.
         InputError: the model lacks a target projection, the run to resume began with other settings, or the model
             does not know a token of the data.
         DataError: the data is missing, unreadable or too short.
@@ -53,6 +55,7 @@ def finetune(
     """
     opened = open_liger(checkpoint)
     _check_targets(settings.target_modules, opened.weights)
+    check_trainable(settings.precision, opened.config)
     run = FinetuneRun(
         checkpoint=checkpoint, data=data, output=output, heldout=heldout, resume=resume, overwrite=overwrite
     )
@@ -77,6 +80,7 @@ class _Lora(Stage):
             task_type="CAUSAL_LM",
         )
         self._model = get_peft_model(base, lora)
+        compute_with_rounded_weights(self._model, settings.precision)
         return self._model
 
     def save(self, weights: dict[str, Tensor], directory: Path) -> None:

@@ -1,10 +1,11 @@
 """Settings and results that both finetuning stages share."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from liger_export.errors import InputError
 from liger_export.metrics import Quality
+from liger_export.precision import Precision
 
 __all__ = ["FinetuneResult", "FinetuneSettings"]
 
@@ -27,6 +28,8 @@ class FinetuneSettings:
         save_steps: optimizer steps between the points that a run can resume from.
         gradient_checkpointing: recompute layers in the backward pass to save memory.
         seed: seed of initialization and data order.
+        precision: precision of the package that the adapter is for. If it has integer weights, training and measuring
+            compute with weights that are merged and rounded as ``convert`` does.
     """
 
     rank: int = 8
@@ -42,6 +45,7 @@ class FinetuneSettings:
     save_steps: int = 200
     gradient_checkpointing: bool = False
     seed: int = 0
+    precision: Precision = field(default_factory=Precision)
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs"):

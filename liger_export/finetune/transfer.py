@@ -128,9 +128,12 @@ def transfer(
     ``gradient_checkpointing`` are ignored, because no gradient passes between layers.
 
     Raises:
-        InputError: the checkpoint's mixer has no feature maps, or sequences are not longer than its window.
+        InputError: the settings have integer weights, the checkpoint's mixer has no feature maps, or sequences are not
+            longer than its window.
     """
     opened = open_liger(checkpoint)
+    if settings.precision.quantizes:
+        raise InputError("Feature maps are not trained on rounded weights.", "Omit --precision for this stage.")
     if not learned_tensors(opened.config):
         raise InputError(
             f"{checkpoint} has mixer {opened.config.mixer}, which has no feature maps to train.",
