@@ -8,7 +8,7 @@ import numpy.typing as npt
 from liger_export.runtime import SavedState
 from liger_export.runtime.dtypes import widened
 
-__all__ = ["LogitParity", "mean_kl", "relative_l2", "state_distance", "top1_agreement"]
+__all__ = ["LogitParity", "kl_by_position", "mean_kl", "relative_l2", "state_distance", "top1_agreement"]
 
 Array = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -33,8 +33,13 @@ def mean_kl(measured: Array, reference: Array) -> float:
 
     Both arguments are logits [..., vocab_size].
     """
+    return float(kl_by_position(measured, reference).mean())
+
+
+def kl_by_position(measured: Array, reference: Array) -> Wide:
+    """Return KL(reference || measured) of next-token distributions in nats, [...], for logits [..., vocab_size]."""
     log_measured, log_reference = (_log_softmax(logits.astype(np.float64)) for logits in (measured, reference))
-    return float(_kl(log_measured, log_reference).mean())
+    return _kl(log_measured, log_reference)
 
 
 def top1_agreement(measured: Array, reference: Array) -> float:

@@ -1,15 +1,15 @@
 """The laws of the state contract, measured on a package. Each function yields its checks."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from liger_export.parity.compare import LogitParity, relative_l2, state_distance
+from liger_export.parity.compare import LogitParity, kl_by_position, relative_l2, state_distance
 from liger_export.parity.finite import require_finite
 from liger_export.parity.report import Check
-from liger_export.parity.tolerances import Tolerances
+from liger_export.parity.tolerances import NOISE_RATIO, Tolerances
 from liger_export.runtime import Session
 from liger_export.runtime.dtypes import narrowed, numpy_dtype
 from liger_export.runtime.growth import Growth
@@ -24,13 +24,16 @@ __all__ = [
     "check_logits",
     "check_memory",
     "check_splits",
+    "measure_noise",
 ]
 
 DRIFT_RATIO = 2.0
 DRIFT_BLOCK = 128
+NOISE_TOKENS, NUDGE = 512, 1e-6
 NOT_A_NUMBER = np.array([np.nan], dtype=np.float32)
 
 Array = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
 PREFIX_TAIL = 64  # tokens read after the state that a package ships
 
@@ -77,6 +80,37 @@ def check_logits(subjects: Subjects, blocks: list[Tokens]) -> Iterator[Check]:
         parity.add_block(measured, subjects.reference.logits(block), block[1:])
     detail = f"{parity.positions:,} tokens, {len(blocks)} sequences"
     yield from subjects.tolerances.logit_checks(parity, detail)
+
+
+def measure_noise(subjects: Subjects, tokens: Tokens, window_size: int) -> tuple[Wide, Check]:
+    """Measure how much roundings alone change the logits of an integer package.
+
+    Such a package rounds activations to 8 bits. A difference in the last bit decides how some of them are rounded, so
+    it grows until all later roundings differ, and no further. Two runs of the same call on states that differ by one
+    part in a million show how far apart that is.
+
+    Returns:
+        The KL divergence of the two runs by position, float64 [T], and a check that its mean is at most twice the
+        package's own distance from PyTorch.
+    """
+    session, tolerances = subjects.session, subjects.tolerances
+    length = min(window_size, len(tokens) - NOISE_TOKENS)
+    head, tail = np.split(tokens[: length + NOISE_TOKENS], [length])
+    session.reset()
+    session.all_logits(head.tolist())
+    state = session.state()
+    measured = session.all_logits(tail.tolist())
+    random = np.random.default_rng(0)
+    nudged = {
+        name: tensor * (1 + NUDGE * random.uniform(-1, 1, tensor.shape).astype(np.float32))
+        for name, tensor in state.tensors.items()
+        if tensor.dtype == np.float32
+    }
+    session.load_state(replace(state, tensors={**state.tensors, **nudged}))
+    noise = kl_by_position(session.all_logits(tail.tolist()), measured)
+    own = tolerances.distance(measured, subjects.reference.logits(tokens[: len(head) + len(tail)])[len(head) :])
+    detail = f"states that differ by {NUDGE:.0e}, {len(tail):,} tokens"
+    return noise, Check("rounding noise: mean KL (nats)", float(noise.mean()), NOISE_RATIO * own, detail=detail)
 
 
 def check_splits(subjects: Subjects, tokens: Tokens, windows: list[int], seed: int = 0) -> Iterator[Check]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -188,6 +188,10 @@ def _checks(package: Path, subjects: laws.Subjects, tokens: laws.Tokens, growth:
     blocks = np.split(tokens[: len(tokens) // length * length], len(tokens) // length)
     windows = sorted({config.layer_window(layer) for layer in range(config.num_hidden_layers)})
     yield from laws.check_logits(subjects, blocks)
+    if subjects.tolerances.has_integers:
+        noise, check = laws.measure_noise(subjects, tokens, windows[0])
+        yield check
+        subjects = replace(subjects, tolerances=subjects.tolerances.allowing(noise))
     yield from laws.check_splits(subjects, tokens, windows)
     yield from laws.check_drift(subjects, tokens, windows, DRIFT_STEPS)
     yield from laws.check_batch_and_padding(subjects, tokens, windows[0])

@@ -1,19 +1,22 @@
 """Single laws, measured on fake sessions."""
 
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from liger_export.parity import Check
+from liger_export.parity.compare import mean_kl
 from liger_export.parity.tolerances import float32_decay_rounding, float32_rounding, tolerances_of
 from liger_export.precision import Precision
 from liger_export.validate import run
-from liger_export.validate.laws import Subjects, check_drift
+from liger_export.validate.laws import Subjects, check_drift, measure_noise
 
 Array = npt.NDArray[np.float64]
 LENGTH = 512
@@ -133,3 +136,67 @@ def test_another_graph_of_an_integer_package_is_at_most_twice_as_far_from_pytorc
     subjects = Subjects(session("fused", other), reference, tolerances)  # type: ignore[arg-type]
     *_, check = run._check_against_stock(Path(), subjects, np.arange(64))
     assert check.passed is passes
+
+
+@dataclass
+class Chaotic:
+    """A session whose logits have an error that depends on every bit of its state, as where activations are rounded."""
+
+    exact: npt.NDArray[np.float32]  # [T, vocab_size]
+    error: float
+    tensors: dict[str, npt.NDArray[np.float32]] = field(default_factory=lambda: {"state": np.ones(8, np.float32)})
+
+    def reset(self) -> None:
+        self.tensors = {"state": np.ones(8, np.float32)}
+
+    def state(self) -> "Chaotic":
+        return self
+
+    def load_state(self, state: "Chaotic") -> None:
+        self.tensors = state.tensors
+
+    def all_logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        random = np.random.default_rng(crc32(self.tensors["state"].tobytes()))
+        exact = self.exact[tokens]
+        return exact + self.error * random.standard_normal(exact.shape, np.float32)
+
+
+def noise_of(error: float, own: float) -> tuple[npt.NDArray[np.float64], Check, Subjects]:
+    """The noise of a package whose roundings are off by ``error``, and whose weights are off by ``own``."""
+    exact, weights = np.random.default_rng(1).standard_normal((2, 600, 32)).astype(np.float32)
+    reference = SimpleNamespace(logits=lambda tokens: exact[tokens] + own * weights[tokens])
+    subjects = Subjects(Chaotic(exact, error), reference, tolerances_of(Precision(weights="int4"), MATRICES))  # type: ignore[arg-type]
+    return *measure_noise(subjects, np.arange(600), 8), subjects
+
+
+def test_ways_to_compute_the_same_may_differ_by_twice_the_noise_of_rounding() -> None:
+    noise, check, subjects = noise_of(error=0.1, own=0.3)
+    assert check.passed
+    assert noise.shape == (512,)
+    exact = np.random.default_rng(2).standard_normal((512, 32))
+    one, other, third = exact + 0.1 * np.random.default_rng(3).standard_normal((3, *exact.shape))
+    assert noise.mean() == pytest.approx(mean_kl(one, other), rel=0.1)  # that of two independent errors
+
+    strict, tolerances = subjects.tolerances, subjects.tolerances.allowing(noise)
+    assert not strict.check("law", one, other).passed
+    assert tolerances.check("law", one, other).passed
+    assert tolerances.check("law", one[0], other[0]).passed
+    assert not tolerances.check("law", exact + 3 * (third - exact), other).passed
+    assert not tolerances.check("law", exact[1], other[0]).passed  # the logits of another position
+
+
+def test_without_noise_the_bounds_stay() -> None:
+    noise, check, subjects = noise_of(error=0.0, own=0.3)
+    assert check.value == 0
+    assert subjects.tolerances.allowing(noise) == subjects.tolerances
+
+
+def test_noise_far_beyond_the_distance_from_pytorch_is_a_fault() -> None:
+    """A package whose first result is right by chance, and whose second is not, must not loosen its own bounds."""
+    exact = np.random.default_rng(1).standard_normal((600, 32)).astype(np.float32)
+    package = Chaotic(exact, 0.5)
+    expected = np.concatenate([exact[:8], package.all_logits(list(range(8, 520)))])
+    reference = SimpleNamespace(logits=lambda tokens: expected)
+    subjects = Subjects(package, reference, tolerances_of(Precision(weights="int4"), MATRICES))  # type: ignore[arg-type]
+    _, check = measure_noise(subjects, np.arange(600), 8)
+    assert not check.passed
