@@ -1,8 +1,10 @@
 """Tokens a second of several sequences together and of one, alternating in one process.
 
-    python benchmarks/serve/streams.py PACKAGE
+    python benchmarks/serve/streams.py PACKAGE [--streams 1 8 64 256 --device cuda --check 32]
 
 Prints the median and, in parentheses, the 10th to 90th percentile. Steps only: sampling and decoding are not counted.
+The rate in GB/s counts what a step moves: the weights once, and the state of each sequence twice. With ``--check``,
+the tokens that sequences choose together are first compared with those that each chooses alone.
 """
 
 import argparse
@@ -11,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from liger_export.bench.timing import Spread, timed
-from liger_export.runtime import load
+from liger_export.runtime import Session, load
 from liger_export.runtime.slots import Slots
 
 PROMPT = 16
+CHECKED = 16  # sequences
 
 
 def main() -> None:
@@ -25,16 +28,44 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps a round (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of ONNX Runtime (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--check", type=int, metavar="STEPS", default=0, help="greedy steps to compare")
     args = parser.parse_args()
     session = load(args.package, device=args.device, threads=args.threads)
     texts = np.random.default_rng(0).integers(0, session.manifest.model_config.vocab_size, (max(args.streams), PROMPT))
+    if args.check:
+        check(session, texts[:CHECKED], args.check)
     full = {count: filled(Slots.of(session.executor, count), texts[:count]) for count in args.streams}
     rates: dict[int, list[float]] = {count: [] for count in full}
     for _ in range(args.rounds):
         for count, slots in full.items():
             rates[count] += [count / timed(lambda slots=slots: step(slots))[1] for _ in range(args.steps)]
+    weights = max(path.stat().st_size for path in args.package.glob("*.data"))
     for count, values in rates.items():
-        print(f"{session.lowering}, {count} together: {Spread.of(values).text()} tokens/s")
+        spread = Spread.of(values)
+        moved = (weights + 2 * count * session.state_bytes) * spread.median / count
+        print(f"{session.lowering}, {count} together: {spread.text()} tokens/s, {moved / 1e9:,.0f} GB/s")
+
+
+def check(session: Session, texts: np.ndarray, steps: int) -> None:
+    """Raise AssertionError if sequences choose other tokens together than alone."""
+    alone = []
+    for text in texts:
+        session.reset()
+        alone.append([int(session.prefill(text.tolist()).argmax())])
+        for _ in range(steps):
+            alone[-1].append(int(session.step(alone[-1][-1]).argmax()))
+    slots, together = Slots.of(session.executor, len(texts)), []
+    for text in texts:
+        row = slots.open()
+        together.append([int(slots.read(row, text).last_logits().argmax())])
+        slots.join(row)
+    for _ in range(steps):
+        predictions = slots.step([chosen[-1] for chosen in together])
+        for chosen, prediction in zip(together, predictions, strict=True):
+            chosen.append(int(prediction.last_logits().argmax()))
+    different = sum(a != b for a, b in zip(alone, together, strict=True))
+    assert different == 0, f"{different} of {len(texts)} sequences choose other tokens together"
+    print(f"{len(texts)} sequences choose the same {steps + 1} tokens together and alone")
 
 
 def filled(slots: Slots, texts: np.ndarray) -> Slots:
