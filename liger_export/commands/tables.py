@@ -39,7 +39,7 @@ def parity_table(report: "ParityReport") -> Table:
     title = f"{report.package} against {report.reference}"
     table = Table("check", "measured", "bound", "", "over", box=SIMPLE, title=title)
     for check in report.checks:
-        bound = "" if check.bound is None else f"{'>=' if check.at_least else '<='} {check.bound:g}"
+        bound = "" if check.bound is None else f"{'>=' if check.at_least else '<='} {check.bound:.3g}"
         verdict = "" if check.bound is None and check.passed else "[green]ok" if check.passed else "[red]MISSED"
         table.add_row(check.name, _figure(check.value), bound, verdict, f"[dim]{check.detail}")
     return table
@@ -133,7 +133,7 @@ def engine_rows(manifest: "Manifest") -> list[tuple[str, str]]:
     against = f"with {engine.check['against']} on ONNX Runtime, in {engine.check['activations']}"
     rows.append(("compared", against))
     for check in engine.check["checks"]:
-        bound = "" if check["bound"] is None else f" (<= {check['bound']:g})"
+        bound = "" if check["bound"] is None else f" (<= {check['bound']:.3g})"
         rows.append((f"  {check['name']}", f"{check['value']:.1e}{bound}"))
     return rows
 
