@@ -2,8 +2,8 @@
 
     python benchmarks/serve/transformers_streams.py --streams 1 8 64 256
 
-Random weights of Llama-3-8B's shape in bfloat16. Each sequence has a prompt of 16 tokens and chooses 64 more, greedily.
-Prompts are counted in the time, so the figures are for comparison with streams.py, whose prompts are as short.
+Random weights of Llama-3-8B's shape in bfloat16. Each sequence has a prompt of 16 tokens and chooses 128 more. The time
+includes the prompts, which are as short as those of streams.py.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from liger_export.bench.timing import Spread
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from transformers_decode import random_model
 
-PROMPT, TOKENS = 16, 64
+PROMPT, TOKENS = 16, 128
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         rates = []
         for _ in range(1 + args.rounds):  # the first one captures graphs
             started = time.perf_counter()
-            answers = model.generate_batch(inputs=prompts, generation_config=settings)
+            answers = model.generate_batch(inputs=prompts, generation_config=settings, persistent_manager=True)
             seconds = time.perf_counter() - started
             rates.append(sum(len(answer.generated_tokens) for answer in answers.values()) / seconds)
         print(f"transformers, {count} together: {Spread.of(rates[1:]).text()} tokens/s", flush=True)
