@@ -54,10 +54,11 @@ def liger_server(package: Path, log: Path, *options: object) -> Iterator[Server]
 
 
 @contextmanager
-def llama_server(command: list[str], log: Path, folder: Path) -> Iterator[Server]:
-    """Serve a GGUF file with llama.cpp. ``command`` starts its server in a folder; it is told to use ``LLAMA_PORT``."""
+def llama_server(program: Path, model: Path, log: Path, *options: object) -> Iterator[Server]:
+    """Serve a GGUF file with llama.cpp's ``llama-server``."""
     address = f"http://127.0.0.1:{LLAMA_PORT}"
-    with log.open("wb") as errors, _started([*command, "--port", str(LLAMA_PORT)], errors, folder) as process:
+    command = [*map(str, (program, "-m", model, "--port", LLAMA_PORT, "--no-webui", *options))]
+    with log.open("wb") as errors, _started(command, errors) as process:
         end = time.monotonic() + START_SECONDS
         while not _answers(address):
             if process.poll() is not None or time.monotonic() > end:
@@ -82,8 +83,8 @@ async def stream_chat(client: httpx.AsyncClient, server: Server, body: Mapping[s
 
 
 @contextmanager
-def _started(command: list[str], errors: IO[bytes], folder: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(command, stdout=errors, stderr=errors, cwd=folder) as process:
+def _started(command: list[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=errors, stderr=errors) as process:
         try:
             yield process
         finally:
@@ -94,6 +95,6 @@ def _started(command: list[str], errors: IO[bytes], folder: Path | None = None) 
 
 def _answers(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/v1/models").status_code == 200
+        return httpx.get(f"{address}/health").status_code == 200
     except httpx.TransportError:
         return False
