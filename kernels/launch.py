@@ -19,7 +19,7 @@ from liger_export.kernels.plans import (
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.targets import DEPENDENT_LAUNCH_CAPABILITY
 
-__all__ = ["chunkwise", "oldest_first", "shape_of", "step", "step_in_place"]
+__all__ = ["chunkwise", "no_triton", "oldest_first", "shape_of", "step", "step_in_place"]
 
 Tensors = tuple[Tensor, ...]
 

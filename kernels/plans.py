@@ -14,6 +14,7 @@ __all__ = [
     "TOP_LOGITS",
     "Axis",
     "Plan",
+    "backward_plans",
     "batched_step_plan",
     "chunkwise_plans",
     "dequantize_plan",
@@ -43,6 +44,8 @@ PREPARE = {"num_warps": 4, "num_stages": 1}
 PASS = {"num_warps": 2, "num_stages": 3}
 WINDOW = {"num_warps": 4, "num_stages": 2}
 OUTPUT = {"num_warps": 4, "num_stages": 2}
+STATES = {"num_warps": 2, "num_stages": 3}
+GRADIENT = {"num_warps": 4, "num_stages": 1}
 LEAVE = {"num_warps": 4, "num_stages": 1}
 QUERIES, KEYS = 64, 32  # queries per program of the window kernel, and keys per iteration
 PART = 2048  # logits per program in the first pass of argmax
@@ -187,6 +190,52 @@ def chunkwise_plans(shape: AttentionShape) -> dict[str, Plan]:
             {**key_only, "W": shape.window, "BLOCK_D": block_d, "BLOCK_W": ROWS},
             LEAVE,
             (Axis(-(-shape.window // ROWS)), kv_heads, sequences),
+        ),
+    )
+    return {plan.kernel: plan for plan in plans}
+
+
+def backward_plans(shape: AttentionShape) -> dict[str, Plan]:
+    """Plan the kernels of the gradient that follow ``prepare_kernel``. Returns plans by name, in execution order."""
+    sizes, head_dim, block_d = _sizes(shape), shape.head_dim, block_of(shape.head_dim)
+    kv_heads, query_heads = Axis(shape.num_key_value_heads), Axis(shape.num_key_value_heads * shape.num_queries_per_kv)
+    sequences = Axis(of="batch")
+    width = block_d * (2 if shape.activation == "float32" else 1)
+    heads = min(block_of(shape.num_queries_per_kv, 1), max(256 // width, 1))
+    # Wide rows take much shared memory: load fewer of them per iteration, and do not prefetch.
+    rows, keys = min(QUERIES, max(8192 // width, 16)), min(KEYS, max(8192 // width, 16))
+    window = {**WINDOW, "num_stages": 1} if width > 128 else WINDOW
+    precision: dict[str, int | bool | str | float] = {"PRECISION": shape.precision}
+    tile, tiles = {"BLOCK_K": 32, "BLOCK_V": 32, **precision}, Axis((-(-head_dim // 32)) ** 2)
+    band = {**sizes, "W": shape.window, "BLOCK_D": block_d, "BLOCK_M": rows, "BLOCK_N": keys, **precision}
+    plans = (
+        Plan(
+            "prepare_queries_kernel",
+            {**sizes, "BLOCK_D": block_d},
+            PREPARE,
+            (Axis(CHUNK // BLOCK, "length", CHUNK), query_heads, sequences),
+        ),
+        Plan(
+            "states_kernel",
+            {"G": sizes["G"], "D": head_dim, **tile},
+            STATES,
+            (tiles, kv_heads, sequences),
+        ),
+        Plan("state_gradients_kernel", {**sizes, "HEADS": heads, **tile}, STATES, (tiles, kv_heads, sequences)),
+        Plan("window_query_gradient_kernel", band, window, (Axis(1, "length", rows), query_heads, sequences)),
+        Plan("window_key_gradient_kernel", band, window, (Axis(1, "length", keys), kv_heads, sequences)),
+        Plan(
+            "gradient_kernel",
+            {
+                "MIXER": MIXER_NUMBERS[shape.mixer],
+                **sizes,
+                "HEADS": heads,
+                "BLOCK_D": block_d,
+                "BLOCK_V": max(min(block_d, 4096 // block_d), 16),
+                **precision,
+            },
+            GRADIENT,
+            (Axis(1, "length", BLOCK), kv_heads, sequences),
         ),
     )
     return {plan.kernel: plan for plan in plans}

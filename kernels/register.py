@@ -1,6 +1,7 @@
 """The kernels as the CUDA implementation of the ``liger::`` operators in PyTorch."""
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -8,12 +9,15 @@ import torch
 from torch import Tensor
 
 from liger_export.errors import KernelError
+from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.launch import chunkwise, shape_of, step
 from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.ops import ATTENTIONS
 from liger_export.ops.signatures import CALL_INPUTS
 
-__all__ = ["attention", "register_cuda_kernels"]
+__all__ = ["attention", "gradient", "register_cuda_kernels"]
+
+Tensors = tuple[Tensor, ...]
 
 
 @cache
@@ -27,6 +31,7 @@ def register_cuda_kernels() -> bool:
         return False
     for mixer in KERNEL_MIXERS:
         torch.library.register_kernel(f"liger::{ATTENTIONS[mixer].name}", "cuda", partial(attention, mixer))
+        ATTENTIONS[mixer].register_gradients("cuda", partial(gradient, mixer))
     return True
 
 
@@ -36,15 +41,76 @@ def attention(mixer: str, *arguments: Any) -> tuple[Tensor, ...]:
     Calls that no kernel supports (float64, other head sizes, wider windows) run the PyTorch implementation.
     """
     op = ATTENTIONS[mixer]
+    call = _supported(mixer, arguments)
+    if call is None:
+        return op.run(*arguments)
+    launch = step if arguments[0].shape[1] == 1 else chunkwise
+    projections, positions, state = call
+    return launch(mixer, projections, positions, state, **_options(mixer, arguments))
+
+
+def gradient(mixer: str, *arguments: Any) -> Tensors | None:
+    """Gradients of query, key and value from the operator's own arguments and the gradient of its output.
+
+    None if no kernel supports the call.
+    """
+    *tensors_and_options, output_gradient = arguments
+    call = _supported(mixer, tensors_and_options)
+    if call is None:
+        return None
+    gate_normalizer, recurrent_weight = ({"gate_normalizer": 1.0} | _options(mixer, tensors_and_options)).values()
+    projections, positions, state = call
+    gradients: Tensors = _gradient(
+        mixer, *projections, *positions, *state, output_gradient, gate_normalizer, recurrent_weight
+    )
+    return gradients
+
+
+@torch.library.custom_op("liger::projection_gradients", mutates_args=())
+def _gradient(
+    mixer: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor,
+    recurrent_state: Tensor,
+    window_key: Tensor,
+    window_value: Tensor,
+    output_gradient: Tensor,
+    gate_normalizer: float,
+    recurrent_weight: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``projection_gradients`` as an operator, so that ``torch.compile`` does not look into it."""
+    state = (recurrent_state, window_key, window_value)
+    options = (gate_normalizer, recurrent_weight)
+    into_query, into_key, into_value = projection_gradients(
+        mixer, (query, key, value), (cos, sin, position_ids), state, output_gradient, *options
+    )
+    return into_query, into_key, into_value
+
+
+@_gradient.register_fake
+def _fake_gradient(
+    mixer: str, query: Tensor, key: Tensor, value: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _supported(mixer: str, arguments: Sequence[Any]) -> tuple[Tensors, Tensors, Tensors] | None:
+    """Projections, positions and state as the kernels take them; None if no kernel supports the call."""
     query, key, value, *positions = arguments[: len(CALL_INPUTS)]
-    state = tuple(tensor.contiguous() for tensor in arguments[len(CALL_INPUTS) : len(op.signature.inputs)])
-    options = dict(zip(op.signature.options, arguments[len(op.signature.inputs) :], strict=True))
+    end = len(ATTENTIONS[mixer].signature.inputs)
+    state = tuple(tensor.contiguous() for tensor in arguments[len(CALL_INPUTS) : end])
     projections = tuple(part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     try:
         shape_of(mixer, projections, state)
     except KernelError:
-        return op.run(*arguments)
-    if query.shape[1] == 0:
-        return op.run(*arguments)
-    launch = step if query.shape[1] == 1 else chunkwise
-    return launch(mixer, projections, tuple(positions), state, **options)
+        return None
+    return (projections, tuple(positions), state) if query.shape[1] else None
+
+
+def _options(mixer: str, arguments: Sequence[Any]) -> dict[str, float]:
+    signature = ATTENTIONS[mixer].signature
+    return dict(zip(signature.options, arguments[len(signature.inputs) :], strict=True))

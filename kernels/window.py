@@ -8,11 +8,11 @@ import triton.language as tl
 
 from liger_export.kernels.features import rotated
 
-__all__ = ["leave_kernel", "window_kernel"]
+__all__ = ["leave_kernel", "span_rows", "window_kernel"]
 
 
 @triton.jit
-def _span_rows(past, present, tokens, held, dims, columns: tl.constexpr, window: tl.constexpr):
+def span_rows(past, present, tokens, held, dims, columns: tl.constexpr, window: tl.constexpr):
     """Combine rows of the past window with rows of this call. Token -1 is the newest token of the past.
 
     Args:
@@ -98,9 +98,9 @@ def window_kernel(
         others = start - (W - 1) + offset + tl.arange(0, BLOCK_N)[:, None]
         present = (others >= 0) & (others < count) & (dims < D)
         keys = tl.load(rotated_keys + (head * padded_length + others) * D + dims, mask=present, other=0.0)
-        keys = _span_rows(window_key + head * W * D, keys, others, held, dims, D, W)
+        keys = span_rows(window_key + head * W * D, keys, others, held, dims, D, W)
         values = tl.load(value_rows + others * value_stride + dims, mask=present, other=0.0)
-        values = _span_rows(window_value + head * W * D, values, others, held, dims, D, W)
+        values = span_rows(window_value + head * W * D, values, others, held, dims, D, W)
 
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (D**-0.5)
         key_tokens = tl.trans(others)
@@ -162,9 +162,9 @@ def leave_kernel(
     target = head * W * D + rows * D + dims
     stored = (rows < W) & (dims < D)
     keys = tl.load(rotated_keys + (head * padded_length + tokens) * D + dims, mask=present, other=0.0)
-    keys = _span_rows(window_key + head * W * D, keys, tokens, held, dims, D, W)
+    keys = span_rows(window_key + head * W * D, keys, tokens, held, dims, D, W)
     tl.store(next_window_key + target, keys, mask=stored)
     value_rows = value + sequence * value_batch_stride + kv_head * D
     values = tl.load(value_rows + tokens * value_stride + dims, mask=present, other=0.0)
-    values = _span_rows(window_value + head * W * D, values, tokens, held, dims, D, W)
+    values = span_rows(window_value + head * W * D, values, tokens, held, dims, D, W)
     tl.store(next_window_value + target, values, mask=stored)

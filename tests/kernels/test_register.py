@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from liger_export.kernels.register import attention, register_cuda_kernels
+from liger_export.kernels.register import attention, gradient, register_cuda_kernels
 from liger_export.ops import ATTENTIONS
 from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, inputs_and_reference
 from tests.ops.cases import Case
@@ -20,6 +20,32 @@ def test_operators_give_the_same_by_kernels_and_by_pytorch(mixer: str, length: i
     arguments = (*projections, *positions, *empty_state(case, torch.float32), *case.options)
     for found, expected in zip(attention(mixer, *arguments), ATTENTIONS[mixer].run(*arguments), strict=True):
         assert relative_l2(found, expected) < 1e-5
+
+
+@every_mixer
+@pytest.mark.parametrize("length", [1, 20])
+def test_gradients_are_the_same_by_kernels_and_by_pytorch(mixer: str, length: int) -> None:
+    case = Case(mixer, head_dim=32)
+    inputs, _ = inputs_and_reference(case, length, torch.float32)
+    projections, positions = call_arguments(inputs, torch.arange(length).repeat(2, 1), torch.float32)
+    state = (torch.nan_to_num(tensor) for tensor in empty_state(case, torch.float32))
+    upstream = torch.randn(projections[0].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    arguments = (*projections, *positions, *state, *case.options)
+    found, expected = (
+        gradient(mixer, *arguments, upstream),
+        ATTENTIONS[mixer].recomputed_gradients(arguments, (upstream,)),
+    )
+    assert found is not None
+    for measured, wanted in zip(found, expected, strict=True):
+        assert relative_l2(measured, wanted) < 1e-5
+
+
+def test_a_shape_without_kernels_has_no_gradients_by_kernels() -> None:
+    case = Case("gla", head_dim=16)
+    inputs, _ = inputs_and_reference(case, 3, torch.float32)
+    projections, positions = call_arguments(inputs, torch.arange(3).repeat(2, 1), torch.float32)
+    upstream = torch.ones(projections[0].shape, device=DEVICE)
+    assert gradient("gla", *projections, *positions, *empty_state(case, torch.float32), *case.options, upstream) is None
 
 
 def test_registering_twice_only_changes_cuda() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -167,6 +168,45 @@ def test_operator_is_registered_as_torch_expects(mixer: str, length: int) -> Non
     taken = arguments(case, sequences(case, length), state, positions_of(0, length), torch.float32)
     results = torch.library.opcheck(ATTENTIONS[mixer].torch_op, tuple(taken))
     assert set(results.values()) == {"SUCCESS"}
+
+
+def test_a_registered_function_computes_the_gradients_of_projections_from_the_output_alone() -> None:
+    op, case = ATTENTIONS["gla"], Case("gla")
+    asked: list[Tensor] = []
+
+    def function(*given: Any) -> tuple[Tensor, ...] | None:
+        asked.append(given[-1])
+        return None if len(asked) > 1 else tuple(torch.full_like(rows, 7) for rows in given[:3])
+
+    inputs = sequences(case, 20)
+    wanted = [tensor.requires_grad_() for tensor in (inputs.query, inputs.value)]
+    taken = arguments(case, inputs, empty_state(case, torch.float64), positions_of(0, 20), torch.float64)
+    with patch.dict(op._gradients):
+        op.register_gradients("cpu", function)
+        output, *states = op(*taken)
+        by_function = torch.autograd.grad(output.sum(), wanted, retain_graph=True)
+        by_recomputation = torch.autograd.grad(output.sum(), wanted, retain_graph=True)
+        torch.autograd.grad(output.sum() + states[0].sum(), wanted)
+    assert len(asked) == 2
+    assert all(gradient.eq(7).all() for gradient in by_function)
+    for index, measured in zip((0, 2), by_recomputation, strict=True):
+        expected = op.recomputed_gradients(taken, (torch.ones_like(output),))[index]
+        assert torch.equal(measured, expected)
+
+
+@every_mixer
+def test_gradients_equal_finite_differences(mixer: str) -> None:
+    case = Case(mixer, num_key_value_heads=1, head_dim=4, window_size=3, num_slots=2, feature_dim=2)
+    inputs = sequences(case, 5, batch=1)
+    wanted = [tensor.requires_grad_() for tensor in inputs.projections]
+    state = [tensor[:1] for tensor in empty_state(case, torch.float64)]
+
+    def output(*projections: Tensor) -> Tensor:
+        moved = inputs.projected(*projections)
+        first, *_ = ATTENTIONS[mixer](*arguments(case, moved, state, positions_of(0, 5)[:1], torch.float64))
+        return first
+
+    assert torch.autograd.gradcheck(output, wanted)
 
 
 @pytest.mark.parametrize("mixer", ["gla", "gsa", "hgrn2"])

@@ -1,0 +1,131 @@
+"""The gradients by kernels against float64 gradients of the naive reference."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from liger_export.kernels.gradients import projection_gradients
+from liger_export.ops import ATTENTIONS
+from tests.kernels.cases import (
+    DEVICE,
+    call_arguments,
+    empty_state,
+    every_dtype,
+    every_mixer,
+    inputs_and_reference,
+    options,
+    poisoned_outputs,
+)
+from tests.ops.cases import Case, Sequences, reference
+from tests.tiny import relative_l2
+
+BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+def output_gradient(case: Case, length: int, dtype: torch.dtype) -> Tensor:
+    """Gradient of the output [B, T, H * D], which ``dtype`` represents exactly, in float64."""
+    generator = torch.Generator().manual_seed(3)
+    width = case.num_attention_heads * case.head_dim
+    return torch.randn(2, length, width, generator=generator).to(dtype).double()
+
+
+def expected_gradients(case: Case, inputs: Sequences, upstream: Tensor) -> tuple[Tensor, ...]:
+    projections = [tensor.detach().requires_grad_() for tensor in inputs.projections]
+    output = reference(case, inputs.projected(*projections))["output"]
+    return torch.autograd.grad((output * upstream).sum(), projections)
+
+
+def measured_gradients(
+    case: Case, inputs: Sequences, upstream: Tensor, dtype: torch.dtype, positions: Tensor | None = None
+) -> list[Tensor]:
+    positions = torch.arange(inputs.length).repeat(2, 1) if positions is None else positions
+    arguments = call_arguments(inputs, positions, dtype)
+    with poisoned_outputs():
+        found = projection_gradients(
+            case.mixer, *arguments, empty_state(case, dtype), upstream.to(DEVICE, dtype), **options(case)
+        )
+    return [gradient.cpu() for gradient in found]
+
+
+def assert_gradients_equal(case: Case, length: int, dtype: torch.dtype, *, key_scale: float = 1.0) -> None:
+    inputs, _ = inputs_and_reference(case, length, dtype, key_scale=key_scale)
+    upstream = output_gradient(case, length, dtype)
+    measured = measured_gradients(case, inputs, upstream, dtype)
+    for name, found, expected in zip("qkv", measured, expected_gradients(case, inputs, upstream), strict=True):
+        assert found.dtype == dtype
+        error = relative_l2(found, expected)
+        assert error <= BOUNDS[dtype], f"{name}: relative L2 {error:.1e}"
+
+
+@every_mixer
+@every_dtype
+@pytest.mark.parametrize("length", [1, 37])
+def test_gradients_equal_those_of_the_naive_reference(mixer: str, dtype: torch.dtype, length: int) -> None:
+    assert_gradients_equal(Case(mixer, head_dim=32, window_size=24), length, dtype)
+
+
+@pytest.mark.slow
+@every_mixer
+@pytest.mark.parametrize("length", [16, 65, 147])
+def test_any_length(mixer: str, length: int) -> None:
+    assert_gradients_equal(Case(mixer, head_dim=32, window_size=24), length, torch.float32)
+
+
+@pytest.mark.slow
+@every_mixer
+def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
+    assert_gradients_equal(Case(mixer, head_dim=32, window_size=4), 130, torch.float32, key_scale=30.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=256, window_size=1),
+        Case("hgrn2", num_key_value_heads=3, num_queries_per_kv=5, head_dim=40, window_size=7),
+        Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=3, head_dim=128, window_size=256),
+        Case("gla", num_key_value_heads=3, num_queries_per_kv=3, head_dim=64, window_size=64),
+        Case("gla", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
+    ],
+    ids=str,
+)
+def test_shapes(case: Case) -> None:
+    assert_gradients_equal(case, 21, torch.float32)
+
+
+@pytest.mark.slow
+@every_mixer
+def test_padding_gets_zeros_and_changes_no_other_gradient(mixer: str) -> None:
+    case = Case(mixer, head_dim=32, window_size=24)
+    inputs, _ = inputs_and_reference(case, 70, torch.float32)
+    upstream = output_gradient(case, 70, torch.float32)
+    alone = measured_gradients(case, inputs.between(0, 37), upstream[:, :37], torch.float32)
+    positions = torch.arange(70).repeat(2, 1)
+    positions[1, 37:] = -1
+    for tensor in (*inputs.projections, upstream):
+        tensor[1, 37:] = float("nan")
+    for found, expected in zip(
+        measured_gradients(case, inputs, upstream, torch.float32, positions), alone, strict=True
+    ):
+        assert relative_l2(found[1, :37], expected[1]) < 1e-6
+        assert not found[1, 37:].any()
+
+
+@every_mixer
+def test_gradients_continue_from_a_state(mixer: str) -> None:
+    """Gradients of the last tokens alone equal the PyTorch operator's, whose window and state hold the first tokens."""
+    case = Case(mixer, head_dim=32, window_size=8)
+    inputs, _ = inputs_and_reference(case, 30, torch.float32)
+    upstream = output_gradient(case, 30, torch.float32)[:, 13:].to(DEVICE, torch.float32)
+    first, last = inputs.between(0, 13), inputs.between(13, 30)
+    positions = torch.arange(30).repeat(2, 1)
+    op, state = ATTENTIONS[mixer], [torch.nan_to_num(tensor) for tensor in empty_state(case, torch.float32)]
+    projections, angles = call_arguments(first, positions[:, :13], torch.float32)
+    _, *state = op.run(*projections, *angles, *state, *case.options)
+    projections, angles = call_arguments(last, positions[:, 13:], torch.float32)
+    projections = tuple(rows.detach().requires_grad_() for rows in projections)
+    output, *_ = op.run(*projections, *angles, *state, *case.options)
+    expected = torch.autograd.grad(output, projections, upstream)
+    found = projection_gradients(mixer, projections, angles, tuple(state), upstream, **options(case))
+    for measured, gradient in zip(found, expected, strict=True):
+        assert relative_l2(measured, gradient) < 1e-5
