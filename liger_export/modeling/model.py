@@ -17,6 +17,7 @@ from liger_export.config import MODEL_TYPES, LigerConfig, read_config_json, rota
 from liger_export.kernels.register import register_cuda_kernels
 from liger_export.modeling.cache import LigerCache
 from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
+from liger_export.modeling.loss import can_compute_in_parts, next_token_loss
 from liger_export.ops import ATTENTIONS, cos_and_sin, initial_parameters, rotary_angles
 
 __all__ = [
@@ -309,7 +310,8 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
     ) -> CausalLMOutputWithPast:
         """Compute logits [B, T, vocab_size], or [B, logits_to_keep, vocab_size], and the loss if labels are given.
 
-        The other arguments are those of ``LigerModel.forward``.
+        In training with labels the logits are None: the loss is computed in parts. The other arguments are those of
+        ``LigerModel.forward``.
 
         Args:
             labels: int64 [B, T]; shifted here, so pass ``input_ids``. -100 is ignored.
@@ -318,6 +320,12 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
         decoded = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
         )
+        in_parts = self.training and not logits_to_keep and can_compute_in_parts(self.lm_head)
+        if labels is not None and in_parts and kwargs.keys() <= {"num_items_in_batch"}:
+            return CausalLMOutputWithPast(
+                loss=next_token_loss(decoded.last_hidden_state, self.lm_head, labels, **kwargs),
+                past_key_values=decoded.past_key_values,
+            )
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
