@@ -6,6 +6,7 @@ from torch import Tensor
 from liger_export.errors import KernelError
 from liger_export.kernels.launch import no_triton, shape_of
 from liger_export.kernels.plans import BLOCK, CHUNK, backward_plans, chunkwise_plans
+from liger_export.kernels.runner import call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 
 __all__ = ["projection_gradients"]
@@ -61,10 +62,11 @@ def projection_gradients(
         rows.stride()[:2] for rows in (query, key, value, output_gradient)
     )
     lengths, strides = (length, padded), (*value_strides, *gradient_strides)
+    divisor, weight = float(gate_normalizer), float(recurrent_weight)  # Triton compiles integers in
     arguments = {
         prepare_kernel: (
             *(key, cos, sin, counts, *prepared, rotated_keys),
-            *(*key_strides, *lengths, gate_normalizer),
+            *(*key_strides, *lengths, divisor),
         ),
         recurrence.prepare_queries_kernel: (
             *(query, cos, sin, counts, gates, decayed_queries, rotated_queries),
@@ -80,20 +82,21 @@ def projection_gradients(
         ),
         window.window_query_gradient_kernel: (
             *(value, output_gradient, rotated_queries, rotated_keys, position_ids, counts, *state[1:]),
-            *(into_queries, *sums, *strides, *lengths, recurrent_weight),
+            *(into_queries, *sums, *strides, *lengths, weight),
         ),
         window.window_key_gradient_kernel: (
             *(value, output_gradient, rotated_queries, rotated_keys, *sums, counts, *into_keys),
-            *(*strides, padded, recurrent_weight),
+            *(*strides, padded, weight),
         ),
         recurrence.gradient_kernel: (
             *(query, key, value, output_gradient, cos, sin, counts, *prepared, *states, into_queries, *into_keys),
-            *(*gradients, *query_strides, *key_strides, *strides, *lengths, gate_normalizer, recurrent_weight),
+            *(*gradients, *query_strides, *key_strides, *strides, *lengths, divisor, weight),
         ),
     }
     plans = [chunkwise_plans(shape)["prepare_kernel"], *backward_plans(shape).values()]
-    for (kernel, tensors), plan in zip(arguments.items(), plans, strict=True):
-        kernel[plan.programs(batch, length)](*tensors, **plan.constants, **plan.options)
+    launches = [(kernel, plan, tensors) for (kernel, tensors), plan in zip(arguments.items(), plans, strict=True)]
+    outside = (*projections, cos, sin, position_ids, *state, output_gradient)
+    launch_all(("gradients", shape, query.device, call_key(outside)), launches, batch, length)
     return gradients
 
 

@@ -1,5 +1,6 @@
 """The attention kernels as functions of torch tensors."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from liger_export.kernels.plans import (
     chunkwise_plans,
     step_plan,
 )
+from liger_export.kernels.runner import call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.targets import DEPENDENT_LAUNCH_CAPABILITY
 
@@ -116,10 +118,11 @@ def chunkwise(
     output = query.new_empty(batch, length, width)
     next_memory, *next_window = (torch.empty_like(tensor) for tensor in state)
     query_strides, key_strides, value_strides = (part.stride()[:2] for part in projections)
+    divisor, weight = float(gate_normalizer), float(recurrent_weight)  # Triton compiles integers in
     arguments = {
         prepare_kernel: (
             *(key, cos, sin, counts, *prepared, rotated_keys),
-            *(*key_strides, *lengths, gate_normalizer),
+            *(*key_strides, *lengths, divisor),
         ),
         pass_kernel: (
             *(value, decayed_keys, block_gates, counts, memory, entering, next_memory),
@@ -131,15 +134,17 @@ def chunkwise(
         ),
         output_kernel: (
             *(query, value, *prepared, counts, entering, output),
-            *(*query_strides, *value_strides, *lengths, recurrent_weight),
+            *(*query_strides, *value_strides, *lengths, weight),
         ),
         leave_kernel: (
             *(value, rotated_keys, position_ids, counts, *window, *next_window),
             *(*value_strides, *lengths),
         ),
     }
-    for (kernel, tensors), plan in zip(arguments.items(), chunkwise_plans(shape).values(), strict=True):
-        kernel[plan.programs(batch, length)](*tensors, **plan.constants, **plan.options)
+    plans = chunkwise_plans(shape).values()
+    launches = [(kernel, plan, tensors) for (kernel, tensors), plan in zip(arguments.items(), plans, strict=True)]
+    outside = (*projections, cos, sin, position_ids, *state)
+    launch_all(("chunkwise", shape, query.device, call_key(outside)), launches, batch, length)
     return output, next_memory, *next_window
 
 
@@ -172,7 +177,7 @@ def shape_of(mixer: str, projections: Tensors, state: Tensors) -> AttentionShape
     _, kv_heads, window, head_dim = window_key.shape
     activation = str(query.dtype).removeprefix("torch.")
     queries_per_kv = query.shape[-1] // (kv_heads * head_dim)
-    shape = AttentionShape(mixer, kv_heads, queries_per_kv, head_dim, window, activation)
+    shape = _shape(mixer, kv_heads, queries_per_kv, head_dim, window, activation)
     if {tensor.dtype for tensor in (*projections, window_key, window_value)} != {query.dtype}:
         raise KernelError("Projections and window differ in dtype.", f"Pass all of them in {activation}.")
     if memory.dtype != torch.float32:
@@ -185,6 +190,10 @@ def shape_of(mixer: str, projections: Tensors, state: Tensors) -> AttentionShape
     if not all(tensor.is_contiguous() for tensor in state) or any(part.stride(-1) != 1 for part in projections):
         raise KernelError("A state tensor or a projection's row is not contiguous.", "Call .contiguous() on it.")
     return shape
+
+
+# A training step asks for the same shape many times.
+_shape = cache(AttentionShape)
 
 
 def _step(

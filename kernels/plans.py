@@ -1,6 +1,7 @@
 """Launch plans: constants, warps and grid of each kernel for a layer, shared by launches from PyTorch and by builds."""
 
 from dataclasses import dataclass, field
+from functools import cache
 
 from liger_export.kernels.shapes import AttentionShape, LinearShape, block_of
 
@@ -146,6 +147,7 @@ def batched_step_plan(shape: AttentionShape, *, ring: bool) -> Plan | None:
     return Plan("batched_step_kernel", constants, options, grid)
 
 
+@cache
 def chunkwise_plans(shape: AttentionShape) -> dict[str, Plan]:
     """Plan the kernels for several tokens. Returns plans by function name, in execution order."""
     sizes, head_dim, block_d = _sizes(shape), shape.head_dim, block_of(shape.head_dim)
@@ -195,6 +197,7 @@ def chunkwise_plans(shape: AttentionShape) -> dict[str, Plan]:
     return {plan.kernel: plan for plan in plans}
 
 
+@cache
 def backward_plans(shape: AttentionShape) -> dict[str, Plan]:
     """Plan the kernels of the gradient that follow ``prepare_kernel``. Returns plans by name, in execution order."""
     sizes, head_dim, block_d = _sizes(shape), shape.head_dim, block_of(shape.head_dim)
