@@ -16,7 +16,7 @@ from tests.kernels.cases import (
     options,
     poisoned_outputs,
 )
-from tests.ops.cases import Case, Sequences, reference
+from tests.ops.cases import Case, Sequences, reference, sequences
 from tests.tiny import relative_l2
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -129,3 +129,33 @@ def test_gradients_continue_from_a_state(mixer: str) -> None:
     found = projection_gradients(mixer, projections, angles, tuple(state), upstream, **options(case))
     for measured, gradient in zip(found, expected, strict=True):
         assert relative_l2(measured, gradient) < 1e-5
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
+@every_mixer
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize(("length", "key_scale"), [(1000, 1.0), (4097, 30.0), (8192, 1.0)])
+def test_gradients_of_long_sequences(mixer: str, dtype: torch.dtype, length: int, key_scale: float) -> None:
+    """Against the PyTorch operator in float64."""
+    case = Case(mixer, num_key_value_heads=3, num_queries_per_kv=3, head_dim=64, window_size=64)
+    inputs = sequences(case, length, key_scale=key_scale)
+    inputs = inputs.projected(*(rows.to(dtype).double() for rows in inputs.projections))
+    upstream = output_gradient(case, length, dtype)
+    positions = torch.arange(length).repeat(2, 1)
+    angles = (inputs.angles.cos(), inputs.angles.sin())
+    state = (torch.zeros(2, *shape, dtype=torch.float64) for shape in case.state_shapes.values())
+    wide = [tensor.to(DEVICE) for tensor in (*inputs.projections, *angles, positions, *state)]
+    expected = ATTENTIONS[mixer].recomputed_gradients((*wide, *case.options), (upstream.to(DEVICE),))
+    for found, gradient in zip(measured_gradients(case, inputs, upstream, dtype), expected, strict=True):
+        assert relative_l2(found, gradient.cpu()) <= BOUNDS[dtype]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
+@every_mixer
+def test_a_second_call_gives_the_same_gradients(mixer: str) -> None:
+    """It launches what the first one compiled."""
+    case = Case(mixer, head_dim=32)
+    inputs, _ = inputs_and_reference(case, 37, torch.float32)
+    upstream = output_gradient(case, 37, torch.float32)
+    first, second = (measured_gradients(case, inputs, upstream, torch.float32) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
