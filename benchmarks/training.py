@@ -1,7 +1,8 @@
 """Finetuning speed and memory: LoRA steps of a Liger model beside those of its softmax base in transformers (sdpa).
 
 Both have the shape of SmolLM2-135M and random weights, float32 under bfloat16 autocast. They train in turns; memory is
-that of each alone. Speeds are medians, with the 10th and 90th percentiles.
+that of each alone. Speeds are medians, with the 10th and 90th percentiles. Without --compile the CPU launches kernels
+hardly faster than an H200 runs them, so compare on an idle machine.
 
     python benchmarks/training.py --lengths 1024 8192 --windows 64 256 --json training.json
 """
@@ -51,6 +52,14 @@ def liger_model(mixer: str, window: int) -> nn.Module:
     values = liger_config_values(SMOLLM2, LinearizeSettings(mixer=mixer, window_size=window))
     model_class: Any = MODEL_CLASSES[values["model_type"]]
     return model_class(model_class.config_class.from_dict(values))
+
+
+def compiled(make: Callable[[], Any]) -> nn.Module:
+    """Make a model whose decoder layers ``torch.compile`` compiles when they first run."""
+    model = make()
+    for layer in model.model.layers:
+        layer.compile()
+    return model
 
 
 def training_step(model: nn.Module, tokens: torch.Tensor) -> Callable[[], None]:
@@ -109,7 +118,7 @@ def measure(models: dict[str, Callable[[], nn.Module]], length: int, args: argpa
         row |= {"of base": speed.median / rows[0]["tokens/s"] if rows else 1.0, "peak GB": peaks[name]}
         rows.append(row)
         print(
-            f"T {length:5d} {name:12s} {speed.text(0):>28s} tokens/s  {row['of base']:.2f}x  {peaks[name]:.2f} GB",
+            f"T {length:5d} {name:24s} {speed.text(0):>28s} tokens/s  {row['of base']:.2f}x  {peaks[name]:.2f} GB",
             flush=True,
         )
     return rows
@@ -123,12 +132,15 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=[64])
     parser.add_argument("--rounds", type=int, default=4, help="how often the models take turns")
     parser.add_argument("--repeats", type=int, default=5, help="steps in each turn")
+    parser.add_argument("--compile", action="store_true", help="also train each model with compiled layers")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take the most time")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     models: dict[str, Callable[[], nn.Module]] = {"softmax base": base_model}
     for mixer in args.mixers:
         models |= {f"{mixer} {window}": partial(liger_model, mixer, window) for window in args.windows}
+    if args.compile:
+        models |= {f"{name}, compiled": partial(compiled, make) for name, make in models.items()}
     results = [row for length in args.lengths for row in measure(models, length, args)]
     if args.json:
         args.json.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "results": results}, indent=1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 __all__ = ["IGNORED", "can_compute_in_parts", "next_token_loss"]
 
 IGNORED = -100  # a label that is not predicted
-LOGITS_PER_PART = 2**25  # 128 MiB in float32
+LOGITS_PER_PART = 2**26  # 256 MiB in float32
 
 
 def can_compute_in_parts(head: nn.Module) -> bool:

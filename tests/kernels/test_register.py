@@ -1,8 +1,13 @@
 """The kernels as PyTorch operators."""
 
+from functools import partial
+from unittest.mock import patch
+
 import pytest
 import torch
 
+from liger_export.kernels import register
+from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.register import attention, gradient, register_cuda_kernels
 from liger_export.ops import ATTENTIONS
 from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, inputs_and_reference
@@ -38,6 +43,28 @@ def test_gradients_are_the_same_by_kernels_and_by_pytorch(mixer: str, length: in
     assert found is not None
     for measured, wanted in zip(found, expected, strict=True):
         assert relative_l2(measured, wanted) < 1e-5
+
+
+@pytest.mark.slow
+def test_compiled_code_takes_the_gradients_of_kernels() -> None:
+    case, op = Case("gla", head_dim=32), ATTENTIONS["gla"]
+    inputs, _ = inputs_and_reference(case, 20, torch.float32)
+    projections, positions = call_arguments(inputs, torch.arange(20).repeat(2, 1), torch.float32)
+    state = [torch.nan_to_num(tensor) for tensor in empty_state(case, torch.float32)]
+    wanted = [rows.contiguous().requires_grad_() for rows in projections]
+
+    def loss(*rows: torch.Tensor) -> torch.Tensor:
+        return op(*rows, *positions, *state, *case.options)[0].square().sum()
+
+    expected = torch.autograd.grad(loss(*wanted), wanted)
+    with patch.dict(op._gradients):
+        op.register_gradients(DEVICE, partial(gradient, "gla"))
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        with patch.object(register, "projection_gradients", wraps=projection_gradients) as launched:
+            found = torch.autograd.grad(compiled(*wanted), wanted)
+    assert launched.call_count == 1
+    for measured, gradient_by_pytorch in zip(found, expected, strict=True):
+        assert relative_l2(measured, gradient_by_pytorch) < 1e-5
 
 
 def test_a_shape_without_kernels_has_no_gradients_by_kernels() -> None:
