@@ -3,19 +3,22 @@
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 
 from liger_export.config import LigerConfig
 from liger_export.errors import PackageError
 from liger_export.files import read_json, reading, sha256_file
-from liger_export.package.engines import ONNX
+from liger_export.package.contract import contract_of, graph_contracts
+from liger_export.package.engines import BACKENDS, ONNX
 from liger_export.package.manifest import MANIFEST_FILE, MODEL_FILES, REPORT_FILE, Manifest, read_manifest
 from liger_export.runtime import Sampling
 from liger_export.runtime.defaults import read_defaults
 from liger_export.state import bytes_per_session
 
-__all__ = ["Summary", "inspect"]
+__all__ = ["Summary", "inspect", "read_contract"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,35 @@ def inspect(directory: Path) -> Summary:
     manifest = read_manifest(directory)
     with reading(directory, PackageError, "Copy or convert the package again."):
         return _describe(directory, manifest)
+
+
+def read_contract(directory: Path) -> dict[str, Any]:
+    """Describe the inputs and outputs of the graphs of a package or engine. See ``contract_of``.
+
+    Raises:
+        PackageError: the manifest is missing or unreadable, or a graph file was changed or has other inputs or outputs.
+    """
+    manifest = read_manifest(directory)
+    manifest.check_files(directory, weights=False)
+    for name, contract in graph_contracts(manifest).items():
+        if not name.endswith(BACKENDS[ONNX]):
+            continue  # built for a GPU, which is needed to read it
+        graph = onnx.load(directory / name, load_external_data=False).graph
+        if [*map(_port, graph.input), *map(_port, graph.output)] != [
+            (port.name, port.dtype, tuple(port.shape)) for port in (*contract.inputs, *contract.outputs)
+        ]:
+            raise PackageError(
+                f"{name} in {directory} has other inputs or outputs than this version writes.",
+                "Convert the checkpoint again.",
+            )
+    return contract_of(manifest)
+
+
+def _port(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    """The name, dtype and shape of a graph's input or output."""
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return value.name, np.dtype(dtype).name, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
 
 
 def _describe(directory: Path, manifest: Manifest) -> Summary:

@@ -1,5 +1,6 @@
 """Commands that make, describe and run a package: ``convert``, ``inspect`` and ``run``."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,8 @@ from liger_export.commands.options import (
     parse_override,
     split_names,
 )
-from liger_export.commands.tables import engine_rows, megabytes, summary_table
+from liger_export.commands.tables import contract_table, engine_rows, megabytes, summary_table
+from liger_export.errors import InputError
 from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, Calibration, Precision
 from liger_export.runtime.defaults import read_defaults
 
@@ -141,10 +143,27 @@ def _print_package(directory: Path, manifest: "Manifest") -> None:
     typer.echo(f"{directory}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")
 
 
-def inspect(package: RunnableArgument) -> None:
+def inspect(
+    package: RunnableArgument,
+    contract: Annotated[
+        bool, typer.Option("--contract", help="Describe the inputs and outputs of its graphs instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the contract as JSON.")] = False,
+) -> None:
     """Describe a package or engine, and verify its files."""
     with exporter("cli"):
         from liger_export.inspection import inspect as describe
+        from liger_export.inspection import read_contract
+    if as_json and not contract:
+        raise InputError("--json prints the contract only.", "Add --contract.")
+    if contract:
+        found = read_contract(package)
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+            return
+        for name, graph in found["graphs"].items():
+            show(contract_table(name, graph))
+        return
     summary = describe(package)
     show(summary_table(str(package), [*summary.rows, *engine_rows(summary.manifest)]))
     if summary.damage is not None:

@@ -1,7 +1,8 @@
 """Tables that the commands print. Each fits into 80 columns or folds long cells."""
 
+import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.markup import escape
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # these modules load PyTorch
 
 __all__ = [
     "bench_table",
+    "contract_table",
     "engine_rows",
     "evaluation_table",
     "heldout_table",
@@ -112,6 +114,28 @@ def _time_spread(seconds: "Spread | None") -> str:
 def _rate(value: float) -> str:
     """Format a number with three digits, or in thousands."""
     return f"{value / 1e3:.1f}k" if value >= 1e4 else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def contract_table(name: str, graph: dict[str, Any]) -> Table:
+    """The inputs and outputs of a graph; states of equal shape in several layers share a row."""
+    table = Table("", "meaning", title=escape(name), box=SIMPLE)
+    in_place = {_of_any_layer(port) for port in graph["in_place"]}
+    for kind in ("inputs", "outputs"):
+        table.add_row(f"[bold]{kind}", "")
+        rows = {
+            (_of_any_layer(port["name"]), f"{port['dtype']} [{', '.join(map(str, port['shape']))}]"): port["meaning"]
+            for port in graph[kind]
+        }
+        for (port, tensor), meaning in rows.items():
+            note = " May be updated in place." if port in in_place else ""
+            table.add_row(f"{port}\n[dim]  {escape(tensor)}", f"[dim]{escape(meaning)}{note}")
+        table.add_section()
+    return table
+
+
+def _of_any_layer(name: str) -> str:
+    """The name of a state with N for its layer."""
+    return re.sub(r"\.\d+\.", ".N.", name)
 
 
 def engine_rows(manifest: "Manifest") -> list[tuple[str, str]]:

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from liger_export.config import LigerConfig
 from liger_export.errors import UnsupportedModelError
-from liger_export.kernels.plans import TOP_LOGITS
 from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES
+from liger_export.package.contract import CANDIDATES, MOST_LIKELY, TEMPERATURE, Port
 
 __all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 
 MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in KERNEL_MIXERS}
-ARGMAX = "most_likely"
-TEMPERATURE = "temperature"
 # Operators that the library implements, and that need no function body.
 NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely", "RotaryAngles")
 VECTOR = 8  # the library's CPU kernels compute vectors of this many values
@@ -82,23 +81,25 @@ def _fuse_attention(graph: ir.Graph, node: ir.Node) -> None:
 
 def _add_argmax(graph: ir.Graph) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
-    node = ir.node("MostLikely", [logits], domain=DOMAIN, name=ARGMAX)
-    chosen = node.outputs[0]
-    chosen.name, chosen.type, chosen.shape = ARGMAX, ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "kept"])
+    node = ir.node("MostLikely", [logits], domain=DOMAIN, name=MOST_LIKELY.name)
     graph.append(node)
-    graph.outputs.append(chosen)
+    graph.outputs.append(_declare(node.outputs[0], MOST_LIKELY))
 
 
 def _add_top_logits(graph: ir.Graph) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
-    temperature = ir.Value(name=TEMPERATURE, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT))
+    temperature = _declare(ir.Value(), TEMPERATURE)
     graph.inputs.append(temperature)
-    node = ir.node("Candidates", [logits, temperature], domain=DOMAIN, name="candidates")
-    found = node.outputs[0]
-    found.name, found.type = "candidates", ir.TensorType(ir.DataType.FLOAT)
-    found.shape = ir.Shape(["batch", 1 + 2 * TOP_LOGITS])
+    node = ir.node("Candidates", [logits, temperature], domain=DOMAIN, name=CANDIDATES.name)
     graph.append(node)
-    graph.outputs.append(found)
+    graph.outputs.append(_declare(node.outputs[0], CANDIDATES))
+
+
+def _declare(value: ir.Value, port: Port) -> ir.Value:
+    """Give a value the name, dtype and shape of an input or output of the contract."""
+    value.name, value.shape = port.name, ir.Shape(port.shape)
+    value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(port.dtype)))
+    return value
 
 
 def _split_into(values: Sequence[ir.Value | None]) -> ir.Value | None:

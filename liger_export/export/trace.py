@@ -17,6 +17,8 @@ from liger_export.modeling.model import LigerForCausalLM
 from liger_export.onnx_functions.rotary_angles import ROTARY_ANGLES
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET, SCHEMAS
 from liger_export.ops import ATTENTIONS, AttentionOp
+from liger_export.package import STOCK
+from liger_export.package.contract import graph_inputs, graph_outputs, state_ports
 from liger_export.state import StateTensor, by_layer, state_table
 
 __all__ = ["ONNX_OPSET", "trace"]
@@ -59,10 +61,8 @@ class _PureModel(nn.Module):
 def trace(config: LigerConfig, config_values: dict[str, Any], activations: str = "float32") -> ir.Model:
     """Trace the model that a ``config.json`` describes.
 
-    The graph's inputs are ``input_ids`` and ``position_ids``, int64 [B, T], ``logits_to_keep`` (int64 scalar, 0 for
-    all) and the past states. Its outputs are ``logits`` and the present states. State names are those of the state
-    table. Initializers have the checkpoint's tensor names and no data. Liger attention is one ``liger`` node per layer,
-    and the rotary angles of the call are one more.
+    Inputs and outputs are those of ``package.contract``. Initializers have the checkpoint's tensor names and no data.
+    Liger attention is one ``liger`` node per layer, and the rotary angles of the call are one more.
 
     Args:
         config: the model.
@@ -140,18 +140,12 @@ def _translate_rotary_angles(position_ids: Any, turns: Any) -> Any:
 
 
 def _rename(model: ir.Model, config: LigerConfig, table: tuple[StateTensor, ...]) -> None:
-    """Name inputs and outputs as the state table does, and initializers as the checkpoint does."""
+    """Name inputs and outputs as the contract does, and initializers as the checkpoint does."""
     graph = model.graph
-    inputs = ["input_ids", "position_ids", "logits_to_keep", *(entry.past_name for entry in table)]
-    outputs = ["logits", *(entry.present_name for entry in table)]
-    for value, name in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True):
-        value.name = name
-    for value in graph.inputs[:2]:
-        value.shape = ir.Shape(["batch", "length"])
-    graph.inputs[2].shape = ir.Shape([])
-    graph.outputs[0].shape = ir.Shape(["batch", "kept", config.vocab_size])
-    for entry, past, present in zip(table, graph.inputs[3:], graph.outputs[1:], strict=True):
-        past.shape = present.shape = ir.Shape(["batch", *entry.shape])
+    past, present = state_ports(table)
+    ports = (*graph_inputs(STOCK, past), *graph_outputs(STOCK, config.vocab_size, present))
+    for value, port in zip((*graph.inputs, *graph.outputs), ports, strict=True):
+        value.name, value.shape = port.name, ir.Shape(port.shape)
     for value in list(graph.initializers.values()):
         name = value.name.removeprefix("causal_lm.") if value.name else ""
         tied = config.tie_word_embeddings and name == "lm_head.weight"

@@ -199,6 +199,17 @@ def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) ->
     assert "state per session" in result.stdout
 
 
+def test_inspect_prints_the_contract_of_the_graphs(package: Path) -> None:
+    found = json.loads(liger_export("inspect", package, "--contract", "--json").stdout)
+    inputs = found["graphs"]["model.onnx"]["inputs"]
+    assert [port["name"] for port in inputs][:3] == ["input_ids", "position_ids", "logits_to_keep"]
+    assert inputs[3]["shape"] == ["batch", 2, 8, 8]
+    shown = " ".join(liger_export("inspect", package, "--contract").stdout.split())
+    assert "past_key_values.N.recurrent_state" in shown
+    assert "float32 [batch, 2, 8, 8]" in shown
+    assert_refused(liger_export("inspect", package, "--json"), "--json", "Add --contract")
+
+
 def test_inspect_shows_measured_memory_growth(package_copy: Path) -> None:
     assert "not measured yet" in " ".join(liger_export("inspect", package_copy).stdout.split())
     measured = {"from_token": 64, "to_token": 5000, "bytes_grown": 0, "bytes_per_token": 0.0, "onnxruntime": "1.32.0"}
