@@ -183,6 +183,10 @@ def run(
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    lookup: Annotated[
+        int,
+        typer.Option(min=0, help="Guess up to this many tokens from the text and read them together; same text."),
+    ] = 0,
     parse_special_tokens: Annotated[
         bool,
         typer.Option("--parse-special-tokens", help="Parse special tokens in the prompt; by default, they stay text."),
@@ -207,5 +211,7 @@ def run(
         seed=seed,
     )
     tokens = session.encode(prompt, parse_special_tokens=parse_special_tokens)
-    pieces = session.generate(tokens, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()))
+    pieces = session.generate(
+        tokens, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), lookup=lookup
+    )
     print_speed(session, len(tokens), stream_text(prompt, pieces))

@@ -1,15 +1,17 @@
 """Run the graph of a package in ONNX Runtime. It takes any number of tokens per call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 
 import numpy as np
 
 from liger_export.ort import ort
-from liger_export.package import Manifest
+from liger_export.package import FUSED, Manifest
 from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, new_buffer, rows_of
 from liger_export.runtime.calls import NO_CAPTURE, Call, Graph
+from liger_export.runtime.dtypes import numpy_dtype
 from liger_export.runtime.executor import Logits, Tokens
 from liger_export.runtime.state_buffers import StateBuffers
 from liger_export.runtime.top_logits import TopLogits
@@ -19,6 +21,8 @@ __all__ = ["PREFILL_CHUNK", "DynamicExecutor", "new_capture_id"]
 
 # Tokens per call. On a CPU, longer calls are not faster and need more memory; a GPU needs more work per call.
 PREFILL_CHUNK = {CPU: 128, CUDA: 1024}
+EXACT_TOKENS = 16  # with more, the fused graph's products add up in another order
+CHECKED_TOKENS = 3
 # Executors that share a model need different ids: a captured graph holds the addresses of one executor's buffers.
 _capture_ids = count(1)
 
@@ -39,8 +43,18 @@ class _Read:
     call: Call
 
 
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """A state, and the calls of one token that read each set of its buffers."""
+
+    state: StateBuffers
+    steps: list[_Read]
+
+
 class DynamicExecutor:
-    """See ``Executor``. Nothing is allocated per step, and memory does not depend on the number of tokens read.
+    """See ``Executor`` and ``AheadExecutor``.
+
+    Nothing is allocated per step, and memory does not depend on the number of tokens read.
 
     On a GPU, the steps that read the first set of state buffers are captured as one CUDA graph and those that read the
     second as another; both are then replayed.
@@ -48,6 +62,8 @@ class DynamicExecutor:
     Attributes:
         model: ONNX Runtime's session, which executors can share.
     """
+
+    exact = EXACT_TOKENS
 
     def __init__(
         self, model: ort.InferenceSession, manifest: Manifest, *, lowering: str, device: str, capture: bool = True
@@ -71,10 +87,8 @@ class DynamicExecutor:
         self._outputs = {
             name: new_buffer(device, (1, *shape), dtype) for name, (shape, dtype) in self.graph.row_outputs().items()
         }
-        self._state = StateBuffers(manifest.state, self._new_state, self.graph.in_place)
-        text = new_buffer(device, (2, 1), "int64")
-        graph_ids = [new_capture_id() if capture else NO_CAPTURE for _ in self._state.sets]
-        self._steps = [self._bind(text, turn, self._outputs, keep=1, graph_id=graph_ids[turn]) for turn in (0, 1)]
+        self._home = self._new_home()
+        self._spare: _Home | None = None  # takes the state after tokens that were read ahead
 
     @property
     def position(self) -> int:
@@ -112,17 +126,17 @@ class DynamicExecutor:
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             if len(piece) == 1:
-                call = self._steps[self._state.turn]
+                call = self._home.steps[self._state.turn]
             else:
                 text = new_buffer(self.device, (2, len(piece)), "int64")
-                call = self._bind(text, self._state.turn, self._outputs, keep=1)
+                call = self._bind(text, *self._in_turn(), self._outputs, keep=1)
             self._run(call, piece)
 
     def read_with_all_logits(self, tokens: Tokens) -> Logits:
         """See ``Executor``. This is always a single call of the graph."""
         logits = new_buffer(self.device, (1, len(tokens), self._vocab_size), "float32")
         text = new_buffer(self.device, (2, len(tokens)), "int64")
-        self._run(self._bind(text, self._state.turn, {"logits": logits}, keep=0), tokens)
+        self._run(self._bind(text, *self._in_turn(), {"logits": logits}, keep=0), tokens)
         read: Logits = logits.read()[0]
         return read
 
@@ -166,7 +180,75 @@ class DynamicExecutor:
 
     def buffer_addresses(self) -> list[int]:
         """See ``Executor``."""
-        return self._state.addresses()
+        homes = [self._home, *([self._spare] if self._spare else [])]
+        return sorted(address for home in homes for address in home.state.addresses())
+
+    def ahead(self) -> "DynamicExecutor | None":
+        """See ``Executor``."""
+        return self if self._is_exact else None
+
+    def read_ahead(self, tokens: Tokens, keep: int) -> Logits:
+        """See ``AheadExecutor``."""
+        if self._spare is None:
+            self._spare = self._new_home()
+        state, after = self._state, self._spare.state
+        logits = new_buffer(self.device, (1, keep, self._vocab_size), "float32")
+        text = new_buffer(self.device, (2, len(tokens)), "int64")
+        past, present = state.sets[state.turn], after.sets[after.turn]
+        self._call(self._bind(text, past, present, {"logits": logits}, keep=keep), tokens)
+        after.position = state.position + len(tokens)
+        read: Logits = logits.read()[0]
+        return read
+
+    def adopt(self) -> None:
+        """See ``AheadExecutor``."""
+        assert self._spare is not None
+        self._home, self._spare = self._spare, self._home
+
+    @cached_property
+    def _is_exact(self) -> bool:
+        """True if calls of up to ``exact`` tokens give what calls of one token give, bit by bit.
+
+        The fused graph's operators are made for it. Its other products are ONNX Runtime's, which are compared here.
+        """
+        if self.lowering != FUSED or self.device != CPU or self._manifest.model_config.softmax_layers:
+            return False
+        tokens = np.arange(1, 1 + CHECKED_TOKENS)[None] % self._vocab_size
+        start = {
+            entry.past_name: np.zeros((1, *entry.shape), numpy_dtype(entry.dtype)) for entry in self._manifest.state
+        }
+        logits, state = self.run(tokens, 0, start)
+        for position in range(CHECKED_TOKENS):
+            one, start = self.run(tokens[:, position : position + 1], position, start)
+            if not np.array_equal(one[0, 0], logits[0, position]):
+                return False
+        return all(np.array_equal(start[name], state[name]) for name in start)
+
+    @property
+    def _state(self) -> StateBuffers:
+        return self._home.state
+
+    def _in_turn(self) -> tuple[Sequence[Buffer], Sequence[Buffer]]:
+        """The buffers that the next call reads, and those that it writes."""
+        sets, turn = self._state.sets, self._state.turn
+        return sets[turn], sets[1 - turn]
+
+    def _new_home(self) -> _Home:
+        """Allocate a state, and bind the calls of one token."""
+        state = StateBuffers(self._manifest.state, self._new_state, self.graph.in_place)
+        text = new_buffer(self.device, (2, 1), "int64")
+        steps = [
+            self._bind(
+                text,
+                state.sets[turn],
+                state.sets[1 - turn],
+                self._outputs,
+                keep=1,
+                graph_id=new_capture_id() if self._capture else NO_CAPTURE,
+            )
+            for turn in (0, 1)
+        ]
+        return _Home(state, steps)
 
     def _new_state(self, entry: StateTensor) -> Buffer:
         return new_buffer(self.device, (1, *entry.shape), entry.dtype)
@@ -179,23 +261,34 @@ class DynamicExecutor:
 
     def _run(self, read: _Read, tokens: Tokens) -> None:
         """Read tokens in one call of the graph."""
+        self._call(read, tokens)
+        self._state.advance(len(tokens))
+
+    def _call(self, read: _Read, tokens: Tokens) -> None:
+        """Run one call of the graph for tokens that follow those read."""
         position = self._state.position
         read.text.write(np.array([tokens, np.arange(position, position + len(tokens))]))
         self.graph.run(read.call)
-        self._state.advance(len(tokens))
 
     def _bind(
-        self, text: Buffer, turn: int, outputs: Mapping[str, Buffer], *, keep: int, graph_id: int = NO_CAPTURE
+        self,
+        text: Buffer,
+        past: Sequence[Buffer],
+        present: Sequence[Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        keep: int,
+        graph_id: int = NO_CAPTURE,
     ) -> _Read:
-        """Bind a call that reads the state buffers of set ``turn`` and writes the other set.
+        """Bind a call.
 
         Args:
             text: See ``_Read``.
-            turn: Index of the set to read.
+            past: The state buffers to read.
+            present: The state buffers to write.
             outputs: See ``Graph.bind``.
             keep: See ``Graph.bind``.
             graph_id: See ``Graph.bind``.
         """
-        past, present = self._state.sets[turn], self._state.sets[1 - turn]
         rows = [rows_of(text, row) for row in range(2)]
         return _Read(text, self.graph.bind(rows, past, outputs, present, keep=keep, graph_id=graph_id))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from liger_export.runtime.buffers import Array
 from liger_export.runtime.top_logits import TopLogits
 
-__all__ = ["Executor", "Logits", "Prediction", "StoredPrediction", "Tokens"]
+__all__ = ["AheadExecutor", "Executor", "Logits", "Prediction", "StoredPrediction", "Tokens"]
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -112,4 +112,31 @@ class Executor(Prediction, Protocol):
         """
 
     def buffer_addresses(self) -> list[int]:
-        """Return the address of every state buffer, sorted. They never change."""
+        """Return the address of every state buffer, sorted. Only ``ahead`` adds some; they never change."""
+
+    def ahead(self) -> "AheadExecutor | None":
+        """Return this executor if it can read ahead; None if its graphs do not read several tokens exactly."""
+
+
+class AheadExecutor(Executor, Protocol):
+    """An executor that can read tokens and stay in the state before them.
+
+    Attributes:
+        exact: Number of tokens up to which one call gives the logits and the state of calls of one token, bit by bit.
+    """
+
+    exact: int
+
+    def read_ahead(self, tokens: Tokens, keep: int) -> Logits:
+        """Read up to ``exact`` tokens and stay in the state before them.
+
+        Args:
+            tokens: int64 ``[T]``.
+            keep: Number of last tokens to return logits for.
+
+        Returns:
+            The logits after each of the last ``keep`` tokens, float32 ``[keep, vocab_size]``.
+        """
+
+    def adopt(self) -> None:
+        """Go to the state after the tokens of the last ``read_ahead``. Nothing may be read in between."""

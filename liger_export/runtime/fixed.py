@@ -152,6 +152,9 @@ class FixedExecutor:
         """See ``Executor``."""
         return self._state.addresses()
 
+    def ahead(self) -> None:
+        """See ``Executor``. The graph of one token and that of many round differently."""
+
     def _new_state(self, entry: StateTensor) -> Buffer:
         return HostBuffer(self._graphs.zeros((1, *entry.shape), numpy_dtype(entry.dtype).name))
 

@@ -26,6 +26,7 @@ class MoreSettings(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     top_logprobs: int | None
+    lookup: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,8 @@ class GenerationSettings:
         ignore_eos: End-of-text tokens do not end the text.
         top_logprobs: Number of most likely tokens whose log-probabilities are computed, beside the chosen token's; None
             for no log-probabilities.
+        lookup: Largest number of tokens to guess from the text and to read in one call with the last one chosen; 0 for
+            none. The text is the same. Only a session does this; see ``Lookup``.
 
     Raises:
         InputError: A number is not one of tokens, ``min_tokens`` exceeds ``max_new_tokens``, or a stop string is empty
@@ -55,9 +58,10 @@ class GenerationSettings:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     top_logprobs: int | None = None
+    lookup: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "min_tokens", "top_logprobs"):
+        for name in ("max_new_tokens", "min_tokens", "top_logprobs", "lookup"):
             value = getattr(self, name)
             if not (_is_count(value) or (name == "top_logprobs" and value is None)):
                 raise InputError(f"{name} is {value!r}.", "It must be an integer, 0 or more.")

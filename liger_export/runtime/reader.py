@@ -18,6 +18,7 @@ from liger_export.runtime.executor import Prediction, Tokens
 from liger_export.runtime.finite import not_finite
 from liger_export.runtime.generation import Generation, GenerationSettings
 from liger_export.runtime.guard import Guard
+from liger_export.runtime.lookup import Lookup
 from liger_export.runtime.pieces import CANCELLED, Piece
 from liger_export.runtime.record import NO_TOKENS, TextRecord
 from liger_export.runtime.saved_state import SavedState, model_identity
@@ -79,21 +80,30 @@ class Reader:
         random = self.random if seed is None else np.random.default_rng(seed)
         seen = self._text.seen
         generation = Generation(settings, self._tokenizer, context, end_ids=end_ids, seen=seen, random=random)
+        lookup = Lookup(self._text, context, settings.lookup) if settings.lookup else None
         self.random = random
-        return Continuation(self._guard, partial(self._advance, generation, [read_prompt]))
+        return Continuation(self._guard, partial(self._advance, generation, [read_prompt], lookup))
 
-    def _advance(self, generation: Generation, unread: list[_Read], user: Continuation) -> tuple[Piece | None, bool]:
+    def _advance(
+        self, generation: Generation, unread: list[_Read], lookup: Lookup | None, user: Continuation
+    ) -> tuple[Piece | None, bool]:
         """Read the prompt, or the pending token after that. Then choose the next token. See ``Continuation``."""
         with self._guard.change(user):
-            read = unread.pop() if unread else partial(self._read_next, NO_TOKENS, NO_PROGRESS)
-            read(generation, user)
+            predicted = None if unread or lookup is None or user.is_cancelled else lookup.predict()
+            if predicted is None:
+                read = unread.pop() if unread else partial(self._read_next, NO_TOKENS, NO_PROGRESS)
+                read(generation, user)
             if user.is_cancelled:
                 return Piece("", (), CANCELLED), True
-            if generation.finished or self._text.prediction is None:
+            prediction = predicted or self._text.prediction
+            if generation.finished or prediction is None:
                 return Piece("", (), generation.finish_reason), True
-            with self.naming_the_place(self._text.prediction):
-                token, piece = generation.advance(self._text.prediction)
-            self._text.pending = [] if token is None else [token]
+            with self.naming_the_place(prediction):
+                token, piece = generation.advance(prediction)
+            if token is not None:
+                self._text.pending.append(token)
+            if lookup is not None:
+                lookup.follow(token, is_last=generation.finished)
         return piece, generation.finished
 
     def _read_next(self, tokens: Tokens, progress: Progress, generation: Generation, user: Continuation) -> None:

@@ -22,7 +22,7 @@ class TextRecord:
     Attributes:
         executor: Holds the model's state.
         seen: bool [vocab_size], True for tokens in the text, for the repetition penalty.
-        pending: Tokens that ``generate`` chose and the model has not read yet: at most one.
+        pending: Tokens that ``generate`` chose and the model has not read yet: at most one, or with ``Lookup`` several.
         recent: The last tokens read.
         prediction: Of the token after the last one read; None if there is none.
         digest: ``digest_after`` all tokens read; None if a state was loaded that does not have it.
@@ -57,7 +57,7 @@ class TextRecord:
         self.digest = digest_after(self.digest, tokens)
 
     def take_pending(self, tokens: Tokens) -> Tokens:
-        """Return the pending token, which is then no longer pending, followed by ``tokens``.
+        """Return the last pending token, which is then no longer pending, followed by ``tokens``. Read those before it.
 
         Raises:
             InputError: See ``check_length``.
@@ -65,8 +65,15 @@ class TextRecord:
         self.check_length(self.executor.position + len(self.pending) + len(tokens))
         if not self.pending:
             return tokens
+        self.read_pending(len(self.pending) - 1)
         pending, self.pending = self.pending, []
         return np.array([*pending, *tokens], dtype=np.int64)
+
+    def read_pending(self, count: int) -> None:
+        """Read the first ``count`` pending tokens."""
+        if count:
+            tokens, self.pending = np.array(self.pending[:count], dtype=np.int64), self.pending[count:]
+            self.read(tokens)
 
     def check_length(self, length: int) -> None:
         """Raise InputError if a text of ``length`` tokens is too long for the graph's rotary angles."""

@@ -40,7 +40,8 @@ class SavedState:
         tensors: State tensors by the name of the graph input, each ``[1, ...]``. bfloat16 tensors hold their bits as
             uint16, also in the file (see ``runtime.dtypes``).
         model: ``model_identity`` of the package.
-        pending: Tokens that are part of the text, but not read yet: at most the last one that ``generate`` chose.
+        pending: Tokens that are part of the text, but not read yet: the last one that ``generate`` chose,
+            and with ``lookup`` perhaps others before it.
         recent: Ids of the last tokens of the text, because the next token may complete a character of theirs.
         seen: Ids of all tokens in the text, int64 ``[N]``, for the repetition penalty.
         logits: Logits of the next token, float32 ``[vocab_size]``, if no token is pending.

@@ -142,6 +142,8 @@ class Scheduler(Closing):
         """
         if not isinstance(count, int) or count < 1:
             raise InputError(f"count is {count!r}.", "It must be a positive integer.")
+        if request.settings.lookup:
+            raise InputError("A scheduler reads one token of each sequence per step.", "Use a session, or lookup=0.")
         require_reach(len(request.prompt) + request.settings.max_new_tokens, self._max_length)
         first, *others = [Sequence(self.session, with_seed_of(request, index)) for index in range(count)]
         first.followers = others

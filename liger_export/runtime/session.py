@@ -217,12 +217,13 @@ class Session:
             sampling: How to choose them; default: ``defaults.sampling``, of the package's ``generation_config.json``.
             stop: Strings to stop at. A special token in them matches that token, which has no text, and its name.
             progress: Counts the tokens of the prompt that are read.
-            more: Further fields of ``GenerationSettings``: ``min_tokens``, ``stop_token_ids``, ``ignore_eos`` and
-                ``top_logprobs``.
+            more: Further fields of ``GenerationSettings``: ``min_tokens``, ``stop_token_ids``, ``ignore_eos``,
+                ``top_logprobs`` and ``lookup``.
 
         Raises:
-            InputError: The prompt has no tokens or is refused by ``encode``, or a setting is refused by
-                ``GenerationSettings``. The iterator raises NotFiniteError, which is one, if the logits are not finite.
+            InputError: The prompt has no tokens or is refused by ``encode``, a setting is refused by
+                ``GenerationSettings``, or the graph cannot do ``lookup``. The iterator raises NotFiniteError, which is
+                one, if the logits are not finite.
         """
         prompt_ids = self.encode(
             prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens

@@ -14,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from liger_export.cli import app, main
+from liger_export.convert import convert
+from tests.plugins.sessions import needs_library
 from tests.tiny import END_OF_TEXT, edit_json, write_base, write_liger
 
 SUBCOMMANDS = [
@@ -189,6 +191,16 @@ def test_a_reader_may_close_the_output_early(package: Path) -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert result.stdout == "d"
     assert "Traceback" not in result.stderr
+
+
+@needs_library
+def test_lookup_prints_the_same_text_and_is_refused_on_the_stock_graph(liger_checkpoint: Path, tmp_path: Path) -> None:
+    convert(liger_checkpoint, tmp_path / "package", lowering="fused")
+    command = ("run", tmp_path / "package", "def f(a, b): return f(a, b)\ndef f(a, b)", "-n", 40)
+    plain, guessed = liger_export(*command), liger_export(*command, "--lookup", 15)
+    assert guessed.returncode == 0
+    assert guessed.stdout == plain.stdout
+    assert_refused(liger_export(*command, "--lookup", 15, "--lowering", "stock"), "other rounding", "--lowering fused")
 
 
 def test_inspect_shows_a_damaged_package_and_exits_with_2(package_copy: Path) -> None:
