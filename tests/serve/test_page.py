@@ -1,15 +1,13 @@
 """The chat page in Chromium."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from liger_export.runtime import load
-from tests.serve.browser import opened
+from tests.browser import CHROMIUM, opened
 from tests.serve.servers import Running
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RUNNING = "!document.getElementById('stop').hidden"
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Page", "opened"]
+__all__ = ["CHROMIUM", "Page", "opened"]
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"),
@@ -52,6 +55,12 @@ class Page:
         self._call("Input.insertText", text=text)
         for kind in ("keyDown", "keyUp"):
             self._call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+
+    def heap_bytes(self) -> int:
+        """Return the bytes of JavaScript's objects and array buffers that are in use."""
+        self._call("HeapProfiler.collectGarbage")
+        usage = self._call("Runtime.getHeapUsage")
+        return int(usage["usedSize"] + usage["backingStorageSize"])
 
     def save_picture(self, path: Path) -> None:
         """Write what the page shows to a PNG file."""
