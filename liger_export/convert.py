@@ -21,6 +21,8 @@ from liger_export.export import (
     lower_to_cuda,
     lower_to_fused,
     lower_to_stock,
+    lower_to_wasm,
+    lower_to_webgpu,
     require_fusable,
     trace,
     weight_bytes,
@@ -34,6 +36,8 @@ from liger_export.package.manifest import (
     MANIFEST_FILE,
     MODEL_FILES,
     STOCK,
+    WASM,
+    WEBGPU,
     Graph,
     Manifest,
     describe_files,
@@ -49,6 +53,7 @@ from liger_export.runtime.defaults import read_defaults
 
 __all__ = ["convert"]
 
+WEB = "web"  # the target that is not a GPU architecture
 DATA_FILE = MODEL_FILES[STOCK] + ".data"
 MINIMUM_ONNXRUNTIME = "1.31.0"
 GRAPH_BYTES = 64 << 20  # disk space for everything but the weights
@@ -74,8 +79,8 @@ def convert(
         output: package directory to create; it is written completely or not at all.
         adapters: PEFT LoRA adapter directories, merged in this order.
         lowering: ``stock``, or ``fused`` to add a second graph over the same weights.
-        targets: GPU architectures, keys of ``kernels.targets.TARGETS``. With ``fused``, they add a third graph, for
-            CUDA, and its compiled kernels.
+        targets: GPU architectures, keys of ``kernels.targets.TARGETS``, and ``web``. With ``fused``, GPU architectures
+            add a graph for CUDA and its compiled kernels. ``web`` adds two graphs for browsers.
         precision: how to store the weights; default: float32.
         calibration: text for the ``gptq`` method; required by it, and by no other method.
         prefix: file with a system prompt whose state the package ships.
@@ -93,18 +98,22 @@ def convert(
     precision.check_calibration(calibration)
     prefix_text = None if prefix is None else read_prefix_text(prefix, precision)
     model = _Model.open(checkpoint, adapters, precision)
-    _check_lowering(lowering, targets, model.config)
+    gpus = tuple(target for target in targets if target != WEB)
+    _check_lowering(lowering, gpus, model.config)
+    _check_web(targets, precision)
     tokens = read_calibration(calibration, model.encoder) if calibration else None
     source = model.weight_source(tokens)
     inputs = (checkpoint, *adapters, *([calibration.text] if calibration else []), *([prefix] if prefix else []))
     with new_directory(output, overwrite, inputs) as partial:
-        graphs, weights = _build_graphs(model, lowering, targets, progress)
+        graphs, weights = _build_graphs(model, lowering, gpus, progress)
         nbytes = weight_bytes(weights)
         require_space(output, nbytes + GRAPH_BYTES)
         progress.stage("writing weights")
         progress.start(nbytes)
         attach_weights(weights, source, partial / DATA_FILE, progress)
-        described = _write_graphs(graphs, partial, targets)
+        if WEB in targets:
+            graphs |= _web_graphs(graphs[STOCK])
+        described = _write_graphs(graphs, partial, gpus)
         copy_files(CARRIED_FILES, checkpoint, partial)
         progress.stage("hashing")
         manifest = _describe(model, described, _describe_calibration(calibration, tokens), partial)
@@ -172,6 +181,13 @@ def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig
         )
 
 
+def _check_web(targets: tuple[str, ...], precision: Precision) -> None:
+    if WEB in targets and precision.activations == "bfloat16":
+        raise UnsupportedModelError(
+            "Browsers do not compute in bfloat16.", "Choose --activations fp32 or fp16, or omit the target web."
+        )
+
+
 def _build_graphs(
     model: _Model, lowering: str, targets: tuple[str, ...], progress: Progress
 ) -> tuple[dict[str, ir.Model], list[Weight]]:
@@ -190,6 +206,14 @@ def _build_graphs(
     if lowering == FUSED:
         fuse_for_cpu(graphs[FUSED].graph)
     return graphs, _in_file_order(weights, model.config)
+
+
+def _web_graphs(stock: ir.Model) -> dict[str, ir.Model]:
+    """The graphs for browsers, from a stock graph whose weights are attached."""
+    graphs = {WASM: stock.clone(), WEBGPU: stock.clone()}
+    lower_to_wasm(graphs[WASM])
+    lower_to_webgpu(graphs[WEBGPU])
+    return graphs
 
 
 def _in_file_order(weights: list[Weight], config: LigerConfig) -> list[Weight]:

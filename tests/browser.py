@@ -88,12 +88,12 @@ class Page:
 
 
 @contextmanager
-def opened(chromium: str, profile: Path) -> Iterator[Page]:
+def opened(chromium: str, profile: Path, *flags: str) -> Iterator[Page]:
     """Start a browser with a new profile, which reads commands from descriptor 3 and answers on 4."""
     (command_in, command_out), (answer_in, answer_out) = os.pipe(), os.pipe()
     script = f'exec "$0" "$@" 3<&{command_in} 4>&{answer_out}'
     process = subprocess.Popen(
-        ["bash", "-c", script, chromium, *FLAGS, f"--user-data-dir={profile}"],
+        ["bash", "-c", script, chromium, *FLAGS, *flags, f"--user-data-dir={profile}"],
         pass_fds=(command_in, answer_out),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

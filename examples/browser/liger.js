@@ -2,10 +2,14 @@
 
 import { Template } from "./node_modules/@huggingface/jinja/dist/index.js";
 import { Tokenizer } from "./node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs";
-import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs";
 
 const CACHE = "liger-export";
-const [GRAPH, DATA] = ["model.onnx", "model.onnx.data"];
+const DATA = "model.onnx.data";
+const GRAPHS = { stock: "model.onnx", wasm: "model.wasm.onnx", webgpu: "model.webgpu.onnx" };
+const RUNTIMES = {
+  wasm: "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
+  webgpu: "./node_modules/onnxruntime-web/dist/ort.webgpu.bundle.min.mjs",
+};
 const TEXT_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array ?? Uint16Array };
 const CHUNK = 64; // tokens of a prompt per call: the page can paint and stop between calls
@@ -23,17 +27,41 @@ WebAssembly.Memory = new Proxy(WebAssembly.Memory, {
 /** Bytes of WebAssembly memory: the weights, the activations and ONNX Runtime's own data. */
 export const wasmBytes = () => memories.reduce((sum, memory) => sum + memory.buffer.byteLength, 0);
 
-/** Open the package at an address that ends with a slash. */
-export async function openPackage(address, onProgress = () => {}) {
+/** Open the package at an address that ends with a slash. `device` is "webgpu", "wasm" or, to choose, "auto". */
+export async function openPackage(address, { device = "auto", onProgress = () => {} } = {}) {
   const manifest = await (await checked(await fetch(`${address}manifest.json`))).json();
-  const files = await download(address, manifest.files, [GRAPH, DATA, ...TEXT_FILES], onProgress);
-  const inference = await ort.InferenceSession.create(files[GRAPH], {
-    executionProviders: ["wasm"],
+  const adapter = await chooseAdapter(manifest, device);
+  const [provider, lowering] = adapter ? ["webgpu", "webgpu"] : ["wasm", "wasm" in manifest.graphs ? "wasm" : "stock"];
+  const graph = GRAPHS[lowering];
+  const files = await download(address, manifest.files, [graph, DATA, ...TEXT_FILES], onProgress);
+  const ort = await import(RUNTIMES[provider]);
+  const locations = manifest.state.tensors.map(({ present }) => [present, adapter ? "gpu-buffer" : "cpu"]);
+  const inference = await ort.InferenceSession.create(files[graph], {
+    executionProviders: [provider],
     externalData: [{ path: DATA, data: files[DATA] }],
+    preferredOutputLocation: Object.fromEntries(locations),
+    extra: { session: { disable_quant_qdq: "1" } }, // dequantize the weights of the wasm graph once, and not in every call
   });
   const threads = ort.env.wasm.numThreads;
-  const provider = `WebAssembly SIMD, ${threads} ${threads === 1 ? "thread" : "threads"}`;
-  return new Session(inference, manifest, new Text(files, manifest.config), provider);
+  const where = adapter ? describe(adapter) : `WebAssembly SIMD, ${threads} ${threads === 1 ? "thread" : "threads"}`;
+  const description = `${manifest.precision.weights} ${lowering} graph on ${where}`;
+  return new Session(ort, inference, manifest, new Text(files, manifest.config), description);
+}
+
+/** The GPU to use, or null for WebAssembly. */
+async function chooseAdapter(manifest, device) {
+  if (device === "wasm") return null;
+  const adapter = "webgpu" in manifest.graphs ? await navigator.gpu?.requestAdapter() : null;
+  if (device === "webgpu") {
+    if (!("webgpu" in manifest.graphs)) throw new Error("The package has no graph for WebGPU: convert it with --targets web.");
+    if (!adapter) throw new Error("This browser has no WebGPU.");
+    return adapter;
+  }
+  return adapter && !adapter.info.isFallbackAdapter ? adapter : null; // a fallback computes on the CPU
+}
+
+function describe(adapter) {
+  return `WebGPU (${[adapter.info.vendor, adapter.info.architecture].filter(Boolean).join(" ") || "unnamed GPU"})`;
 }
 
 /** The named files that the package has, by name. Each is fetched once and then kept under its SHA-256. */
@@ -120,9 +148,9 @@ class Text {
 
 /** One text, whose state keeps its size. */
 class Session {
-  constructor(inference, manifest, text, provider) {
-    Object.assign(this, { inference, text, tensors: manifest.state.tensors });
-    this.description = `${manifest.precision.weights} stock graph on ${provider}`;
+  constructor(ort, inference, manifest, text, description) {
+    Object.assign(this, { ort, inference, text, description, tensors: manifest.state.tensors });
+    this.state = {};
     this.stateBytes = this.tensors.reduce((sum, { bytes }) => sum + bytes, 0);
     this.reset();
   }
@@ -132,11 +160,12 @@ class Session {
   }
 
   reset() {
+    for (const tensor of Object.values(this.state)) tensor.dispose();
     this.read = []; // the tokens that the state holds
     this.state = Object.fromEntries(
       this.tensors.map(({ past, shape, dtype }) => {
         const size = shape.reduce((product, side) => product * side, 1);
-        return [past, new ort.Tensor(dtype, new ARRAYS[dtype](size), [1, ...shape])];
+        return [past, new this.ort.Tensor(dtype, new ARRAYS[dtype](size), [1, ...shape])];
       }),
     );
   }
@@ -171,7 +200,7 @@ class Session {
   }
 
   async forward(ids) {
-    const integers = (values, shape) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape);
+    const integers = (values, shape) => new this.ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape);
     const feeds = {
       input_ids: integers(ids, [1, ids.length]),
       position_ids: integers(ids.map((_, at) => this.read.length + at), [1, ids.length]),
@@ -179,6 +208,7 @@ class Session {
       ...this.state,
     };
     const outputs = await this.inference.run(feeds);
+    for (const tensor of Object.values(this.state)) tensor.dispose(); // on a GPU nothing else frees it
     this.read.push(...ids);
     this.state = Object.fromEntries(this.tensors.map(({ past, present }) => [past, outputs[present]]));
     const logits = outputs.logits.data;

@@ -91,7 +91,7 @@ function reset() {
 async function start() {
   const address = options.get("package") ?? "package/";
   try {
-    session = await openPackage(address, showProgress);
+    session = await openPackage(address, { device: options.get("device") ?? "auto", onProgress: showProgress });
   } catch (error) {
     element("stage").textContent = error.message;
     element("progress").hidden = true;

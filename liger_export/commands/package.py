@@ -52,7 +52,10 @@ DEFAULTS = Precision()
 
 Targets = Annotated[
     list[str] | None,
-    typer.Option(metavar="SM,...", help="GPUs to compile the fused graph's kernels for, such as sm_86,sm_90."),
+    typer.Option(
+        metavar="TARGET,...",
+        help="GPUs to compile the fused graph's kernels for, such as sm_86,sm_90; web adds graphs for browsers.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

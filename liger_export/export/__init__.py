@@ -6,6 +6,7 @@ from liger_export.export.cuda import lower_to_cuda
 from liger_export.export.fused import lower_to_fused, require_fusable
 from liger_export.export.stock import lower_to_stock
 from liger_export.export.trace import ONNX_OPSET, trace
+from liger_export.export.web import lower_to_wasm, lower_to_webgpu
 from liger_export.export.weights import WeightSource, attach_weights, weight_bytes
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "lower_to_cuda",
     "lower_to_fused",
     "lower_to_stock",
+    "lower_to_wasm",
+    "lower_to_webgpu",
     "require_fusable",
     "trace",
     "weight_bytes",

@@ -26,6 +26,8 @@ __all__ = [
     "PREFIX_FILE",
     "REPORT_FILE",
     "STOCK",
+    "WASM",
+    "WEBGPU",
     "Graph",
     "Manifest",
     "describe_files",
@@ -40,8 +42,15 @@ FLOAT32_REACH = 1 << 20  # tokens; float32 angles then cost the shipped model a 
 MANIFEST_FILE = "manifest.json"
 PREFIX_FILE = "prefix.safetensors"  # see runtime.shipped_prefix
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
+WASM, WEBGPU = "wasm", "webgpu"  # for onnxruntime-web's two execution providers
 # Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
-MODEL_FILES = {STOCK: "model.onnx", FUSED: "model.fused.onnx", FUSED_CUDA: "model.cuda.onnx"}
+MODEL_FILES = {
+    STOCK: "model.onnx",
+    FUSED: "model.fused.onnx",
+    FUSED_CUDA: "model.cuda.onnx",
+    WASM: "model.wasm.onnx",
+    WEBGPU: "model.webgpu.onnx",
+}
 WEIGHT_SUFFIXES = (".data", ".engine")  # of files that are as large as the model
 WEIGHTS_PER_BYTE = 2  # at most: int4
 OWN_HASH = "sha256"  # of the manifest without this value; older manifests lack it

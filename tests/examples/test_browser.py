@@ -50,21 +50,28 @@ def int4_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         linearize(EXAMPLES / "pycode-7m" / "base", folder / "liger")
         adapters = (EXAMPLES / "pycode-7m" / "adapter",)
-        convert(folder / "liger", folder / "package", adapters=adapters, precision=Precision(weights="int4"))
+        precision = Precision(weights="int4")
+        convert(folder / "liger", folder / "package", adapters=adapters, precision=precision, targets=("web",))
 
-    return made_once("pycode-7m-int4", make, tmp_path_factory) / "package"
+    return made_once("pycode-7m-web", make, tmp_path_factory) / "package"
 
 
 @contextmanager
-def page_of(site: Path, package: Path, profile: Path) -> Iterator[Page]:
+def page_of(site: Path, package: Path, profile: Path, query: str = "", flags: tuple[str, ...] = ()) -> Iterator[Page]:
     """Serve the page with a package, open it, and wait until the model is ready."""
     assert CHROMIUM is not None
     command = ["node", str(site / "server.mjs"), str(package), "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, opened(CHROMIUM, profile) as page:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        opened(CHROMIUM, profile, *flags) as page,
+    ):
         try:
             assert server.stdout is not None
-            page.open(server.stdout.readline().strip())
-            page.wait_for("!document.getElementById('text').disabled")
+            page.open(f"{server.stdout.readline().strip()}/{query}")
+            page.wait_for("!document.getElementById('text').disabled || document.getElementById('progress').hidden")
+            if "no WebGPU" in (reason := text_of(page, "#stage")):
+                pytest.skip(f"{CHROMIUM}: {reason}")
+            assert not page.run("document.getElementById('text').disabled"), text_of(page, "#stage")
             yield page
         finally:
             server.kill()
@@ -84,7 +91,7 @@ def send(page: Page, text: str, tokens: int) -> None:
 def test_64_tokens_equal_pythons_and_memory_does_not_grow(site: Path, int4_package: Path, tmp_path: Path) -> None:
     expected = PROMPT + "".join(load(int4_package).generate(PROMPT, max_new_tokens=64))
     with page_of(site, int4_package, tmp_path / "profile") as page:
-        assert "int4 stock graph on WebAssembly SIMD" in text_of(page, "#runs")
+        assert "int4 wasm graph on WebAssembly SIMD" in text_of(page, "#runs")
         assert page.run("crossOriginIsolated"), "without it there are no threads"
         send(page, PROMPT, 64)
         assert text_of(page, ".text") == expected
@@ -109,11 +116,20 @@ def test_a_second_visit_takes_the_package_from_the_cache(site: Path, int4_packag
         assert text_of(page, ".text") == PROMPT + "".join(load(int4_package).generate(PROMPT, max_new_tokens=8))
 
 
+def test_webgpu_continues_as_python_does(site: Path, int4_package: Path, tmp_path: Path) -> None:
+    flags = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+    with page_of(site, int4_package, tmp_path / "profile", "?device=webgpu", flags) as page:
+        assert "int4 webgpu graph on WebGPU" in text_of(page, "#runs")
+        send(page, PROMPT, 4)  # in software: seconds per token
+        assert text_of(page, ".text") == PROMPT + "".join(load(int4_package).generate(PROMPT, max_new_tokens=4))
+
+
 def test_a_conversation_equals_pythons(site: Path, tmp_path: Path) -> None:
     package = write_chat_package(tmp_path, "chatml")
     session = load(package)
     messages = []
     with page_of(site, package, tmp_path / "profile") as page:
+        assert "fp32 stock graph" in text_of(page, "#runs"), "the package has no other graph"
         for turn, text in enumerate(["Hello", "Again"]):
             messages.append({"role": "user", "content": text})
             answer = "".join(session.chat(messages, max_new_tokens=16))
