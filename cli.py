@@ -10,7 +10,7 @@ import typer
 
 from liger_export.commands.chat import chat
 from liger_export.commands.console import accept_every_character, interrupt, print_error, print_interrupted
-from liger_export.commands.engine import build_engine, triton
+from liger_export.commands.engine import build_engine, genai, triton
 from liger_export.commands.measure import bench, evaluate, validate
 from liger_export.commands.model import finetune, linearize
 from liger_export.commands.package import convert, inspect, run
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 success, 1 a bound was missed, 2 bad input or environment.",
 )
 MODEL = (linearize, finetune, convert, validate, evaluate, bench, build_engine)
-USE = (inspect, run, chat, serve, triton)
+USE = (inspect, run, chat, serve, triton, genai)
 for command in (*MODEL, *USE):
     app.command()(command)
 

@@ -1,4 +1,4 @@
-"""Commands that write a package in another form: ``build-engine`` and ``triton``."""
+"""Commands that write a package in another form: ``build-engine``, ``genai`` and ``triton``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from liger_export.commands.tables import engine_rows, summary_table
 from liger_export.package.engines import BACKENDS, CHECK_TOKENS, PREFILL_TOKENS, TENSORRT_RTX
 from liger_export.precision import FLOATS
 
-__all__ = ["build_engine", "triton"]
+__all__ = ["build_engine", "genai", "triton"]
 
 
 def build_engine(
@@ -77,3 +77,15 @@ def triton(
     settings = TritonSettings(name=name or package.resolve().name, batch=batch, sequences=sequences, idle_seconds=idle)
     names = write_repository(package, output, settings, overwrite=overwrite)
     typer.echo(f"{output}: {' and '.join(names)}")
+
+
+def genai(
+    package: PackageArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model folder to create.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model folder for ONNX Runtime GenAI."""
+    with exporter():
+        from liger_export.engine.genai import write_genai
+    write_genai(package, output, overwrite=overwrite)
+    typer.echo(f"{output}: for ONNX Runtime GenAI")

@@ -15,6 +15,7 @@ from liger_export.commands.console import (
     show,
     stream_text,
 )
+from liger_export.commands.engine import genai as write_genai_folder
 from liger_export.commands.opening import open_session
 from liger_export.commands.options import (
     Adapters,
@@ -96,6 +97,9 @@ def convert(
     prefix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="System prompt whose state the package ships.")
     ] = None,
+    genai: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write a folder for ONNX Runtime GenAI.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a Liger checkpoint into an ONNX package.
@@ -131,6 +135,8 @@ def convert(
             progress=bar,
         )
     _print_package(output, manifest)
+    if genai is not None:
+        write_genai_folder(output, genai, overwrite=overwrite)
 
 
 def _print_package(directory: Path, manifest: "Manifest") -> None:

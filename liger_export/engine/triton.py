@@ -1,20 +1,18 @@
 """``triton``: from a package to a model repository for Triton Inference Server."""
 
-import os
 import re
-import shutil
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from liger_export.engine.triton_config import TYPES, TritonModel, config_text
+from liger_export.engine.sharing import require_servable, share, weight_files
+from liger_export.engine.triton_config import TritonModel, config_text
 from liger_export.engine.triton_graph import count_positions
-from liger_export.errors import EngineError, InputError, PackageError
+from liger_export.errors import InputError
 from liger_export.files import require_space
-from liger_export.package import MODEL_FILES, STOCK, Manifest, read_manifest
+from liger_export.package import MODEL_FILES, STOCK, read_manifest
 from liger_export.publishing import new_directory
 
 __all__ = ["TritonSettings", "write_repository"]
@@ -87,11 +85,11 @@ def write_repository(package: Path, output: Path, settings: TritonSettings, *, o
         OutputError: ``output`` exists or cannot be written.
     """
     manifest = read_manifest(package)
-    _require_supported(package, manifest)
+    require_servable(package, manifest)
     manifest.check_files(package)
     graph_file = package / MODEL_FILES[STOCK]
     graph = onnx.load(graph_file, load_external_data=False)
-    weights = _weight_files(graph, graph_file, manifest)
+    weights = weight_files(graph, graph_file, manifest)
     with new_directory(output, overwrite, inputs=(package,)) as folder:
         require_space(folder, sum((package / name).stat().st_size for name in weights))
         sources = package
@@ -103,38 +101,6 @@ def write_repository(package: Path, output: Path, settings: TritonSettings, *, o
             onnx.save(counting, version / "model.onnx")
             (version.parent / "config.pbtxt").write_text(config_text(model, manifest), encoding="utf-8")
             for name in weights:
-                _share(sources / name, version / name, links=sources is not package)
+                share(sources / name, version / name, links=sources is not package)
             sources = version
     return [model.name for model in settings.models]
-
-
-def _require_supported(package: Path, manifest: Manifest) -> None:
-    if manifest.engine is not None:
-        raise EngineError(f"{package} is an engine directory.", "Pass a package that convert wrote.")
-    if manifest.activations not in TYPES:
-        raise EngineError(
-            f"{package} has activations in {manifest.activations}, which ONNX Runtime does not support on the CPU.",
-            "Convert the checkpoint with fp16 or fp32 activations.",
-        )
-    if not manifest.graphs[STOCK].exact_angles:  # a session refuses long texts with such a graph; Triton would not
-        raise EngineError(
-            f"{package} has an older format, whose rotary angles are not exact.", "Convert the checkpoint again."
-        )
-
-
-def _weight_files(graph: onnx.ModelProto, graph_file: Path, manifest: Manifest) -> list[str]:
-    """Return the names of the files that a graph reads its weights from."""
-    entries = (entry for tensor in graph.graph.initializer for entry in tensor.external_data)
-    names = {entry.value for entry in entries if entry.key == "location"}
-    if not names <= manifest.files.keys():  # such as a path that leads out of the package
-        raise PackageError(f"{graph_file} reads a file that is not of its package.", "Convert the checkpoint again.")
-    return sorted(names)
-
-
-def _share(source: Path, target: Path, *, links: bool) -> None:
-    """Copy a file, or give it a second name where the file system can."""
-    if links:
-        with suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copyfile(source, target)

@@ -4,6 +4,7 @@ from liger_export.export.aliases import in_place_states
 from liger_export.export.cpu import fuse_for_cpu
 from liger_export.export.cuda import lower_to_cuda
 from liger_export.export.fused import lower_to_fused, require_fusable
+from liger_export.export.genai import lower_to_genai, require_genai
 from liger_export.export.stock import lower_to_stock
 from liger_export.export.trace import ONNX_OPSET, trace
 from liger_export.export.web import lower_to_wasm, lower_to_webgpu
@@ -17,10 +18,12 @@ __all__ = [
     "in_place_states",
     "lower_to_cuda",
     "lower_to_fused",
+    "lower_to_genai",
     "lower_to_stock",
     "lower_to_wasm",
     "lower_to_webgpu",
     "require_fusable",
+    "require_genai",
     "trace",
     "weight_bytes",
 ]
