@@ -14,16 +14,20 @@ from liger_export.config import LigerConfig, with_end_tokens
 from liger_export.data import TextEncoder
 from liger_export.errors import CheckpointError, PackageError, UnsupportedModelError
 from liger_export.export import (
+    ONNX_OPSET,
+    STANDARD_OPSET,
     WeightSource,
     attach_weights,
     fuse_for_cpu,
     in_place_states,
     lower_to_cuda,
     lower_to_fused,
+    lower_to_standard,
     lower_to_stock,
     lower_to_wasm,
     lower_to_webgpu,
     require_fusable,
+    require_standard,
     trace,
     weight_bytes,
 )
@@ -35,6 +39,7 @@ from liger_export.package.manifest import (
     FUSED_CUDA,
     MANIFEST_FILE,
     MODEL_FILES,
+    STANDARD,
     STOCK,
     WASM,
     WEBGPU,
@@ -56,6 +61,7 @@ __all__ = ["convert"]
 WEB = "web"  # the target that is not a GPU architecture
 DATA_FILE = MODEL_FILES[STOCK] + ".data"
 MINIMUM_ONNXRUNTIME = "1.31.0"
+STANDARD_ONNXRUNTIME = "1.32.0"  # with LinearAttention of ai.onnx
 GRAPH_BYTES = 64 << 20  # disk space for everything but the weights
 
 
@@ -69,6 +75,7 @@ def convert(
     precision: Precision | None = None,
     calibration: Calibration | None = None,
     prefix: Path | None = None,
+    opset: int = ONNX_OPSET,
     overwrite: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Manifest:
@@ -84,12 +91,14 @@ def convert(
         precision: how to store the weights; default: float32.
         calibration: text for the ``gptq`` method; required by it, and by no other method.
         prefix: file with a system prompt whose state the package ships.
+        opset: 23, or 27 to add a graph in ONNX's own operators only.
         overwrite: replace ``output`` if it exists.
         progress: counts the bytes of weights written.
 
     Raises:
         CheckpointError, UnsupportedModelError, AdapterError, QuantizationError, KernelError: the input cannot be
             converted.
+        EnvironmentMismatchError: the installed onnx does not know the opset.
         DataError: the calibration text or the prefix cannot be read.
         InputError: the chat template has no place for the prefix.
         OutputError: ``output`` exists or cannot be written.
@@ -101,6 +110,7 @@ def convert(
     gpus = tuple(target for target in targets if target != WEB)
     _check_lowering(lowering, gpus, model.config)
     _check_web(targets, precision)
+    _check_opset(opset, model.config)
     tokens = read_calibration(calibration, model.encoder) if calibration else None
     source = model.weight_source(tokens)
     inputs = (checkpoint, *adapters, *([calibration.text] if calibration else []), *([prefix] if prefix else []))
@@ -113,6 +123,9 @@ def convert(
         attach_weights(weights, source, partial / DATA_FILE, progress)
         if WEB in targets:
             graphs |= _web_graphs(graphs[STOCK])
+        if opset == STANDARD_OPSET:
+            graphs[STANDARD] = graphs[STOCK].clone()
+            lower_to_standard(graphs[STANDARD])
         described = _write_graphs(graphs, partial, gpus)
         copy_files(CARRIED_FILES, checkpoint, partial)
         progress.stage("hashing")
@@ -186,6 +199,15 @@ def _check_web(targets: tuple[str, ...], precision: Precision) -> None:
         raise UnsupportedModelError(
             "Browsers do not compute in bfloat16.", "Choose --activations fp32 or fp16, or omit the target web."
         )
+
+
+def _check_opset(opset: int, config: LigerConfig) -> None:
+    if opset not in (ONNX_OPSET, STANDARD_OPSET):
+        raise UnsupportedModelError(
+            f"A graph cannot be written in opset {opset}.", f"Choose {ONNX_OPSET} or {STANDARD_OPSET}."
+        )
+    if opset == STANDARD_OPSET:
+        require_standard(config)
 
 
 def _build_graphs(
@@ -273,7 +295,7 @@ def _describe(
 def _describe_graph(model: ir.Model, targets: tuple[str, ...]) -> Graph:
     return Graph(
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
-        onnxruntime=MINIMUM_ONNXRUNTIME,
+        onnxruntime=STANDARD_ONNXRUNTIME if model.opset_imports[""] == STANDARD_OPSET else MINIMUM_ONNXRUNTIME,
         in_place=in_place_states(model),
         targets=list(targets),
         exact_angles=True,

@@ -97,6 +97,9 @@ def convert(
     prefix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="System prompt whose state the package ships.")
     ] = None,
+    opset: Annotated[
+        int, typer.Option(help="23, or 27 to add a graph in ONNX's own operators, with its LinearAttention.")
+    ] = 23,
     genai: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also write a folder for ONNX Runtime GenAI.")
     ] = None,
@@ -131,6 +134,7 @@ def convert(
             precision=settings,
             calibration=text,
             prefix=prefix,
+            opset=opset,
             overwrite=overwrite,
             progress=bar,
         )

@@ -18,7 +18,7 @@ from liger_export.export.fused import remove_unused
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET
 from liger_export.onnx_functions.window import WINDOW_ATTENTION, window_attention_function
 
-__all__ = ["lower_to_wasm", "lower_to_webgpu"]
+__all__ = ["dequantized_table", "lower_to_wasm", "lower_to_webgpu"]
 
 
 def lower_to_wasm(model: ir.Model) -> None:
@@ -33,23 +33,37 @@ def _dequantize(graph: ir.Graph, product: ir.Node) -> None:
     rows, columns, bits, block_size = (product.attributes.get_int(name, 0) for name in ("N", "K", "bits", "block_size"))
     activations, packed, scales = product.inputs[:3]
     zero_points, bias = (product.inputs[at] if len(product.inputs) > at else None for at in (3, 5))
-    assert packed is not None
-    blocks = columns // block_size
-    dtype = ir.DataType[f"UINT{bits}"]
-    if columns % block_size or blocks * bits % 8:
+    if columns % block_size or columns // block_size * bits % 8:
         return  # rows are padded to whole bytes, which a tensor of 4-bit integers is not
-    integers = _view(graph, packed, dtype, [rows, columns])
-    if zero_points is None:
-        zeros = _middle(graph, bits, [rows, blocks])
-    else:
-        zeros = _view(graph, zero_points, dtype, [rows, blocks])
-    attributes = {"axis": 1, "block_size": block_size}
-    dequantized = ir.node("DequantizeLinear", [integers, scales, zeros], attributes)
-    transposed = ir.node("Transpose", dequantized.outputs, {"perm": [1, 0]})
-    nodes = [dequantized, transposed, ir.node("MatMul", [activations, transposed.outputs[0]], name=product.name)]
+    matrix = _matrix(graph, (packed, scales, zero_points), [rows, columns], bits, block_size)
+    transposed = ir.node("Transpose", matrix.outputs, {"perm": [1, 0]})
+    nodes = [matrix, transposed, ir.node("MatMul", [activations, transposed.outputs[0]], name=product.name)]
     if bias is not None:
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
     ir.convenience.replace_nodes_and_values(graph, product, [product], nodes, product.outputs, nodes[-1].outputs)
+
+
+def dequantized_table(graph: ir.Graph, gather: ir.Node) -> ir.Node:
+    """A node that dequantizes the whole table of a GatherBlockQuantized."""
+    packed, _, scales = gather.inputs[:3]
+    zero_points = gather.inputs[3] if len(gather.inputs) > 3 else None
+    bits, block_size = (gather.attributes.get_int(name, 0) for name in ("bits", "block_size"))
+    assert packed is not None
+    assert packed.shape is not None
+    rows, row_bytes = packed.shape.numpy()
+    return _matrix(graph, (packed, scales, zero_points), [rows, row_bytes * 8 // bits], bits, block_size)
+
+
+def _matrix(
+    graph: ir.Graph, stored: tuple[ir.Value | None, ...], shape: list[int], bits: int, block_size: int
+) -> ir.Node:
+    """A node that dequantizes a matrix: its integers, scales and zero points, as ONNX Runtime's operators read them."""
+    packed, scales, zero_points = stored
+    assert packed is not None
+    dtype, blocks = ir.DataType[f"UINT{bits}"], [shape[0], shape[1] // block_size]
+    zeros = _middle(graph, bits, blocks) if zero_points is None else _view(graph, zero_points, dtype, blocks)
+    inputs = [_view(graph, packed, dtype, shape), scales, zeros]
+    return ir.node("DequantizeLinear", inputs, {"axis": 1, "block_size": block_size})
 
 
 def _view(graph: ir.Graph, stored: ir.Value, dtype: ir.DataType, shape: list[int]) -> ir.Value:
@@ -82,9 +96,12 @@ def _initializer(data: ir.TensorProtocol, shape: list[int]) -> ir.Value:
 
 def lower_to_webgpu(model: ir.Model) -> None:
     """Replace the window of a stock graph, and fix its batch to one sequence."""
+    bodies = dict(model.functions)
     function = ir.serde.deserialize_function(window_attention_function())
-    model.functions[function.identifier()] = function
-    for body in model.functions.values():
+    model.functions.clear()
+    model.functions[function.identifier()] = function  # before its callers, as onnx's reference evaluator reads them
+    model.functions.update(bodies)
+    for body in bodies.values():
         for node in list(body):
             if node.op_type == "GroupQueryAttention":
                 _replace_window(body, node)

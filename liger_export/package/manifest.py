@@ -25,6 +25,7 @@ __all__ = [
     "PORTABLE",
     "PREFIX_FILE",
     "REPORT_FILE",
+    "STANDARD",
     "STOCK",
     "WASM",
     "WEBGPU",
@@ -43,6 +44,7 @@ MANIFEST_FILE = "manifest.json"
 PREFIX_FILE = "prefix.safetensors"  # see runtime.shipped_prefix
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 WASM, WEBGPU = "wasm", "webgpu"  # for onnxruntime-web's two execution providers
+STANDARD = "standard"  # in ONNX's own operators
 # Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
 MODEL_FILES = {
     STOCK: "model.onnx",
@@ -50,6 +52,7 @@ MODEL_FILES = {
     FUSED_CUDA: "model.cuda.onnx",
     WASM: "model.wasm.onnx",
     WEBGPU: "model.webgpu.onnx",
+    STANDARD: "model.standard.onnx",
 }
 WEIGHT_SUFFIXES = (".data", ".engine")  # of files that are as large as the model
 WEIGHTS_PER_BYTE = 2  # at most: int4
