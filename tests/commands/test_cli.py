@@ -30,6 +30,7 @@ SUBCOMMANDS = [
     "run",
     "chat",
     "triton",
+    "genai",
 ]
 
 
@@ -156,6 +157,20 @@ def test_activations_that_contradict_the_weights_are_refused(checkpoint_copy: Pa
     assert_refused(
         liger_export(*command, "int4", "--activations", "fp8"), "Unknown activation precision 'fp8'", "fp32, fp16, bf16"
     )
+
+
+def test_convert_adds_the_graphs_that_other_engines_need(checkpoint_copy: Path, tmp_path: Path) -> None:
+    package, folder = tmp_path / "package", tmp_path / "genai"
+    more = ("--targets", "web", "--opset", 27, "--genai", folder)
+    made = liger_export("convert", checkpoint_copy, "-o", package, *more)
+    assert made.returncode == 0, made.stderr
+    assert "stock and wasm and webgpu and standard lowering" in made.stdout
+    assert (folder / "genai_config.json").is_file()
+    assert (folder / "model.onnx.data").read_bytes() == (package / "model.onnx.data").read_bytes()
+    assert liger_export("inspect", package).returncode == 0
+    assert liger_export("genai", package, "-o", tmp_path / "again").returncode == 0
+    assert_refused(liger_export("genai", package, "-o", folder), "already exists")
+    assert_refused(liger_export("convert", checkpoint_copy, "-o", tmp_path / "other", "--opset", 26), "opset 26")
 
 
 def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_copy: Path, tmp_path: Path) -> None:
