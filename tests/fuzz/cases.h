@@ -89,6 +89,7 @@ inline OrtValue filled(OrtElementType type, const std::vector<int64_t>& shape, R
     if (type == ORT_FLOAT) static_cast<float*>(made.data)[at] = random.number(values);
     if (type == ORT_FLOAT16) static_cast<uint16_t*>(made.data)[at] = half_of(random.number(values));
     if (type == ORT_INT64) static_cast<int64_t*>(made.data)[at] = random.between(0, 9);
+    if (type == ORT_UINT8) static_cast<uint8_t*>(made.data)[at] = random.bits();
   }
   return made;
 }
@@ -155,6 +156,29 @@ inline Case attention(Random& random, OrtElementType activation, Values values) 
   return made;
 }
 
+inline Case linear(const std::string& name, Random& random, OrtElementType activation, Values values) {
+  const bool is_logits = name == "IntegerLogits", is_gated = random.chance(30);
+  const int64_t bits = random.pick<int64_t>({4, 8}), block_size = random.pick<int64_t>({32, 64, 128});
+  const int64_t blocks = random.between(1, 5), columns = blocks * block_size;
+  const int64_t rows = is_gated ? 2 * random.between(1, 40) : random.between(1, 140);
+  const int64_t batch = random.chance(10) ? 0 : random.between(1, 2), length = random.between(1, random.chance(30) ? 24 : 2);
+  Case made{name, activation, {}, {}, {is_logits ? ORT_FLOAT : activation}, values, -1, false};
+  made.attributes.integers = {{"bits", bits}, {"block_size", block_size}, {"gated", is_gated}};
+  made.attributes.numbers = {{"epsilon", 1e-5f}};
+  const auto add = [&](bool is_present, OrtElementType type, const std::vector<int64_t>& shape) {
+    made.inputs.push_back(is_present ? filled(type, shape, random, values) : OrtValue{ORT_UNDEFINED, {}, nullptr});
+  };
+  add(true, activation, {batch, length, columns});
+  add(true, ORT_UINT8, {rows, blocks, block_size * bits / 8});
+  add(true, activation, {rows, blocks});
+  add(random.chance(50), ORT_UINT8, {rows, (blocks * bits + 7) / 8});
+  add(random.chance(50), activation, {columns});
+  add(!is_logits && random.chance(50), activation, {rows});
+  add(!is_logits && !is_gated && random.chance(50), activation, {batch, length, rows});
+  add(random.chance(10), ORT_UINT8, {random.between(0, 3)});
+  return made;
+}
+
 inline Case simple(const std::string& name, Random& random, OrtElementType activation, Values values) {
   Case made{name, activation, {}, {}, {activation}, values, -1, false};
   const int64_t batch = random.between(random.chance(10) ? 0 : 1, 3), length = random.between(1, 4);
@@ -189,8 +213,9 @@ inline void spoil(Case& made, Random& random) {
   if (kind == 0) {
     made.memory = random.between(0, 4);
   } else if (kind == 1 && !made.attributes.integers.empty()) {
-    std::next(made.attributes.integers.begin(), random.between(0, 3))->second = any();
-  } else if (kind == 2 && !made.attributes.numbers.empty()) {
+    auto& integers = made.attributes.integers;
+    std::next(integers.begin(), random.between(0, integers.size() - 1))->second = any();
+  } else if (kind == 2 && made.name == "Attention") {
     const char* const name = random.pick({"gate_normalizer", "recurrent_weight"});
     made.attributes.numbers[name] = random.pick({0.0f, -1.0f, 2.0f, NAN, INFINITY, -INFINITY});
   } else if (kind == 3 && !made.attributes.texts.empty()) {
@@ -202,7 +227,8 @@ inline void spoil(Case& made, Random& random) {
     const auto type = random.pick({ORT_FLOAT, ORT_FLOAT16, ORT_BFLOAT16, ORT_INT64, ORT_UINT8});
     replace(input, filled(type, input.shape, random, made.values));
   } else if (kind == 6) {
-    const size_t at = made.name == "Attention" ? 5 : made.inputs.size() - 1;
+    const bool is_linear = made.name.rfind("Integer", 0) == 0;
+    const size_t at = made.name == "Attention" ? 5 : is_linear ? 0 : made.inputs.size() - 1;
     const OrtValue& changed = made.inputs[at];
     const size_t count = host::bytes_of(changed.type, changed.shape) / host::item_size(changed.type);
     if (count == 0) return;
@@ -218,11 +244,12 @@ inline Case case_of(uint64_t seed, uint64_t number) {
   Random random(seed * 0x9E3779B97F4A7C15u + number);
   const Values values = random.pick({Values::ordinary, Values::ordinary, Values::special, Values::huge});
   const OrtElementType activation = random.pick({ORT_FLOAT, ORT_FLOAT16});
-  const std::string name =
-      random.pick({"Attention", "Attention", "GatedSiLU", "MostLikely", "LastPositions", "Candidates"});
+  const std::string name = random.pick({"Attention", "Attention", "GatedSiLU", "MostLikely", "LastPositions",
+                                        "Candidates", "IntegerLinear", "IntegerLogits"});
   const bool is_typed = name != "MostLikely" && name != "Candidates";
-  Case made = name == "Attention" ? attention(random, activation, values)
-                                  : simple(name, random, is_typed ? activation : ORT_FLOAT, values);
+  Case made = name == "Attention"            ? attention(random, activation, values)
+              : name.rfind("Integer", 0) == 0 ? linear(name, random, activation, values)
+                                             : simple(name, random, is_typed ? activation : ORT_FLOAT, values);
   for (int64_t defects = random.pick({0, 0, 1, 1, 2}); defects > 0; --defects) spoil(made, random);
   return made;
 }

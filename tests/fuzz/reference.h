@@ -14,6 +14,7 @@ using Numbers = std::vector<double>;
 struct Result {
   std::vector<int64_t> shape;
   Numbers numbers;
+  Numbers slack{};  // by how much a number may differ beyond its dtype's rounding; empty for not at all
 };
 using Results = std::optional<std::vector<Result>>;
 
@@ -232,7 +233,125 @@ inline Results candidates(const Case& made) {
   return {{result}};
 }
 
+struct LinearShape {
+  int64_t tokens, rows, blocks, block_size, bits;
+  bool is_gated;
+};
+
+// A call's sizes; nothing if the operator must refuse them.
+inline std::optional<LinearShape> linear_shape_of(const Case& made) {
+  const auto& integers = made.attributes.integers;
+  const int64_t bits = integers.at("bits"), block_size = integers.at("block_size");
+  const bool is_gated = integers.at("gated") != 0, is_logits = made.name == "IntegerLogits";
+  if ((bits != 4 && bits != 8) || (block_size != 32 && block_size != 64 && block_size != 128)) return {};
+  const std::vector<OrtValue>& inputs = made.inputs;
+  const auto is_absent = [&](size_t at) { return inputs[at].type == ORT_UNDEFINED; };
+  if (inputs[0].type != made.activation || inputs[0].shape.size() != 3 || inputs[1].shape.size() != 3) return {};
+  const int64_t batch = inputs[0].shape[0], length = inputs[0].shape[1], columns = inputs[0].shape[2];
+  const int64_t rows = inputs[1].shape[0], blocks = columns / block_size;
+  if (columns < 1 || rows < 1 || columns % block_size || (is_gated && rows % 2)) return {};
+  if (!is(inputs[1], ORT_UINT8, {rows, blocks, block_size * bits / 8})) return {};
+  const OrtElementType activation = made.activation;
+  const bool fits = is(inputs[2], activation, {rows, blocks}) &&
+                    (is_absent(3) || is(inputs[3], ORT_UINT8, {rows, (blocks * bits + 7) / 8})) &&
+                    (is_absent(4) || is(inputs[4], activation, {columns})) &&
+                    (is_absent(5) || (!is_logits && is(inputs[5], activation, {rows}))) &&
+                    (is_absent(6) || (!is_logits && !is_gated && is(inputs[6], activation, {batch, length, rows}))) &&
+                    (is_absent(7) || inputs[7].type == ORT_UINT8);
+  if (!fits) return {};
+  return LinearShape{batch * length, rows, blocks, block_size, bits, is_gated};
+}
+
+// A weight's numbers: scale * (integer - zero point).
+inline Numbers dequantized(const Case& made, const LinearShape& shape) {
+  const Numbers bytes = numbers_of(made.inputs[1]), scales = numbers_of(made.inputs[2]), points = numbers_of(made.inputs[3]);
+  const int64_t columns = shape.blocks * shape.block_size, point_bytes = (shape.blocks * shape.bits + 7) / 8;
+  const auto integer = [&](const Numbers& from, int64_t start, int64_t at) {
+    if (shape.bits == 8) return static_cast<int64_t>(from[start + at]);
+    return static_cast<int64_t>(from[start + at / 2]) >> (at % 2 * 4) & 15;
+  };
+  Numbers numbers;
+  for (int64_t row = 0; row < shape.rows; ++row) {
+    for (int64_t at = 0; at < columns; ++at) {
+      const int64_t block = at / shape.block_size, fixed = int64_t{1} << (shape.bits - 1);
+      const int64_t point = points.empty() ? fixed : integer(points, row * point_bytes, block);
+      const int64_t number = integer(bytes, row * columns * shape.bits / 8, at) - point;
+      numbers.push_back(scales[row * shape.blocks + block] * static_cast<double>(number));
+    }
+  }
+  return numbers;
+}
+
+// A token's activations: normalized if there is a norm, and rounded to 8 bits in blocks. NaN and infinities spread over
+// the whole block.
+inline Numbers rounded(Numbers hidden, const Numbers& norm, int64_t block_size, bool is_half) {
+  double squares = 0;
+  for (const double number : hidden) squares += number * number / static_cast<double>(hidden.size());
+  for (size_t at = 0; at < norm.size(); ++at) hidden[at] *= norm[at] / std::sqrt(squares + 1e-5);
+  for (auto block = hidden.begin(); block != hidden.end(); block += block_size) {
+    float largest = 0;
+    for (auto at = block; at != block + block_size; ++at) {
+      if (is_half && std::abs(*at) > 65504) *at = std::copysign(INFINITY, *at);
+      if (!std::isfinite(*at)) largest = NAN;
+      largest = std::isnan(largest) ? largest : std::max(largest, static_cast<float>(std::abs(*at)));
+    }
+    const float inverse = largest > 1e-35f ? 127 / largest : 0;
+    for (auto at = block; at != block + block_size; ++at) {
+      *at = std::isnan(largest) ? NAN : std::nearbyint(static_cast<float>(*at) * inverse) * largest / 127;
+    }
+  }
+  return hidden;
+}
+
+// What two activations of each block that are rounded to the next integer change: a norm in float32 may decide so.
+inline double slack_of(const Numbers& read, const double* weight, int64_t block_size) {
+  double slack = 0;
+  for (size_t start = 0; start < read.size(); start += block_size) {
+    double largest = 0, largest_weight = 0;
+    for (int64_t at = 0; at < block_size; ++at) {
+      largest = std::max(largest, std::abs(read[start + at]));
+      largest_weight = std::max(largest_weight, std::abs(weight[start + at]));
+    }
+    slack += 2 * largest / 127 * largest_weight;
+  }
+  return slack;
+}
+
+inline Results linear(const Case& made) {
+  const std::optional<LinearShape> found = linear_shape_of(made);
+  if (!found) return {};
+  const LinearShape& shape = *found;
+  const int64_t columns = shape.blocks * shape.block_size, results = shape.is_gated ? shape.rows / 2 : shape.rows;
+  const Numbers weight = dequantized(made, shape), hidden = numbers_of(made.inputs[0]), norm = numbers_of(made.inputs[4]);
+  const Numbers bias = numbers_of(made.inputs[5]), residual = numbers_of(made.inputs[6]);
+  const bool is_half = made.activation == ORT_FLOAT16;
+  Result result{{made.inputs[0].shape[0], made.inputs[0].shape[1], results}, {}, {}};
+  for (int64_t token = 0; token < shape.tokens; ++token) {
+    const auto first = hidden.begin() + token * columns;
+    const Numbers read = rounded(Numbers(first, first + columns), norm, shape.block_size, is_half);
+    const auto product = [&](int64_t row) {
+      const double sum = std::inner_product(read.begin(), read.end(), weight.begin() + row * columns, 0.0);
+      return bias.empty() ? sum : sum + bias[row];
+    };
+    const auto slack = [&](int64_t row) { return norm.empty() ? 0 : slack_of(read, &weight[row * columns], shape.block_size); };
+    for (int64_t row = 0; row < results; ++row) {
+      double number = product(row), may_differ = slack(row);
+      if (shape.is_gated) {
+        const double gate = number * sigmoid(number), up = product(results + row), of_up = slack(results + row);
+        may_differ = (std::abs(gate) + 1.1 * may_differ) * (std::abs(up) + of_up) - std::abs(gate * up);
+        number = gate * up;
+      }
+      number = residual.empty() ? number : number + residual[token * results + row];
+      if (is_half && made.outputs[0] == ORT_FLOAT16 && std::abs(number) >= 65520) number = std::copysign(INFINITY, number);
+      result.numbers.push_back(number);
+      result.slack.push_back(may_differ);
+    }
+  }
+  return {{result}};
+}
+
 inline Results reference(const Case& made) {
+  if (made.name.rfind("Integer", 0) == 0) return linear(made);
   if (made.name == "Attention") return attention(made);
   if (made.name == "GatedSiLU") return gated_silu(made);
   if (made.name == "MostLikely") return most_likely(made);
