@@ -44,9 +44,10 @@ def serve(side: str, path: Path, threads: int, length: int, pipe: Connection) ->
         if again or context < position:
             runner.clear()
             position = 0
-        started = time.perf_counter()
-        runner.fill(context)
-        seconds, read, position = time.perf_counter() - started, context - position, context
+        started, read = time.perf_counter(), context - position
+        if read:
+            runner.fill(context)
+        seconds, position = time.perf_counter() - started, context
         steps = []
         for token in ids[: WARM_UP + tokens]:
             started = time.perf_counter()
