@@ -7,7 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from liger_export.package.manifest import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK, Manifest
+from liger_export.package.manifest import (
+    FUSED,
+    FUSED_CUDA,
+    MODEL_FILES,
+    PORTABLE,
+    STANDARD,
+    STOCK,
+    WASM,
+    WEBGPU,
+    Manifest,
+)
 from liger_export.state import StateTensor, bytes_per_session
 
 __all__ = [
@@ -36,6 +46,10 @@ LOWERINGS = {
     FUSED: "For a CPU, with this project's operators (`convert --lowering fused`). Register its library, "
     "`liger_export.ort.library_path()`, in the session options first.",
     FUSED_CUDA: "The fused graph for NVIDIA GPUs (`convert --targets`), with the same library.",
+    WASM: "For onnxruntime-web on WebAssembly (`convert --targets web`). Set `session.disable_quant_qdq` to 1 in the "
+    "session options.",
+    WEBGPU: "For onnxruntime-web on WebGPU (`convert --targets web`). It takes one sequence.",
+    STANDARD: "In ONNX's own operators only (`convert --opset 27`), for an ONNX Runtime from 1.32 on.",
     PORTABLE: "The graphs of an engine directory (`build-engine`): `step` takes one token of one sequence, `prefill` a "
     "fixed number of them.",
 }
