@@ -3,6 +3,7 @@
 # make check:  set up, then lint, types and the fast tests, in under 3 minutes on 2 cores. Run it before every commit.
 # make test:   set up, then lint, types and every test. CI runs it.
 # make fuzz:   set up, then open 10,000 damaged files of every kind, and call the C++ operators with 10,000 damaged inputs.
+# make docs:   set up, then build the documentation site in site/. A dead link is an error.
 # make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them.
 # make format: apply ruff's fixes and formatting.
 #
@@ -15,7 +16,7 @@ BIN := .venv/bin
 EXAMPLE := examples/pycode-7m
 SMOLLM2 := examples/smollm2-135m
 
-.PHONY: demo chat check test fuzz lint wheel format clean
+.PHONY: demo chat check test fuzz lint docs wheel format clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -64,6 +65,9 @@ fuzz: .venv/.installed
 	$(BIN)/python -m tests.fuzz.operators --cases 10000
 	$(BIN)/python -m tests.fuzz.files --cases 10000
 
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The second line compiles the kernels of the default shapes (kernels/prebuilt.py). Without it the wheel has none.
 wheel: .venv/.installed
 	$(BIN)/python -m liger_export.kernels.prebuilt
@@ -74,4 +78,4 @@ format: .venv/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo chat build dist *.egg-info
+	rm -rf .venv demo chat site build dist *.egg-info

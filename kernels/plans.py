@@ -37,7 +37,7 @@ MULTIPROCESSORS = 132  # of an H100 or H200
 # earlier use these.
 BUNDLE_NAMES = {"batched_step_kernel": "many_step_kernel", "argmax_kernel": "most_likely_kernel"}
 
-# Measured on an H200: docs/performance.md.
+# Measured on an H200: docs/results/performance.md.
 STEP = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
 NARROW_STEP = {**STEP, "num_warps": 4}  # for head sizes up to 64
 BATCHED_STEP = {"num_stages": 1, "maxnreg": 128}

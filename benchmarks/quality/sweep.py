@@ -1,4 +1,4 @@
-"""Linearize a base checkpoint in many ways, finetune and measure each: the tables of docs/quality.md.
+"""Linearize a base checkpoint in many ways, finetune and measure each: the tables of docs/results/quality.md.
 
     python benchmarks/quality/sweep.py run BASE DATA HELDOUT RESULTS mixers ranks ...    # add lines to RESULTS
     python benchmarks/quality/sweep.py table RESULTS...                                  # print them as a table

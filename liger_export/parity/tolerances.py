@@ -1,4 +1,4 @@
-"""The bounds a package must meet, by the precision of its weights: the table "Tolerances" in ``docs/design.md``.
+"""The bounds a package must meet, by the precision of its weights: ``docs/reference/tolerances.md``.
 
 Imports no torch.
 """
@@ -25,7 +25,7 @@ HALF_TOP1 = {"fp16": 0.99, "bf16": 0.98}
 ROUNDING = {"fp16": 2**-11, **dict.fromkeys(("bf16", "int8", "int4"), 2**-8)}  # integers multiply 8-bit activations
 FLOAT32_UNIT = 2**-24  # largest relative error of one float32 rounding
 DECAY_ROUNDING = FLOAT32_UNIT / 12**0.5  # of a float32 between 1/2 and 1, root mean square
-ROUNDINGS_PER_MATRIX = 1.5  # 11 operations in sequence per layer of 7 matrices; see "Drift" in docs/design.md
+ROUNDINGS_PER_MATRIX = 1.5  # 11 operations in sequence per layer of 7 matrices; docs/reference/tolerances.md
 PERPLEXITY_INCREASE = {"int8": 0.005, "int4": 0.04}
 HANDOVER_RATIO = 2.0
 NOISE_RATIO = 2.0

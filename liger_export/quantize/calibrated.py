@@ -61,7 +61,7 @@ class CalibratedCheckpoint:
     The inputs of every matrix come from the matrices before it, which are already rounded. Channels are balanced
     first, so norms change too (``balance``). GPTQ rounds to 4 bits; 8 bits are rounded to nearest, which is as good.
     The embedding table is rounded to nearest. A tied table is rounded as the head instead, and the layers read the
-    unrounded table (rounding it to nearest measures the same: docs/quality.md).
+    unrounded table (rounding it to nearest measures the same: docs/results/quality.md).
 
     Safe to use from several threads. A layer is computed on first request, so request integers layer by layer, then
     those of the head, and each row once.

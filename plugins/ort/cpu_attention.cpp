@@ -3,7 +3,7 @@
 // One thread computes a key/value head. The head's state is read and written once per token for all its query heads, in
 // blocks of columns whose sums stay in registers.
 //
-// Equations: docs/design.md, "Attention" (arXiv 2503.01496, equations 5 to 8; arXiv 2404.07904 for hgrn2).
+// Equations: docs/reference/model.md, "Attention" (arXiv 2503.01496, equations 5 to 8; arXiv 2404.07904 for hgrn2).
 
 #include "cpu_attention.h"
 

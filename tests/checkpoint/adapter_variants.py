@@ -1,6 +1,6 @@
 """The variants of LoRA that PEFT can save, each merged exactly or refused.
 
-``python -m tests.checkpoint.adapter_variants`` prints the table of docs/adapters.md.
+``python -m tests.checkpoint.adapter_variants`` prints the table of docs/reference/adapters.md.
 """
 
 import tempfile
@@ -193,7 +193,7 @@ def merging_error(checkpoint: Path, directory: Path, expected: nn.Module) -> flo
 
 
 def table() -> list[str]:
-    """Rows of the table in docs/adapters.md, measured."""
+    """Rows of the table in docs/reference/adapters.md, measured."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_liger(Path(folder) / "liger")

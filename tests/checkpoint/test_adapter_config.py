@@ -1,4 +1,4 @@
-"""Every variant of LoRA that PEFT can save is merged exactly or refused, and docs/adapters.md says which."""
+"""Every variant of LoRA that PEFT can save is merged exactly or refused, and docs/reference/adapters.md says which."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ from tests.checkpoint.adapter_variants import (
 )
 from tests.tiny import edit_json, load_model, relative_l2, write_liger
 
-DOCS = Path(__file__).parents[2] / "docs" / "adapters.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "adapters.md"
 TOKENS = torch.randint(1, 260, (1, 40), generator=torch.Generator().manual_seed(0))
 
 
