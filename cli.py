@@ -4,13 +4,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 
 from liger_export.commands.chat import chat
 from liger_export.commands.console import accept_every_character, interrupt, print_error, print_interrupted
 from liger_export.commands.engine import build_engine, genai, triton
+from liger_export.commands.help import GroupedHelp
 from liger_export.commands.measure import bench, evaluate, validate
 from liger_export.commands.model import finetune, linearize
 from liger_export.commands.package import convert, inspect, run
@@ -20,7 +22,6 @@ from liger_export.errors import BoundError, LigerExportError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables cut option names off in a terminal of 80 columns
@@ -30,7 +31,22 @@ app = typer.Typer(
 MODEL = (linearize, finetune, convert, validate, evaluate, bench, build_engine)
 USE = (inspect, run, chat, serve, triton, genai)
 for command in (*MODEL, *USE):
-    app.command()(command)
+    app.command(cls=GroupedHelp)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"liger-export {version('liger-export')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Read the options of the program itself."""
 
 
 def main(command: Callable[..., Any] = app) -> None:

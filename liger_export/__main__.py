@@ -6,7 +6,7 @@ from liger_export.extras import install_command
 
 __all__ = ["main"]
 
-WITHOUT_EXPORTER = {"run", "chat", "inspect", "--help"}  # these need no PyTorch
+WITHOUT_EXPORTER = {"run", "chat", "inspect", "--help", "--version"}  # these need no PyTorch
 
 
 def main() -> None:

@@ -66,6 +66,9 @@ def chat(
     """Converse with a package or engine that has a chat template.
 
     In a terminal, /help lists the commands. From a pipe, every line is a message, and only the answers are printed.
+
+    Example:
+      liger-export chat package --system 'Answer briefly.'
     """
     session, sampling = open_session(
         package,

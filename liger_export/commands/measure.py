@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liger_export.commands.console import exporter, print_failure, print_note, progress_bar, quiet_transformers, show
-from liger_export.commands.options import Adapters, Device, JsonFile, Lowering, PackageArgument, RunnableArgument
+from liger_export.commands.options import Adapters, Device, JsonFile, Lowering, PackageArgument, Quiet, RunnableArgument
 from liger_export.commands.tables import bench_table, evaluation_table, parity_table, position_tables
 from liger_export.files import new_file, require_writable
 from liger_export.progress import Progress
@@ -27,17 +27,24 @@ def validate(
     text: Annotated[
         Path | None, typer.Option(show_default="sampled from the package", help="Text to compare logits on.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of that text to read.")] = 8192,
-    memory_tokens: Annotated[int, typer.Option(help="Tokens to measure memory growth over.")] = 4096,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of that text to read.", rich_help_panel="Measurement")] = 8192,
+    memory_tokens: Annotated[
+        int, typer.Option(help="Tokens to measure memory growth over.", rich_help_panel="Measurement")
+    ] = 4096,
     device: Device = None,
     lowering: Lowering = None,
     json: JsonFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compare a package with its PyTorch model.
 
     The results are also written into the package. If it is read-only, pass --json.
 
     The exit code is 1 if a bound is missed.
+
+    Example:
+      liger-export validate package --reference liger --adapter adapter \\
+          --text held-out.txt
     """
     with exporter():
         from liger_export.parity.bfloat16 import ROUNDED
@@ -53,7 +60,7 @@ def validate(
         lowering=lowering,
         record=json is None or can_record(package),
     )
-    with progress_bar("comparing with PyTorch", counts=False) as bar:
+    with progress_bar("comparing with PyTorch", counts=False, visible=not quiet) as bar:
         report = run(package, reference, settings, adapters=tuple(adapter or ()), progress=bar)
     show(parity_table(report))
     if report.device == ROUNDED:
@@ -75,23 +82,37 @@ def evaluate(
         list[Path] | None,
         typer.Option("--adapter", metavar="DIR", help="LoRA adapter of the last model; repeatable."),
     ] = None,
-    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens per block; blocks are independent.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Blocks per forward pass in PyTorch.")] = 8,
+    sequence_length: Annotated[
+        int, typer.Option(min=2, help="Tokens per block; blocks are independent.", rich_help_panel="Measurement")
+    ] = 1024,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Blocks per forward pass in PyTorch.", rich_help_panel="Measurement")
+    ] = 8,
     max_tokens: Annotated[
-        int | None, typer.Option(min=2, show_default="all", help="Tokens to read from the start of the text.")
+        int | None,
+        typer.Option(
+            min=2, show_default="all", help="Tokens to read from the start of the text.", rich_help_panel="Measurement"
+        ),
     ] = None,
     by_position: Annotated[
         bool, typer.Option("--by-position", help="Also show quality by position in a block.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(show_default="a GPU if there is one", help="Device of PyTorch models.")
+        str | None,
+        typer.Option(show_default="a GPU if there is one", help="Device of PyTorch models.", rich_help_panel="PyTorch"),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Dtype of PyTorch models: float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of PyTorch models: float32, bfloat16 or float16.", rich_help_panel="PyTorch")
+    ] = "float32",
     json: JsonFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure next-token prediction quality on text.
 
     To use several GPUs, run it as `accelerate launch -m liger_export evaluate`.
+
+    Example:
+      liger-export evaluate path/to/base package --text held-out.txt
     """
     with exporter():
         from liger_export.distributed import processes
@@ -102,7 +123,7 @@ def evaluate(
     opened = [open_model(path, (), device, dtype) for path in others]
     opened.append(open_model(last, tuple(adapter or ()), device, dtype))
     is_main = processes().is_main_process
-    with progress_bar("reading the text", visible=is_main) as bar:
+    with progress_bar("reading the text", visible=is_main and not quiet) as bar:
         blocks = [text_blocks(model, text, sequence_length, max_tokens) for model in opened]
         evaluations = _score(opened, blocks, batch_size, bar)
     if is_main:
@@ -142,19 +163,38 @@ def bench(
             "values and prefill is not measured.",
         ),
     ] = None,
-    contexts: Annotated[str, typer.Option(help="Context lengths in tokens, separated by commas.")] = "128,4096,32768",
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode at each context length.")] = 32,
+    contexts: Annotated[
+        str, typer.Option(help="Context lengths in tokens, separated by commas.", rich_help_panel="Measurement")
+    ] = "128,4096,32768",
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to decode at each context length.", rich_help_panel="Measurement")
+    ] = 32,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Runs per model and context length, each in its own process.")
+        int,
+        typer.Option(
+            min=1, help="Runs per model and context length, each in its own process.", rich_help_panel="Measurement"
+        ),
     ] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, show_default="all cores", help="CPU threads per model.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="all cores", help="CPU threads per model.", rich_help_panel="Measurement"),
+    ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Dtype of the transformer: float32 (fastest on most CPUs), bfloat16 or float16.")
+        str,
+        typer.Option(
+            help="Dtype of the transformer: float32 (fastest on most CPUs), bfloat16 or float16.",
+            rich_help_panel="PyTorch",
+        ),
     ] = "float32",
     json: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Also plot the results to this PNG, SVG or PDF file.")] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure speed and memory on the CPU by context length."""
+    """Measure speed and memory on the CPU by context length.
+
+    Example:
+      liger-export bench package --against hf:path/to/base --plot bench.png
+    """
     with exporter():
         from liger_export.bench import BenchSettings, parse_against, parse_contexts, require_plot, save_plot
         from liger_export.bench import bench as run
@@ -170,7 +210,7 @@ def bench(
     _require_writable(json)
     if plot is not None:
         require_plot(plot)
-    with progress_bar("starting") as bar:
+    with progress_bar("starting", visible=not quiet) as bar:
         report = run(package, transformer, settings, bar)
     show(bench_table(report))
     _write(json, report.to_json())

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liger_export.commands.console import exporter, progress_bar, quiet_transformers, show
-from liger_export.commands.options import BlockSize, CheckpointArgument, HeadPrecision, Overwrite, WeightPrecision
+from liger_export.commands.options import (
+    BlockSize,
+    CheckpointArgument,
+    HeadPrecision,
+    Overwrite,
+    Quiet,
+    WeightPrecision,
+)
 from liger_export.commands.tables import heldout_table
 from liger_export.errors import InputError
 from liger_export.precision import Precision
@@ -28,28 +35,48 @@ def linearize(
         typer.Argument(help="Llama, Mistral, Qwen2 or Qwen3 model: a directory, GGUF file or Hugging Face Hub ID."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Liger checkpoint directory to create.")],
-    mixer: Annotated[str, typer.Option(help="Replacement for softmax attention: gla, hgrn2, gsa or lolcats.")] = "gla",
-    window: Annotated[int, typer.Option(min=1, help="Keys in the softmax window, including the current one.")] = 64,
+    mixer: Annotated[
+        str,
+        typer.Option(help="Replacement for softmax attention: gla, hgrn2, gsa or lolcats.", rich_help_panel="Mixer"),
+    ] = "gla",
+    window: Annotated[
+        int, typer.Option(min=1, help="Keys in the softmax window, including the current one.", rich_help_panel="Mixer")
+    ] = 64,
     gate_normalizer: Annotated[
-        float | None, typer.Option(show_default="16", help="Divisor of the log gate (gla, gsa).")
+        float | None,
+        typer.Option(show_default="16", help="Divisor of the log gate (gla, gsa).", rich_help_panel="Mixer"),
     ] = None,
     recurrent_weight: Annotated[
         float | None,
-        typer.Option(show_default="0.5", help="Weight of the recurrence; the window gets the rest (gla, hgrn2, gsa)."),
+        typer.Option(
+            show_default="0.5",
+            help="Weight of the recurrence; the window gets the rest (gla, hgrn2, gsa).",
+            rich_help_panel="Mixer",
+        ),
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, show_default="the head size", help="Memory slots per key/value head (gsa).")
+        int | None,
+        typer.Option(
+            min=1, show_default="the head size", help="Memory slots per key/value head (gsa).", rich_help_panel="Mixer"
+        ),
     ] = None,
     feature_dim: Annotated[
-        int | None, typer.Option(min=1, show_default="the head size", help="Outputs of each feature map (lolcats).")
+        int | None,
+        typer.Option(
+            min=1, show_default="the head size", help="Outputs of each feature map (lolcats).", rich_help_panel="Mixer"
+        ),
     ] = None,
     keep_softmax_every: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep softmax attention in every N-th layer.")
+        int | None,
+        typer.Option(metavar="N", help="Keep softmax attention in every N-th layer.", rich_help_panel="Softmax layers"),
     ] = None,
     softmax_window: Annotated[
         int | None,
         typer.Option(
-            min=1, show_default="1024, or the base's limit if smaller", help="Keys in the window of those layers."
+            min=1,
+            show_default="1024, or the base's limit if smaller",
+            help="Keys in the window of those layers.",
+            rich_help_panel="Softmax layers",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -57,6 +84,9 @@ def linearize(
     """Turn a pretrained transformer into a Liger checkpoint.
 
     The weights stay as they are. Those of a GGUF file are dequantized and rounded to bfloat16.
+
+    Example:
+      liger-export linearize path/to/Llama-3.2-1B -o liger --window 256
     """
     with exporter():
         from liger_export.linearize import LinearizeSettings
@@ -96,30 +126,44 @@ def finetune(
     heldout: Annotated[
         Path | None, typer.Option(show_default="the end of --data", help="Text to measure quality on.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
-    target: Annotated[str, typer.Option(help="Projections to adapt, separated by commas.")] = "q_proj,k_proj,v_proj",
-    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens per training block.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Blocks per forward pass.")] = 8,
-    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes per optimizer step.")] = 1,
-    learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-4,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 2.0,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.", rich_help_panel="Adapter")] = 8,
+    target: Annotated[
+        str, typer.Option(help="Projections to adapt, separated by commas.", rich_help_panel="Adapter")
+    ] = "q_proj,k_proj,v_proj",
+    sequence_length: Annotated[
+        int, typer.Option(min=2, help="Tokens per training block.", rich_help_panel="Training")
+    ] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks per forward pass.", rich_help_panel="Training")] = 8,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Forward passes per optimizer step.", rich_help_panel="Training")
+    ] = 1,
+    learning_rate: Annotated[
+        float, typer.Option("--lr", help="Peak learning rate.", rich_help_panel="Training")
+    ] = 1e-4,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel="Training")] = 2.0,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.", rich_help_panel="Training")
+    ] = None,
     save_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between points to resume from.")] = 200,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Save memory by recomputing layers in the backward pass.")
+        bool, typer.Option(help="Save memory by recomputing layers in the backward pass.", rich_help_panel="Training")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed for initialization and data order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for initialization and data order.", rich_help_panel="Training")] = 0,
     precision: WeightPrecision = DEFAULTS.weights,
     lm_head: HeadPrecision = None,
     block_size: BlockSize = DEFAULTS.block_size,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Recover quality by training a small LoRA adapter.
 
     With --precision int4 or int8 it trains on rounded weights: for a package that convert makes with the same options.
 
     To train on several GPUs, run it as `accelerate launch -m liger_export finetune`.
+
+    Example:
+      liger-export finetune liger --data texts/ -o adapter --rank 16
     """
     with exporter():
         from liger_export.finetune import FinetuneSettings
@@ -138,7 +182,8 @@ def finetune(
         seed=seed,
         precision=Precision(weights=precision, lm_head=lm_head, block_size=block_size),
     )
-    _train(partial(train, checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite))
+    run = partial(train, checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite)
+    _train(run, quiet=quiet)
 
 
 def _training_stage(name: str) -> "Callable[..., FinetuneResult]":
@@ -152,13 +197,13 @@ def _training_stage(name: str) -> "Callable[..., FinetuneResult]":
     return stages[name]
 
 
-def _train(run: "partial[FinetuneResult]") -> None:
+def _train(run: "partial[FinetuneResult]", *, quiet: bool) -> None:
     """Train, and print the result; on the main process only, if ``accelerate launch`` started several."""
     from liger_export.distributed import processes
 
     quiet_transformers()
     is_main = processes().is_main_process
-    with progress_bar("loading", visible=is_main) as bar:
+    with progress_bar("loading", visible=is_main and not quiet) as bar:
         result = run(progress=bar)
     if is_main:
         show(heldout_table(result.before, result.after))

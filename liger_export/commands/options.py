@@ -19,6 +19,7 @@ __all__ = [
     "MinP",
     "Overwrite",
     "PackageArgument",
+    "Quiet",
     "RepetitionPenalty",
     "RunnableArgument",
     "Seed",
@@ -45,41 +46,84 @@ Device = Annotated[
         "--device",
         show_default="cuda if the package supports this GPU, else cpu",
         help="Device to run on: cpu or cuda.",
+        rich_help_panel="Graph and device",
     ),
 ]
 Lowering = Annotated[
     str | None,
-    typer.Option("--lowering", show_default="fused if it can run here", help="Graph to run: stock or fused."),
+    typer.Option(
+        "--lowering",
+        show_default="fused if it can run here",
+        help="Graph to run: stock or fused.",
+        rich_help_panel="Graph and device",
+    ),
 ]
-WeightPrecision = Annotated[str, typer.Option("--precision", help=f"Weights: {', '.join(PRECISIONS)}.")]
+WeightPrecision = Annotated[
+    str, typer.Option("--precision", help=f"Weights: {', '.join(PRECISIONS)}.", rich_help_panel="Precision")
+]
 HeadPrecision = Annotated[
-    str | None, typer.Option("--lm-head", show_default="--precision", help="Precision of the output head.")
+    str | None,
+    typer.Option(
+        "--lm-head", show_default="--precision", help="Precision of the output head.", rich_help_panel="Precision"
+    ),
 ]
-BlockSize = Annotated[int, typer.Option("--block-size", help=f"Weights per scale: {', '.join(map(str, BLOCK_SIZES))}.")]
+BlockSize = Annotated[
+    int,
+    typer.Option(
+        "--block-size", help=f"Weights per scale: {', '.join(map(str, BLOCK_SIZES))}.", rich_help_panel="Precision"
+    ),
+]
 OF_PACKAGE = "as in the package's generation_config.json"
 Temperature = Annotated[
     float | None,
-    typer.Option(show_default=OF_PACKAGE, help="Sampling temperature; 0 takes the most likely token."),
+    typer.Option(
+        show_default=OF_PACKAGE,
+        help="Sampling temperature; 0 takes the most likely token.",
+        rich_help_panel="Choice of tokens",
+    ),
 ]
 TopK = Annotated[
-    int | None, typer.Option(show_default=OF_PACKAGE, help="Sample from the k most likely tokens; 0 for all.")
+    int | None,
+    typer.Option(
+        show_default=OF_PACKAGE,
+        help="Sample from the k most likely tokens; 0 for all.",
+        rich_help_panel="Choice of tokens",
+    ),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(show_default=OF_PACKAGE, help="Sample from the most likely tokens with this total probability."),
+    typer.Option(
+        show_default=OF_PACKAGE,
+        help="Sample from the most likely tokens with this total probability.",
+        rich_help_panel="Choice of tokens",
+    ),
 ]
 MinP = Annotated[
     float | None,
-    typer.Option(show_default=OF_PACKAGE, help="Drop tokens below this fraction of the highest probability."),
+    typer.Option(
+        show_default=OF_PACKAGE,
+        help="Drop tokens below this fraction of the highest probability.",
+        rich_help_panel="Choice of tokens",
+    ),
 ]
 RepetitionPenalty = Annotated[
-    float | None, typer.Option(show_default=OF_PACKAGE, help="Penalty for repeated tokens; 1 for none.")
+    float | None,
+    typer.Option(
+        show_default=OF_PACKAGE, help="Penalty for repeated tokens; 1 for none.", rich_help_panel="Choice of tokens"
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed for sampling.")]
-Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends the output; repeatable.")]
-Threads = Annotated[int | None, typer.Option(min=1, show_default="chosen by ONNX Runtime", help="CPU threads.")]
+Seed = Annotated[int | None, typer.Option(help="Seed for sampling.", rich_help_panel="Choice of tokens")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Text that ends the output; repeatable.", rich_help_panel="Choice of tokens"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, show_default="chosen by ONNX Runtime", help="CPU threads.", rich_help_panel="Graph and device"),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check the SHA-256 of every file, not only its size.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results to this JSON file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
 

@@ -26,6 +26,7 @@ from liger_export.commands.options import (
     Lowering,
     MinP,
     Overwrite,
+    Quiet,
     RepetitionPenalty,
     RunnableArgument,
     Seed,
@@ -56,6 +57,7 @@ Targets = Annotated[
     typer.Option(
         metavar="TARGET,...",
         help="GPUs to compile the fused graph's kernels for, such as sm_86,sm_90; web adds graphs for browsers.",
+        rich_help_panel="Graphs",
     ),
 ]
 Overrides = Annotated[
@@ -63,10 +65,14 @@ Overrides = Annotated[
     typer.Option(
         metavar="PATTERN=PRECISION",
         help="Precision of matching weights, such as '*.layers.0.*=int8'; repeatable, the last match wins.",
+        rich_help_panel="Precision",
     ),
 ]
 CalibrationText = Annotated[
-    Path | None, typer.Option(help="Calibration text for gptq: a text or JSONL file, or a directory of them.")
+    Path | None,
+    typer.Option(
+        help="Calibration text for gptq: a text or JSONL file, or a directory of them.", rich_help_panel="Rounding"
+    ),
 ]
 
 
@@ -75,39 +81,64 @@ def convert(
     output: Annotated[Path, typer.Option("-o", "--output", help="Package directory to create.")],
     adapter: Adapters = None,
     lowering: Annotated[
-        str, typer.Option(help="stock (any ONNX Runtime), or fused: adds a graph for liger-export's operators.")
+        str,
+        typer.Option(
+            help="stock (any ONNX Runtime), or fused: adds a graph for liger-export's operators.",
+            rich_help_panel="Graphs",
+        ),
     ] = "stock",
     targets: Targets = None,
     precision: WeightPrecision = DEFAULTS.weights,
     activations: Annotated[
-        str | None, typer.Option(show_default="fp32", help=f"Activations with int4 and int8: {', '.join(FLOATS)}.")
+        str | None,
+        typer.Option(
+            show_default="fp32",
+            help=f"Activations with int4 and int8: {', '.join(FLOATS)}.",
+            rich_help_panel="Precision",
+        ),
     ] = None,
     lm_head: HeadPrecision = None,
     embedding: Annotated[
-        str | None, typer.Option(show_default="--lm-head", help="Precision of the embedding table.")
+        str | None,
+        typer.Option(show_default="--lm-head", help="Precision of the embedding table.", rich_help_panel="Precision"),
     ] = None,
     override: Overrides = None,
     block_size: BlockSize = DEFAULTS.block_size,
-    symmetric: Annotated[bool, typer.Option(help="Store no zero points.")] = DEFAULTS.symmetric,
-    method: Annotated[str, typer.Option(help=f"Rounding method: {', '.join(METHODS)}.")] = DEFAULTS.method,
+    symmetric: Annotated[
+        bool, typer.Option(help="Store no zero points.", rich_help_panel="Precision")
+    ] = DEFAULTS.symmetric,
+    method: Annotated[
+        str, typer.Option(help=f"Rounding method: {', '.join(METHODS)}.", rich_help_panel="Rounding")
+    ] = DEFAULTS.method,
     calibration: CalibrationText = None,
     calibration_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to read from the start of the calibration text.")
+        int,
+        typer.Option(min=1, help="Tokens to read from the start of the calibration text.", rich_help_panel="Rounding"),
     ] = CALIBRATION_TOKENS,
     prefix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="System prompt whose state the package ships.")
     ] = None,
     opset: Annotated[
-        int, typer.Option(help="23, or 27 to add a graph in ONNX's own operators, with its LinearAttention.")
+        int,
+        typer.Option(
+            help="23, or 27 to add a graph in ONNX's own operators, with its LinearAttention.",
+            rich_help_panel="Graphs",
+        ),
     ] = 23,
     genai: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Also write a folder for ONNX Runtime GenAI.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write a folder for ONNX Runtime GenAI.", rich_help_panel="Graphs"),
     ] = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert a Liger checkpoint into an ONNX package.
 
     Merges adapters, traces the model into one ONNX graph, quantizes its weights and writes the package.
+
+    Example:
+      liger-export convert liger --adapter adapter -o package \\
+          --precision int4 --method gptq --calibration texts/
     """
     settings = Precision(
         weights=precision,
@@ -124,7 +155,7 @@ def convert(
     settings.check_calibration(text)
     with exporter():
         from liger_export.convert import convert as run_convert
-    with progress_bar("reading", in_bytes=True) as bar:
+    with progress_bar("reading", in_bytes=True, visible=not quiet) as bar:
         manifest = run_convert(
             checkpoint,
             output,
@@ -163,7 +194,11 @@ def inspect(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as JSON.")] = False,
 ) -> None:
-    """Describe a package or engine, and verify its files."""
+    """Describe a package or engine, and verify its files.
+
+    Example:
+      liger-export inspect package --contract
+    """
     with exporter("cli"):
         from liger_export.inspection import inspect as describe
         from liger_export.inspection import read_contract
@@ -209,7 +244,11 @@ def run(
     device: Device = None,
     lowering: Lowering = None,
 ) -> None:
-    """Continue a prompt with a package or engine."""
+    """Continue a prompt with a package or engine.
+
+    Example:
+      liger-export run package 'Once upon a time' -n 64 --temperature 0.8
+    """
     session, sampling = open_session(
         package,
         device=device,

@@ -23,33 +23,60 @@ def serve(
     packages: Annotated[
         list[str], typer.Argument(metavar="[NAME=]PACKAGE...", help="Package directories. NAME is what requests say.")
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8000,
-    slots: Annotated[int, typer.Option(help="Answers of a model at once.")] = 8,
-    queue: Annotated[int, typer.Option(help="Answers that wait for a slot; more are refused with status 429.")] = 64,
+    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel="Network")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", rich_help_panel="Network")] = 8000,
+    slots: Annotated[int, typer.Option(help="Answers of a model at once.", rich_help_panel="Limits")] = 8,
+    queue: Annotated[
+        int,
+        typer.Option(help="Answers that wait for a slot; more are refused with status 429.", rich_help_panel="Limits"),
+    ] = 64,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keys, one a line, of which clients must send one.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keys, one a line, of which clients must send one.", rich_help_panel="Network"
+        ),
     ] = None,
-    max_request_bytes: Annotated[int, typer.Option(help="Largest request.")] = 4 * MEGABYTE,
-    max_prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.")] = 131_072,
+    max_request_bytes: Annotated[int, typer.Option(help="Largest request.", rich_help_panel="Limits")] = 4 * MEGABYTE,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(help="Most tokens of a prompt.", rich_help_panel="Limits")
+    ] = 131_072,
     max_new_tokens: Annotated[
-        int, typer.Option("-n", "--max-new-tokens", help="Most tokens of an answer, and the default of chats.")
+        int,
+        typer.Option(
+            "-n",
+            "--max-new-tokens",
+            help="Most tokens of an answer, and the default of chats.",
+            rich_help_panel="Limits",
+        ),
     ] = 4096,
-    timeout: Annotated[float, typer.Option(help="Most seconds of an answer, with its time in the queue.")] = 600.0,
-    grace: Annotated[float, typer.Option(help="Seconds that answers go on after SIGTERM.")] = 10.0,
-    memory: Annotated[int, typer.Option(metavar="MB", help="Memory for states of earlier texts.")] = 1000,
+    timeout: Annotated[
+        float, typer.Option(help="Most seconds of an answer, with its time in the queue.", rich_help_panel="Limits")
+    ] = 600.0,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that answers go on after SIGTERM.", rich_help_panel="Limits")
+    ] = 10.0,
+    memory: Annotated[
+        int, typer.Option(metavar="MB", help="Memory for states of earlier texts.", rich_help_panel="States")
+    ] = 1000,
     state_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory for states that outlive the server.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory for states that outlive the server.", rich_help_panel="States"),
     ] = None,
-    state_size: Annotated[int, typer.Option(metavar="MB", help="Size of that directory.")] = 10_000,
+    state_size: Annotated[
+        int, typer.Option(metavar="MB", help="Size of that directory.", rich_help_panel="States")
+    ] = 10_000,
     threads: Threads = None,
     verify: Verify = False,
     device: Device = None,
     lowering: Lowering = None,
 ) -> None:
-    """Serve packages to clients of OpenAI's API, and a chat page to browsers.
+    """Serve packages to OpenAI's clients and to browsers.
 
+    Clients of OpenAI's API get its answers, and a browser gets a chat page.
     Texts that start like earlier ones are not read again from their start.
+
+    Example:
+      liger-export serve package --state-dir states --port 8000
     """
     with exporter("serve"):
         from liger_export.serve import ServeSettings

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
@@ -303,3 +304,19 @@ def test_triton_names_its_models_after_the_package(package: Path, tmp_path: Path
     assert "package_step and package_chunk" in result.stdout
     assert "max_batch_size: 3" in (tmp_path / "repository" / "package_step" / "config.pbtxt").read_text()
     assert_refused(liger_export("triton", package, "-o", tmp_path / "other", "--name", "a b"), "Pass --name")
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert liger_export("--version").stdout == f"liger-export {version('liger-export')}\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_quiet_hides_progress_and_keeps_results(
+    options: tuple[str, ...], checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liger_export.commands.console.LOG_SECONDS", 0.001)
+    stderr = io.StringIO()
+    monkeypatch.setattr("liger_export.commands.console.err", Console(file=stderr))
+    result = liger_export("convert", checkpoint_copy, "-o", tmp_path / "package", *options)
+    assert (" so far" in stderr.getvalue()) == (not options)
+    assert "stock lowering" in result.stdout
