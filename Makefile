@@ -66,7 +66,7 @@ fuzz: .venv/.installed
 	$(BIN)/python -m tests.fuzz.files --cases 10000
 
 docs: .venv/.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The second line compiles the kernels of the default shapes (kernels/prebuilt.py). Without it the wheel has none.
 wheel: .venv/.installed
