@@ -114,8 +114,7 @@ def genai(
     """Write a model folder for ONNX Runtime GenAI.
 
     Example:
-
-        liger-export genai package -o genai
+      liger-export genai package -o genai
     """
     with exporter():
         from liger_export.engine.genai import write_genai
