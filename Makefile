@@ -34,9 +34,9 @@ demo: .venv/.installed
 	@echo 'The command is $(CURDIR)/$(BIN)/liger-export; "source $(BIN)/activate" makes it available as liger-export.'
 	@echo 'Next: "Your own model" in README.md.'
 
-# A second "make chat" only opens the package.
+# A second "make chat" only opens the package. Greedy answers of a model this small run in circles.
 chat: chat/package
-	$(BIN)/liger-export chat chat/package
+	$(BIN)/liger-export chat chat/package --temperature 0.2 --top-p 0.9 --repetition-penalty 1.1
 
 chat/package: .venv/.installed
 	rm -rf chat

@@ -50,6 +50,7 @@ def read(session: ort.InferenceSession) -> list[np.ndarray]:
     return [*results, *filled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixer", "keep_softmax_every"), [("gla", None), ("hgrn2", None), ("gsa", None), ("lolcats", None), ("gla", 2)]
 )

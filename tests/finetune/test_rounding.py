@@ -45,6 +45,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_liger(tmp_path_factory.mktemp("wide") / "liger", **WIDE)
 
 
+@pytest.mark.slow
 def test_the_package_has_the_measured_quality(checkpoint: Path, code_text: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, target_modules=TARGETS[:5], precision=INT4)  # other matrices are rounded once
     result = finetune(checkpoint, code_text, tmp_path / "adapter", settings, heldout=code_text)

@@ -111,6 +111,7 @@ def test_padding_gets_zeros_and_changes_no_other_gradient(mixer: str) -> None:
         assert not found[1, 37:].any()
 
 
+@pytest.mark.slow
 @every_mixer
 def test_gradients_continue_from_a_state(mixer: str) -> None:
     """Gradients of the last tokens alone equal the PyTorch operator's, whose window and state hold the first tokens."""

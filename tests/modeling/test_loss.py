@@ -37,6 +37,7 @@ def test_loss_and_gradients_equal_those_from_all_logits(num_items: Tensor | int 
         assert relative_l2(found, wanted) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences() -> None:
     hidden_states, head, labels = example(torch.float64)
     with patch.object(loss, "LOGITS_PER_PART", 4 * VOCABULARY):
