@@ -56,6 +56,7 @@ def test_adapters_are_merged(liger_checkpoint: Path, adapter: Path, tmp_path: Pa
     assert [(entry["name"], entry["base_verified"]) for entry in manifest.adapters] == [("adapter", True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tied", "bias"), slow_except([(True, True)], product([False, True], repeat=2)))
 def test_biases_and_tying_survive(tmp_path: Path, tied: bool, bias: bool) -> None:
     checkpoint = write_liger(

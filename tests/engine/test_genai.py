@@ -63,6 +63,7 @@ def test_512_tokens_of_the_shipped_model_equal_the_runtimes(og: Any, tmp_path: P
     assert answer(og, tmp_path / "genai", prompt, 512) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "weights"), [("gla", "fp16"), ("hgrn2", "fp32")])
 def test_tokens_equal_the_runtimes_beyond_the_window(og: Any, mixer: str, weights: str, tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", settings=LinearizeSettings(mixer=mixer, window_size=8))
@@ -82,6 +83,7 @@ def test_conversations_are_rendered_as_the_runtime_does(og: Any, tmp_path: Path)
         assert list(map(int, tokenizer.encode(text))) == session.encode_chat(messages)
 
 
+@pytest.mark.slow
 def test_the_config_has_the_packages_sampling_and_ends(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger")
     values = {"eos_token_id": [7, 9], "do_sample": True, "temperature": 0.5, "top_k": 5}
@@ -94,6 +96,7 @@ def test_the_config_has_the_packages_sampling_and_ends(tmp_path: Path) -> None:
     assert (config["search"]["do_sample"], config["search"]["temperature"], config["search"]["top_k"]) == (True, 0.5, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "what"),
     [

@@ -52,6 +52,7 @@ def test_fused_equals_stock_on_every_backbone(mixer: str, variant: str, tmp_path
         assert np.linalg.norm(fused.state().tensors[name] - tensor) / np.linalg.norm(tensor) < 1e-5, name
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
 def test_nan_of_q_and_k_reaches_all_logits_as_in_stock(mixer: str, tmp_path: Path) -> None:

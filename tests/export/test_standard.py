@@ -58,6 +58,7 @@ def test_onnx_runtime_computes_what_it_does_with_the_stock_graph_in_any_split(
         assert relative_l2(torch.from_numpy(result), torch.from_numpy(expected)) < 1e-5
 
 
+@pytest.mark.slow
 def test_integer_weights_are_read_as_onnx_stores_them(tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", backbone="qwen2", tie_word_embeddings=True, **SIZES)
     precision = Precision(weights="int8")

@@ -25,6 +25,7 @@ from tests.tiny import relative_l2
 in_place_or_not = pytest.mark.parametrize("in_place", slow_except([True], [False, True]), ids=["oldest-first", "ring"])
 
 
+@pytest.mark.slow
 @every_mixer
 @every_dtype
 @in_place_or_not

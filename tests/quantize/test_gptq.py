@@ -247,6 +247,7 @@ def test_large_weights_are_rounded_although_their_squares_overflow() -> None:
         assert errors[1] <= 2 * errors[0]
 
 
+@pytest.mark.slow
 def test_activations_that_overflow_are_refused(random_text: Path, tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", **SIZES)
     tensors = load_file(checkpoint / "model.safetensors")
