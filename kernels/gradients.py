@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from liger_export.errors import KernelError
-from liger_export.kernels.launch import no_triton, shape_of
+from liger_export.kernels.launch import no_triton, require_offsets, shape_of
 from liger_export.kernels.plans import BLOCK, CHUNK, backward_plans, chunkwise_plans
 from liger_export.kernels.runner import call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
@@ -43,8 +42,7 @@ def projection_gradients(
     query, key, value = projections
     batch, length, _ = query.shape
     output_gradient = output_gradient if output_gradient.stride(-1) == 1 else output_gradient.contiguous()
-    if max(length * rows.stride(1) for rows in (*projections, output_gradient)) >= 2**31:
-        raise KernelError(f"One call has {length} tokens, too many for the kernels.", "Split them into several calls.")
+    require_offsets((*projections, output_gradient))
     try:
         from liger_export.kernels import chunkwise_backward as recurrence
         from liger_export.kernels import window_backward as window

@@ -1,5 +1,6 @@
 """The attention kernels as functions of torch tensors."""
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -21,7 +22,7 @@ from liger_export.kernels.runner import call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.targets import DEPENDENT_LAUNCH_CAPABILITY
 
-__all__ = ["chunkwise", "no_triton", "oldest_first", "shape_of", "step", "step_in_place"]
+__all__ = ["chunkwise", "no_triton", "oldest_first", "require_offsets", "shape_of", "step", "step_in_place"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -102,8 +103,7 @@ def chunkwise(
     shape = shape_of(mixer, projections, state)
     batch, length, width = projections[0].shape
     query, key, value = projections
-    if max(length * part.stride(1) for part in projections) >= 2**31:
-        raise KernelError(f"One call has {length} tokens, too many for the kernels.", "Split them into several calls.")
+    require_offsets(projections)
     try:
         from liger_export.kernels.chunkwise import output_kernel, pass_kernel, prepare_kernel
         from liger_export.kernels.window import leave_kernel, window_kernel
@@ -244,6 +244,16 @@ def _dependent_launch(device: torch.device) -> dict[str, bool]:
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < DEPENDENT_LAUNCH_CAPABILITY // 10:
         return {}
     return {"PDL": True, "launch_pdl": True}
+
+
+def require_offsets(rows: Iterable[Tensor]) -> None:
+    """Check that 32-bit offsets reach every element of a sequence in tensors [B, T, width]. Raises KernelError."""
+    for part in rows:
+        length = part.shape[1]
+        if length * part.stride(1) >= 2**31:
+            raise KernelError(
+                f"One call has {length} tokens, too many for the kernels.", "Split them into several calls."
+            )
 
 
 def no_triton() -> EnvironmentMismatchError:
