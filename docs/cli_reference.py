@@ -20,7 +20,7 @@ Generated from the commands: what each prints with `--help`.
 
 
 def help_of(*command: str) -> str:
-    """What a command prints with ``--help``, in a terminal of 80 columns."""
+    """Return the output of a command's ``--help`` in a terminal of 80 columns."""
     result = CliRunner().invoke(app, [*command, "--help"], prog_name="liger-export", env={"COLUMNS": "80"})
     return result.stdout.strip("\n")
 

@@ -4,7 +4,7 @@
 
 Prints the median and, in parentheses, the 10th to 90th percentile. Steps only: sampling and decoding are not counted.
 The rate in GB/s counts what a step moves: the weights once, and the state of each sequence twice. With ``--check``,
-the logits of steps together are first compared with those of steps alone.
+the logits of the sequences together are first compared with those of each sequence by itself.
 """
 
 import argparse

@@ -25,7 +25,7 @@ CONTEXT = 1 << 20
 def write_genai(package: Path, output: Path, *, overwrite: bool = False) -> None:
     """Write a folder that ONNX Runtime GenAI opens: the graph, its weights, the tokenizer and ``genai_config.json``.
 
-    It cannot be the package itself: GenAI takes a ``manifest.json`` for one of its own.
+    It cannot be the package itself, because GenAI reads a ``manifest.json`` as the manifest of a GenAI package.
 
     Args:
         package: Package directory.
