@@ -4,6 +4,7 @@ python -m liger_export.runtime.growth PACKAGE --tokens 100000
 """
 
 import argparse
+import gc
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def measure_growth(
     for token in range(WARM_UP):  # touches every page once
         session.step(token % session.manifest.model_config.vocab_size)
         anonymous_bytes()
+    _samples(session, FIRST_TOKEN)  # and everything else that a text allocates once
     samples, texts = _samples(session, to_token), 1
     while samples[1, -1] > samples[1, 0] and texts < MAX_TEXTS:
         samples, texts = _samples(session, to_token), texts + 1
@@ -83,6 +85,7 @@ def _samples(session: Session, to_token: int) -> npt.NDArray[np.int64]:
     for count in range(1, to_token + 1):
         session.step(count * 7919 % vocab_size)  # spread over the vocabulary
         if count == samples[0, taken]:
+            gc.collect()  # unreachable cycles are not growth, and would be freed at any time
             samples[1, taken] = anonymous_bytes()
             taken += 1
     return samples

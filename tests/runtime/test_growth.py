@@ -11,9 +11,9 @@ PAGE = 4096
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, package: Path, held: Callable[[int, int], int]) -> growth.Growth:
-    """Measure a package while ``held`` fakes the process's bytes, given the texts started and the tokens read."""
+    """Measure a package while ``held`` fakes the process's bytes, given the texts measured and the tokens read."""
     session: Session = load(package, threads=1)
-    texts, reset = 0, session.reset
+    texts, reset = -1, session.reset  # the first text is read before anything counts
 
     def begin() -> None:
         nonlocal texts
