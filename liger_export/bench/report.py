@@ -129,10 +129,10 @@ class BenchReport:
     def footnotes(self) -> tuple[str, ...]:
         """Description of the measurement and of what it excludes, one sentence per line."""
         settings, versions = self.settings, ", ".join(f"{name} {text}" for name, text in self.machine.versions.items())
+        processes = "1 fresh process" if settings.repeats == 1 else f"{settings.repeats} fresh processes"
         lines = [
             f"{self.machine.processor}, threads: {settings.threads}; {versions}.",
-            f"Median (10th-90th percentile) over {settings.repeats} fresh processes, each decoding {settings.tokens} "
-            "tokens; batch 1.",
+            f"Median (10th-90th percentile) over {processes}, each decoding {settings.tokens} tokens; batch 1.",
             "Peak RSS: the whole process including its libraries, after loading. Carried: the state (one set; a "
             "session holds two) or the keys and values, after the context.",
         ]

@@ -41,6 +41,7 @@ __all__ = [
     "print_interrupted",
     "print_note",
     "print_speed",
+    "print_tables",
     "progress_bar",
     "quiet_transformers",
     "raise_swallowed_interrupt",
@@ -115,6 +116,11 @@ def note_ignored(defaults: GenerationDefaults) -> None:
 def print_faint(text: str) -> None:
     """Print information that is not a result to standard error, without wrapping."""
     err.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
+
+
+def print_tables(*tables: RenderableType) -> None:
+    """Print tables that are not a result to standard error."""
+    err.print(*tables)
 
 
 def print_failure(summary: str, meaning: str) -> None:

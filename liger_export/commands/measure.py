@@ -8,7 +8,7 @@ import typer
 
 from liger_export.commands.console import exporter, print_failure, print_note, progress_bar, quiet_transformers, show
 from liger_export.commands.options import Adapters, Device, JsonFile, Lowering, PackageArgument, Quiet, RunnableArgument
-from liger_export.commands.tables import bench_table, evaluation_table, parity_table, position_tables
+from liger_export.commands.tables import bench_table, evaluation_table, parity_table, position_tables, profile_table
 from liger_export.files import new_file, require_writable
 from liger_export.progress import Progress
 
@@ -188,6 +188,10 @@ def bench(
     ] = "float32",
     json: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Also plot the results to this PNG, SVG or PDF file.")] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Also show where a step's time goes, by operator, and plot it to this file."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure speed and memory on the CPU by context length.
@@ -198,6 +202,7 @@ def bench(
     with exporter():
         from liger_export.bench import BenchSettings, parse_against, parse_contexts, require_plot, save_plot
         from liger_export.bench import bench as run
+        from liger_export.bench.profiled import profile_steps, save_profile
         from liger_export.bench.settings import default_threads
     settings = BenchSettings(
         contexts=parse_contexts(contexts),
@@ -208,14 +213,18 @@ def bench(
     )
     transformer = None if against is None else parse_against(against)
     _require_writable(json)
-    if plot is not None:
-        require_plot(plot)
+    for picture in filter(None, (plot, profile)):
+        require_plot(picture)
     with progress_bar("starting", visible=not quiet) as bar:
         report = run(package, transformer, settings, bar)
+        profiled = None if profile is None else profile_steps(package, settings)
     show(bench_table(report))
     _write(json, report.to_json())
     if plot is not None:
         save_plot(report, plot)
+    if profile is not None and profiled is not None:
+        show(profile_table(profiled))
+        save_profile(profiled, profile)
 
 
 def _require_writable(file: Path | None) -> None:

@@ -1,7 +1,9 @@
 """Commands that make, describe and run a package: ``convert``, ``inspect`` and ``run``."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,7 @@ from liger_export.commands.console import (
     note_ignored,
     print_note,
     print_speed,
+    print_tables,
     progress_bar,
     show,
     stream_text,
@@ -40,10 +43,11 @@ from liger_export.commands.options import (
     parse_override,
     split_names,
 )
-from liger_export.commands.tables import contract_table, engine_rows, megabytes, summary_table
+from liger_export.commands.tables import contract_table, engine_rows, megabytes, profile_table, summary_table
 from liger_export.errors import InputError
 from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, Calibration, Precision
 from liger_export.runtime.defaults import read_defaults
+from liger_export.runtime.profile import end_profile
 
 if TYPE_CHECKING:
     from liger_export.package import Manifest
@@ -243,27 +247,34 @@ def run(
     verify: Verify = False,
     device: Device = None,
     lowering: Lowering = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also show where a step's time goes, by operator; on the CPU.")
+    ] = False,
 ) -> None:
     """Continue a prompt with a package or engine.
 
     Example:
       liger-export run package 'Once upon a time' -n 64 --temperature 0.8
     """
-    session, sampling = open_session(
-        package,
-        device=device,
-        lowering=lowering,
-        threads=threads,
-        verify=verify,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    tokens = session.encode(prompt, parse_special_tokens=parse_special_tokens)
-    pieces = session.generate(
-        tokens, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), lookup=lookup
-    )
-    print_speed(session, len(tokens), stream_text(prompt, pieces))
+    with TemporaryDirectory(prefix="liger-export-") if profile else nullcontext() as folder:
+        session, sampling = open_session(
+            package,
+            device=device,
+            lowering=lowering,
+            threads=threads,
+            verify=verify,
+            trace=Path(folder) / "trace" if folder else None,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        tokens = session.encode(prompt, parse_special_tokens=parse_special_tokens)
+        pieces = session.generate(
+            tokens, max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), lookup=lookup
+        )
+        print_speed(session, len(tokens), stream_text(prompt, pieces))
+        if profile:
+            print_tables(*map(profile_table, end_profile(session)))

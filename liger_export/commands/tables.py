@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # these modules load PyTorch
     from liger_export.metrics import Quality
     from liger_export.package import Manifest
     from liger_export.parity.report import ParityReport
+    from liger_export.runtime.profile import Profile
 
 __all__ = [
     "bench_table",
@@ -24,6 +25,7 @@ __all__ = [
     "megabytes",
     "parity_table",
     "position_tables",
+    "profile_table",
     "summary_table",
 ]
 
@@ -114,6 +116,30 @@ def _time_spread(seconds: "Spread | None") -> str:
 def _rate(value: float) -> str:
     """Format a number with three digits, or in thousands."""
     return f"{value / 1e3:.1f}k" if value >= 1e4 else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def profile_table(profile: "Profile") -> Table:
+    """The time of a call by operator, with the rate at which weights are read."""
+    plurals = ["" if count == 1 else "s" for count in (profile.calls, profile.tokens)]
+    calls = f"{profile.calls:,} call{plurals[0]} of {profile.tokens:,} token{plurals[1]}"
+    names = ("nodes", "ms", "share", "weights", "GB/s")
+    table = Table("operator", *(Column(name, justify="right") for name in names), box=SIMPLE, title=calls)
+    for each in profile.operators:
+        read = (megabytes(each.weight_bytes), f"{each.weight_bytes / each.seconds / 1e9:.1f}")
+        table.add_row(
+            each.operator,
+            f"{each.nodes}",
+            f"{1e3 * each.seconds:.3f}",
+            f"{each.seconds / profile.seconds:.1%}",
+            *(read if each.weight_bytes else ()),
+        )
+    table.add_row(
+        "[dim]between nodes", "", f"{1e3 * profile.remainder:.3f}", f"{profile.remainder / profile.seconds:.1%}"
+    )
+    table.add_section()
+    table.add_row("a call", "", f"{1e3 * profile.seconds:.3f}", "100.0%")
+    table.caption, table.caption_justify = "Mean of the faster half of the calls. Tracing makes each slower.", "left"
+    return table
 
 
 def contract_table(name: str, graph: dict[str, Any]) -> Table:

@@ -56,6 +56,7 @@ def load(
     lowering: str | None = None,
     threads: int | None = None,
     verify: bool = False,
+    trace: Path | None = None,
 ) -> Session:
     """Open a package, or an engine directory, and start a session.
 
@@ -69,10 +70,12 @@ def load(
         threads: ONNX Runtime's threads within an operator; None lets it choose.
         verify: Compare the SHA-256 of weights and engines with the manifest, which about doubles the time to open the
             package. Otherwise only their size is compared. All other files are small and always compared.
+        trace: Start of the name of a file in which ONNX Runtime traces every call, on the CPU only. It makes calls
+            slower. See ``end_profile``.
 
     Raises:
-        InputError: ``threads`` is invalid, or the device or lowering is unknown or not supported by the engine
-            directory.
+        InputError: ``threads`` is invalid, the device or lowering is unknown or not supported by the engine directory,
+            or ``trace`` is set for an engine directory or a GPU.
         PackageError: The package is incomplete, changed or has a newer format, or lacks the requested lowering.
         EnvironmentMismatchError: The installation lacks a requested feature, its ONNX Runtime is too old, the engine
             cannot run here, or the package computes in bfloat16 and there is no GPU.
@@ -85,24 +88,34 @@ def load(
         raise InputError(f"{directory!r} is not a directory.", "Pass the path of a package or an engine directory.")
     directory = Path(directory)
     with reading(directory, PackageError, "Copy or convert the package again."):
-        return _open_session(directory, device=device, lowering=lowering, threads=threads, verify=verify)
+        return _open_session(directory, device=device, lowering=lowering, threads=threads, verify=verify, trace=trace)
 
 
 def _open_session(
-    directory: Path, *, device: str | None, lowering: str | None, threads: int | None, verify: bool
+    directory: Path,
+    *,
+    device: str | None,
+    lowering: str | None,
+    threads: int | None,
+    verify: bool,
+    trace: Path | None,
 ) -> Session:
     manifest = read_manifest(directory)
     _check_names(manifest, lowering, device)
+    if trace is not None and manifest.engine is not None:
+        raise InputError("The calls of an engine cannot be traced.", "Profile the package it was built from.")
     if manifest.engine is not None:
         engine = open_engine(directory, manifest, threads=threads, verify=verify)  # checks all files
         return _session(directory, manifest, read_tokenizer(directory), engine)
     choice = choose_graph(manifest, lowering, device)
+    if trace is not None and choice.device != CPU:
+        raise InputError("Only calls on the CPU can be traced.", "Use the device cpu.")
     _check_onnxruntime(manifest.graphs[choice.lowering].onnxruntime)
     manifest.check_files(directory, weights=False)  # first: ONNX Runtime maps files, and a truncated one could crash it
     with ThreadPoolExecutor(1) as pool:  # hash on one core while ONNX Runtime prepares weights on another
         verified = pool.submit(manifest.check_files, directory, weights=verify)
         try:
-            model = _open(directory, choice, threads)
+            model = _open(directory, choice, threads, trace)
         except Exception as error:  # ONNX Runtime raises its own types
             verified.result()  # a changed file is the better explanation
             fix = "Copy or convert the package again."
@@ -170,8 +183,11 @@ def choose_graph(manifest: Manifest, lowering: str | None, device: str | None) -
     return Choice(FUSED_CUDA, CUDA) if on_cuda else Choice(FUSED if uses_fused else STOCK, CPU)
 
 
-def _open(directory: Path, choice: Choice, threads: int | None) -> ort.InferenceSession:
+def _open(directory: Path, choice: Choice, threads: int | None, trace: Path | None) -> ort.InferenceSession:
     options = session_options(threads)
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
     if choice.lowering != STOCK:
         options.register_custom_ops_library(str(library_path()))
     if choice.device == CUDA:

@@ -125,6 +125,14 @@ def test_run_reads_special_tokens_in_the_prompt_only_when_asked(package: Path) -
     assert_refused(liger_export(*command, "--stop", ""), "A stop string is ''")
 
 
+def test_run_shows_where_a_steps_time_goes(package: Path) -> None:
+    result = liger_export("run", package, "ab", "-n", 4, "--profile")
+    assert result.returncode == 0
+    assert "3 calls of 1 token" in result.stderr
+    assert "a call" in result.stderr
+    assert "between nodes" not in result.stdout
+
+
 def test_run_uses_the_packages_generation_defaults_and_options_override_them(
     checkpoint_copy: Path, package: Path, tmp_path: Path
 ) -> None:
