@@ -24,9 +24,9 @@ BOUND = 1e-3  # mean KL: both graphs round activations to 8 bits, which amplifie
 
 def package_of(directory: Path, precision: Precision, variant: str = "llama") -> Path:
     backbone, overrides = VARIANTS[variant]
-    shape = Shape(window=8)
+    shape, sizes = Shape(window=8), {"num_hidden_layers": 3, **SIZES}  # as for CUDA, so that they share traces
     settings = LinearizeSettings()
-    write_liger(directory / "liger", shape, backbone=backbone, settings=settings, **{**SIZES, **overrides})
+    write_liger(directory / "liger", shape, backbone=backbone, settings=settings, **{**sizes, **overrides})
     convert(directory / "liger", directory / "package", lowering="fused", precision=precision)
     return directory / "package"
 

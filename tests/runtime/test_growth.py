@@ -22,6 +22,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, package: Path, held: Callable[[int,
 
     monkeypatch.setattr(session, "reset", begin)
     monkeypatch.setattr(growth, "load", lambda *_, **__: session)
+    monkeypatch.setattr(growth.gc, "collect", lambda: 0)  # slow beside the objects of all tests
     monkeypatch.setattr(growth, "anonymous_bytes", lambda: held(texts, session.position))
     return growth.measure_growth(package, 200)
 
