@@ -62,25 +62,24 @@ def draw(report: BenchReport) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
     memory = [row.memory_bytes for row in report.rows]
     peaks = [row.peak_rss_bytes.p90 for row in report.rows]
     carried_unit, carried = _unit(max(memory))
     peak_unit, peak = _unit(max(peaks))
-    _panel(panels[0], report, "Time to decode a token", "ms", _milliseconds)
+    _panel(panels[0], report, "Time per token", "ms", _milliseconds)
     _panel(
         panels[1],
         report,
-        "Carried from token to token",
+        "Carried state or cache",
         carried_unit,
         lambda row: _constant(row.memory_bytes / carried),
     )
-    _panel(panels[2], report, "Peak memory of the process", peak_unit, lambda row: row.peak_rss_bytes.scaled(1 / peak))
+    _panel(panels[2], report, "Peak memory", peak_unit, lambda row: row.peak_rss_bytes.scaled(1 / peak))
     for panel, unit in zip(panels, ("ms", carried_unit, peak_unit), strict=True):
         _label_lines(panel, unit)
     figure.suptitle(_title(report), x=0.01, ha="left", fontsize=9, color=GREY)
-    figure.supxlabel("tokens of context", fontsize=10, color=GREY)
     return figure
 
 
@@ -101,7 +100,8 @@ def _panel(panel: "Axes", report: BenchReport, title: str, unit: str, values: Va
             panel.plot(
                 row.context, spread.median, MARKERS[name], color=COLORS[name], markerfacecolor=face, markersize=5
             )
-    panel.set_title(f"{title} ({unit})", loc="left", fontsize=11)
+    panel.set_title(f"{title} ({unit})", loc="left", fontsize=10)
+    panel.set_xlabel("tokens of context", fontsize=9, color=GREY)
     panel.set_xscale("log", base=2)
     panel.set_xticks(contexts, [f"{context:,}" for context in contexts])
     medians, top = [values(row).median for row in report.rows], max(values(row).p90 for row in report.rows)

@@ -19,13 +19,13 @@ def lines(panel: Any) -> dict[str, Any]:
 def test_panels_are_named_with_units_and_lines_with_their_last_values() -> None:
     figure = draw(example_report())
     assert [panel.get_title(loc="left") for panel in figure.axes] == [
-        "Time to decode a token (ms)", "Carried from token to token (MB)", "Peak memory of the process (MB)",
+        "Time per token (ms)", "Carried state or cache (MB)", "Peak memory (MB)",
     ]  # fmt: skip
     assert [text.get_text() for text in figure.axes[1].texts] == [
         "liger-export package: 0.328 MB", "transformer, KV cache: 134 MB",
     ]  # fmt: skip
-    assert figure.get_supxlabel() == "tokens of context"
     for panel in figure.axes:
+        assert panel.get_xlabel() == "tokens of context"
         assert [label.get_text() for label in panel.get_xticklabels()] == ["128", "4,096", "32,768"]
 
 
