@@ -27,6 +27,28 @@ assert Path(liger_export.__file__).parents[1] == Path(sys.argv[1])
 convert(Path(sys.argv[2]), Path(sys.argv[3]), lowering="fused", targets=("sm_90",))
 """
 
+QUICKSTART = """
+import sys
+from pathlib import Path
+import liger_export
+from liger_export.cli import app
+assert Path(liger_export.__file__).parents[1] == Path("site").resolve()
+example = Path(sys.argv[1])
+for command in (
+    ["linearize", f"{example}/base", "-o", "liger"],
+    ["convert", "liger", "--adapter", f"{example}/adapter", "--lowering", "fused", "-o", "package"],
+    ["inspect", "package"],
+    ["run", "package", "def read_lines(path", "-n", "24"],
+):
+    app(command, standalone_mode=False)
+"""
+
+
+def without_the_repository(site: Path) -> dict[str, str]:
+    """Environment in which Python finds the package in ``site``, and its libraries where the tests find them."""
+    libraries = [path for path in sys.path if path and Path(path).resolve() != ROOT]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *libraries])}
+
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,8 +95,7 @@ def test_an_installed_wheel_converts_with_its_compiled_kernels(distributions: Pa
     checkpoint = write_liger(tmp_path / "liger", Shape(2, 1, head_dim=32, window=16))
     # -S disables the site module: the import hook of an editable install would find the repository first.
     command = [sys.executable, "-S", "-c", CONVERT, *map(str, (tmp_path / "site", checkpoint, tmp_path / "package"))]
-    libraries = [path for path in sys.path if path and Path(path).resolve() != ROOT]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *libraries])}
+    environment = without_the_repository(tmp_path / "site")
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     graph = (tmp_path / "package" / "model.cuda.onnx").read_bytes()
@@ -82,6 +103,21 @@ def test_an_installed_wheel_converts_with_its_compiled_kernels(distributions: Pa
     steps = {kernel["sha256"]["cubin"] for kernel in manifest["kernels"].values() if kernel["name"] == "step_kernel"}
     assert steps
     assert all((folder / f"{step}.cubin").read_bytes() in graph for step in steps)
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_with_the_installed_wheel_in_an_empty_folder(distributions: Path, tmp_path: Path) -> None:
+    installer = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target"]
+    wheel = next(distributions.glob("*.whl"))
+    subprocess.run([*installer, str(tmp_path / "site"), str(wheel)], check=True, capture_output=True)
+    command = [sys.executable, "-S", "-c", QUICKSTART, str(ROOT / "examples" / "pycode-7m")]
+    environment = without_the_repository(tmp_path / "site")
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'def read_lines(path):\n    """Read a' in done.stdout
+    assert "24 tokens at" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["liger", "package", "site"]
+    assert (tmp_path / "site" / "bin" / "liger-export").exists()
 
 
 @pytest.mark.slow
