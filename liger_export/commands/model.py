@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from liger_export.commands.console import exporter, progress_bar, quiet_transformers, show
+from liger_export.commands.console import exporter, print_note, progress_bar, quiet_transformers, show
 from liger_export.commands.options import (
     BlockSize,
     CheckpointArgument,
@@ -153,6 +153,9 @@ def finetune(
     lm_head: HeadPrecision = None,
     block_size: BlockSize = DEFAULTS.block_size,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    log_dir: Annotated[
+        Path | None, typer.Option(show_default="no log", help="Directory for TensorBoard event files.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -183,7 +186,7 @@ def finetune(
         precision=Precision(weights=precision, lm_head=lm_head, block_size=block_size),
     )
     run = partial(train, checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite)
-    _train(run, quiet=quiet)
+    _train(partial(run, log_dir=log_dir), quiet=quiet)
 
 
 def _training_stage(name: str) -> "Callable[..., FinetuneResult]":
@@ -200,12 +203,15 @@ def _training_stage(name: str) -> "Callable[..., FinetuneResult]":
 def _train(run: "partial[FinetuneResult]", *, quiet: bool) -> None:
     """Train, and print the result; on the main process only, if ``accelerate launch`` started several."""
     from liger_export.distributed import processes
+    from liger_export.finetune.plot import can_draw
 
     quiet_transformers()
     is_main = processes().is_main_process
     with progress_bar("loading", visible=is_main and not quiet) as bar:
         result = run(progress=bar)
     if is_main:
+        if not can_draw():
+            print_note("no picture of the loss: it needs matplotlib (extra bench)")
         show(heldout_table(result.before, result.after))
         show(
             f"{result.trained_parameters:,} parameters, {result.steps:,} steps, {result.after.tokens:,} tokens held out"

@@ -26,6 +26,7 @@ def finetune(
     heldout: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    log_dir: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
     """Train a LoRA adapter for a Liger checkpoint and save it in PEFT's format.
@@ -42,7 +43,9 @@ def finetune(
         heldout: text to measure on; default: the last blocks of ``data``, which are then not trained on.
         resume: continue an unfinished run.
         overwrite: replace ``output`` if it exists.
-        progress: counts optimizer steps, and batches before and after; the stage names the latest training loss.
+        log_dir: directory for TensorBoard event files (extra ``tensorboard``).
+        progress: counts optimizer steps, and batches before and after; the stage names the latest training loss and
+            the speed.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be used.
@@ -52,12 +55,19 @@ def finetune(
         DataError: the data is missing, unreadable or too short.
         OutputError: ``output`` exists, there is an unfinished run next to it and ``resume`` is false, or the disk is
             full. Points that were written before can then be resumed from.
+        EnvironmentMismatchError: ``log_dir`` is given, and the package tensorboard is not installed.
     """
     opened = open_liger(checkpoint)
     _check_targets(settings.target_modules, opened.weights)
     check_trainable(settings.precision, opened.config)
     run = FinetuneRun(
-        checkpoint=checkpoint, data=data, output=output, heldout=heldout, resume=resume, overwrite=overwrite
+        checkpoint=checkpoint,
+        data=data,
+        output=output,
+        heldout=heldout,
+        resume=resume,
+        overwrite=overwrite,
+        log_dir=log_dir,
     )
     return run_stage(_Lora(opened), run, settings, progress)
 
@@ -66,6 +76,8 @@ class _Lora(Stage):
     """A LoRA adapter on a frozen model."""
 
     name = "lora"
+    loss_unit = "loss (nats per token)"
+    learns_text = True
     _model: PeftModel
 
     def build(self, settings: FinetuneSettings) -> PeftModel:

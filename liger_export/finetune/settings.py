@@ -54,6 +54,10 @@ class FinetuneSettings:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}.", "It must be at least 0 and less than 2**32.")
 
+    def tokens_per_step(self, devices: int) -> int:
+        """Return the number of tokens that an optimizer step reads on so many devices."""
+        return devices * self.gradient_accumulation * self.batch_size * self.sequence_length
+
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:

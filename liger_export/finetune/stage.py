@@ -17,7 +17,9 @@ from liger_export.config import read_end_ids
 from liger_export.data import TextEncoder, token_blocks
 from liger_export.distributed import processes
 from liger_export.errors import DataError, OutputError
+from liger_export.finetune.plot import can_draw, save_losses
 from liger_export.finetune.points import WorkDirectory
+from liger_export.finetune.reports import require_log
 from liger_export.finetune.settings import FinetuneResult, FinetuneSettings
 from liger_export.finetune.training import train
 from liger_export.modeling import register
@@ -38,6 +40,7 @@ class FinetuneRun:
         heldout: text to measure on; default: the last blocks of ``data``.
         resume: continue an unfinished run.
         overwrite: replace ``output`` if it exists.
+        log_dir: directory for TensorBoard event files.
     """
 
     checkpoint: Path
@@ -46,6 +49,7 @@ class FinetuneRun:
     heldout: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    log_dir: Path | None = None
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -63,10 +67,14 @@ class Stage(ABC):
 
     Attributes:
         name: name of the stage; a run resumes only with the same stage.
+        loss_unit: quantity and unit of the training loss.
+        learns_text: True if the training loss is that of the held-out metrics.
         opened: the checkpoint.
     """
 
     name: str
+    loss_unit: str
+    learns_text: bool
 
     def __init__(self, opened: LigerCheckpoint) -> None:
         self.opened = opened
@@ -89,7 +97,8 @@ def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progre
 
     Raises:
         OutputError: ``run.output`` exists or contains an input, or ``run.resume`` does not match the state of
-            ``run.work``, or ``run.work`` holds anything else or cannot be written.
+            ``run.work``, or ``run.work`` holds anything else or cannot be written, or ``run.log_dir`` is in them.
+        EnvironmentMismatchError: ``run.log_dir`` is given, and the package tensorboard is not installed.
         InputError: the run to resume began with other settings, another model or another text, or the model does not
             know a token of the data.
         DataError: the data is missing, unreadable or too short.
@@ -102,17 +111,25 @@ def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progre
     progress.stage("loading the model")
     model = stage.build(settings)
     begun = _describe(stage.name, stage.opened.values, blocks, settings)
-    trained = train(model, blocks, settings, run.work, begun=begun, resume=run.resume, progress=progress)
+    trained = train(
+        model, blocks, settings, run.work, begun=begun, resume=run.resume, log_dir=run.log_dir, progress=progress
+    )
     if trained.is_main:
         with new_directory(run.output, run.overwrite, run.inputs) as partial:
             stage.save(trained.weights, partial)
+            if can_draw():
+                heldout = (trained.before, trained.after) if stage.learns_text else None
+                tokens = settings.tokens_per_step(processes().num_processes)
+                save_losses(trained.losses, stage.loss_unit, tokens, heldout, partial)
     _remove_work(run.work)
-    return FinetuneResult(trained.before, trained.after, stage.trained_parameters(), trained.steps)
+    return FinetuneResult(trained.before, trained.after, stage.trained_parameters(), len(trained.losses))
 
 
 def _check_work(run: FinetuneRun) -> None:
     require_replaceable(run.output, run.overwrite, run.inputs)
     run.work.require_own()
+    if run.log_dir is not None:
+        require_log(run.log_dir, (run.output, run.work.path))
     work, resumable = run.work.path, run.work.latest() is not None
     if resumable and not run.resume:
         raise OutputError(f"{work} holds an unfinished run.", "Pass --resume to continue it, or remove it.")

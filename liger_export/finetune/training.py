@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from liger_export.distributed import processes, runs_on_cpu
 from liger_export.errors import InputError
 from liger_export.files import new_file
 from liger_export.finetune.points import WorkDirectory
+from liger_export.finetune.reports import EventLog, Reporter
 from liger_export.finetune.settings import FinetuneSettings
 from liger_export.metrics import Quality, measure_quality
 from liger_export.progress import Progress
@@ -51,34 +53,14 @@ class _PointTrainer(Trainer):  # type: ignore[misc]
                 self._work.publish(self._work.partial / f"{PREFIX_CHECKPOINT_DIR}-{step}", step)
 
 
-class _Reporter(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress.stage("training")
-        self._progress.start(state.max_steps)
-        self._progress.advance(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress.advance(1)
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # resumed from a checkpoint of its last step, the Trainer would take one more
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if "loss" in logs:
-            self._progress.stage(f"training, loss {logs['loss']:.3f}")
-
-
 class _BeforeTraining(TrainerCallback):  # type: ignore[misc]
-    """Runs an action before the first step, when the model has been distributed over its devices."""
+    """Runs an action when the model has been distributed over its devices, with the number of steps taken before."""
 
-    def __init__(self, action: Callable[[], None]) -> None:
+    def __init__(self, action: Callable[[int], None]) -> None:
         self._action = action
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self._action()
+        self._action(state.global_step)
 
 
 @dataclass(frozen=True)
@@ -89,14 +71,14 @@ class Trained:
         weights: the whole model's weights by parameter name; with FSDP, on the first process only.
         before: held-out metrics before the first step.
         after: held-out metrics after the last step.
-        steps: optimizer steps taken.
+        losses: training loss of each optimizer step.
         is_main: True on the process that writes.
     """
 
     weights: dict[str, Tensor]
     before: Quality
     after: Quality
-    steps: int
+    losses: list[float]
     is_main: bool
 
 
@@ -108,6 +90,7 @@ def train(
     *,
     begun: dict[str, Any],
     resume: bool,
+    log_dir: Path | None,
     progress: Progress,
 ) -> Trained:
     """Train a model. Under ``accelerate launch`` all processes take part.
@@ -120,7 +103,9 @@ def train(
         work: directory for the points to resume from.
         begun: description of the run in JSON types; a run resumes only with an equal one.
         resume: continue from the newest point in ``work``.
-        progress: counts optimizer steps, and batches before and after; the stage names the latest training loss.
+        log_dir: directory for TensorBoard event files.
+        progress: counts optimizer steps, and batches before and after; the stage names the latest training loss and
+            the speed.
 
     Raises:
         InputError: the run to resume began with another description, or its record is damaged.
@@ -132,26 +117,33 @@ def train(
     if processes().is_main_process:
         work.prepare()
     trainer = _PointTrainer(model, work, settings, trained_on)
+    log = EventLog(log_dir if trainer.is_world_process_zero() else None)
 
-    def measure_before() -> None:
+    def measure_before(step: int) -> None:
+        log.open(step)
+        if step:
+            return
         progress.stage("measuring before training")
         quality = measure_quality(trainer.model_wrapped, measured_on, progress=progress)
+        log.add_heldout(quality, 0)
         if trainer.is_world_process_zero():
             with new_file(work.record) as partial:
                 partial.write_text(json.dumps({"before": asdict(quality), "begun": begun}))
 
     trainer.add_callback(_BeforeTraining(measure_before))
-    trainer.add_callback(_Reporter(progress))
+    trainer.add_callback(Reporter(progress, log, settings.tokens_per_step(processes().num_processes)))
     trainer.remove_callback(PrinterCallback)
     point = work.latest() if resume else None
-    trainer.train(resume_from_checkpoint=None if point is None else str(point))
-    progress.stage("measuring after training")
-    after = measure_quality(trainer.model_wrapped, measured_on, progress=progress)
+    with closing(log):
+        trainer.train(resume_from_checkpoint=None if point is None else str(point))
+        progress.stage("measuring after training")
+        after = measure_quality(trainer.model_wrapped, measured_on, progress=progress)
+        log.add_heldout(after, trainer.state.global_step)
     return Trained(
         trainer.accelerator.get_state_dict(trainer.model_wrapped),
         Quality(**json.loads(work.record.read_text())["before"]),
         after,
-        trainer.state.global_step,
+        [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         trainer.is_world_process_zero(),
     )
 
@@ -196,8 +188,7 @@ def _arguments(settings: FinetuneSettings, output: Path) -> TrainingArguments:
         bf16=on_cuda,
         dataloader_pin_memory=on_cuda,
         save_steps=settings.save_steps,
-        logging_steps=10,
-        logging_first_step=True,
+        logging_steps=1,  # so that a resumed run has the losses of a run that was not interrupted
         report_to="none",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,

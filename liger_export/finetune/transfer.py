@@ -120,6 +120,7 @@ def transfer(
     heldout: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    log_dir: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> FinetuneResult:
     """Train a LoLCATs checkpoint's feature maps and write a new checkpoint with them, as the input of ``finetune``.
@@ -145,7 +146,13 @@ def transfer(
             "Choose a longer sequence_length: feature maps act only on keys that have left the window.",
         )
     run = FinetuneRun(
-        checkpoint=checkpoint, data=data, output=output, heldout=heldout, resume=resume, overwrite=overwrite
+        checkpoint=checkpoint,
+        data=data,
+        output=output,
+        heldout=heldout,
+        resume=resume,
+        overwrite=overwrite,
+        log_dir=log_dir,
     )
     return run_stage(_Transfer(opened), run, settings, progress)
 
@@ -154,6 +161,8 @@ class _Transfer(Stage):
     """The learned tensors of a checkpoint, all other tensors frozen."""
 
     name = "transfer"
+    loss_unit = "mean squared error of attention"
+    learns_text = False
     _student: AttentionTransfer
 
     def build(self, settings: FinetuneSettings) -> AttentionTransfer:
