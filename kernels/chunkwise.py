@@ -10,14 +10,14 @@ a query reads
 - the keys of its own block, pair by pair.
 
 Every exponent is a sum of the gates between two tokens, never positive and never a difference of two sums, so that the
-strongest gates neither overflow nor lose digits. Padding, which may only end a row, writes nothing, and its output is
-zero.
+strongest gates neither overflow nor lose digits. So the gate of a document's first token can be minus infinity: nothing
+is left of the documents before it. Padding, which may only end a row, writes nothing, and its output is zero.
 """
 
 import triton
 import triton.language as tl
 
-from liger_export.kernels.features import key_features, log_gates, rotated, softmax_rows
+from liger_export.kernels.features import begins_document, key_features, log_gates, rotated, softmax_rows
 from liger_export.kernels.plans import BLOCK, CHUNK
 
 __all__ = ["output_kernel", "pass_kernel", "prepare_kernel"]
@@ -32,6 +32,7 @@ def prepare_kernel(
     key,
     cos,
     sin,
+    position_ids,
     counts,
     features,
     gates,
@@ -53,9 +54,10 @@ def prepare_kernel(
     Args:
         key: [B, T, G * D].
         cos, sin: float32 [B, T, D / 2].
+        position_ids: int64 [B, T]; a 0 after the first token begins a document.
         counts: int32 [B], tokens of this call, without padding.
         features: output, float32 [B, G, padded_length, D], the key features.
-        gates: output, float32 [B, G, padded_length, D], the log decays.
+        gates: output, float32 [B, G, padded_length, D], the log decays; minus infinity where a document begins.
         decayed_keys: output, [B, G, padded_length, D], key features decayed to the end of their block.
         block_gates: output, float32 [B, G, padded_length / 16, D], gates summed over each block.
         rotated_keys: output, [B, G, padded_length, D].
@@ -78,11 +80,14 @@ def prepare_kernel(
     has_later = (tokens % _BLOCK < _BLOCK - 1) & (later < count)
     later_keys = tl.load(key_row + later * key_stride + dims, mask=has_later & (dims < D), other=0.0)
     later_gates = log_gates(later_keys.to(tl.float32), has_later & (dims < D), gate_normalizer)
+    positions = position_ids + sequence * length
+    later_gates = tl.where(begins_document(positions, later, has_later), float("-inf"), later_gates)
     decay_to_end = tl.exp(tl.cumsum(later_gates, axis=0, reverse=True))
 
     wide_keys = keys.to(tl.float32)
     written = tl.where(is_token, key_features(wide_keys, dims < D, MIXER), 0.0)
     key_gates = log_gates(wide_keys, real, gate_normalizer)
+    key_gates = tl.where(begins_document(positions, tokens, is_token), float("-inf"), key_gates)
     head = sequence * G + kv_head
     here = (head * padded_length + tokens) * D + dims
     tl.store(features + here, written, mask=dims < D)

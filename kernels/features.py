@@ -8,7 +8,7 @@ import triton.language as tl
 
 from liger_export.kernels.plans import MIXER_NUMBERS
 
-__all__ = ["GLA", "key_features", "log_gates", "rotated", "softmax_rows"]
+__all__ = ["GLA", "begins_document", "key_features", "log_gates", "rotated", "softmax_rows"]
 
 GLA = tl.constexpr(MIXER_NUMBERS["gla"])
 
@@ -37,6 +37,18 @@ def log_gates(keys, real, gate_normalizer):
     # The exponent is never positive, so that the strongest gates stay exact.
     gates = tl.minimum(keys, 0.0) - tl.log(1 + tl.exp(-tl.abs(keys)))
     return tl.where(real, gates / gate_normalizer, 0.0)
+
+
+@triton.jit
+def begins_document(positions, tokens, real):
+    """Tell which tokens [N, 1] begin a document that is not the row's first: position 0 after the first column.
+
+    Args:
+        positions: pointer to a sequence's position_ids [T].
+        tokens: [N, 1], counted from the first token of this call.
+        real: [N, 1], tokens that are not padding.
+    """
+    return real & (tokens > 0) & (tl.load(positions + tokens, mask=real, other=1) == 0)
 
 
 @triton.jit

@@ -63,7 +63,7 @@ def projection_gradients(
     divisor, weight = float(gate_normalizer), float(recurrent_weight)  # Triton compiles integers in
     arguments = {
         prepare_kernel: (
-            *(key, cos, sin, counts, *prepared, rotated_keys),
+            *(key, cos, sin, position_ids, counts, *prepared, rotated_keys),
             *(*key_strides, *lengths, divisor),
         ),
         recurrence.prepare_queries_kernel: (
@@ -83,8 +83,8 @@ def projection_gradients(
             *(into_queries, *sums, *strides, *lengths, weight),
         ),
         window.window_key_gradient_kernel: (
-            *(value, output_gradient, rotated_queries, rotated_keys, *sums, counts, *into_keys),
-            *(*strides, padded, weight),
+            *(value, output_gradient, rotated_queries, rotated_keys, *sums, position_ids, counts, *into_keys),
+            *(*strides, *lengths, weight),
         ),
         recurrence.gradient_kernel: (
             *(query, key, value, output_gradient, cos, sin, counts, *prepared, *states, into_queries, *into_keys),

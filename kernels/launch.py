@@ -121,7 +121,7 @@ def chunkwise(
     divisor, weight = float(gate_normalizer), float(recurrent_weight)  # Triton compiles integers in
     arguments = {
         prepare_kernel: (
-            *(key, cos, sin, counts, *prepared, rotated_keys),
+            *(key, cos, sin, position_ids, counts, *prepared, rotated_keys),
             *(*key_strides, *lengths, divisor),
         ),
         pass_kernel: (

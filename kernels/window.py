@@ -8,7 +8,21 @@ import triton.language as tl
 
 from liger_export.kernels.features import rotated
 
-__all__ = ["leave_kernel", "span_rows", "window_kernel"]
+__all__ = ["leave_kernel", "sees", "span_rows", "window_kernel"]
+
+
+@triton.jit
+def sees(tokens, positions, key_tokens, held, window: tl.constexpr):
+    """Tell which keys [1, N] each token [M, 1] sees: itself and the window - 1 before it, in its document.
+
+    Args:
+        tokens: [M, 1], and key_tokens: [1, N], counted from the first token of this call.
+        positions: [M, 1], of the tokens in their documents.
+        held: number of filled rows in the past window.
+        window: W.
+    """
+    in_window = (key_tokens <= tokens) & (key_tokens > tokens - window)
+    return in_window & (key_tokens >= tokens - positions) & (key_tokens >= -held)
 
 
 @triton.jit
@@ -80,6 +94,7 @@ def window_kernel(
     is_token = tokens < count
     held = tl.minimum(tl.maximum(tl.load(position_ids + sequence * length), 0), W).to(tl.int32)
 
+    positions = tl.load(position_ids + sequence * length + tokens, mask=is_token, other=0)
     real = is_token & (dims < D)
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
     query_rows = query + sequence * query_batch_stride + tokens * query_stride + query_head * D
@@ -104,7 +119,7 @@ def window_kernel(
 
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (D**-0.5)
         key_tokens = tl.trans(others)
-        visible = (key_tokens <= tokens) & (key_tokens > tokens - W) & (key_tokens >= -held)
+        visible = sees(tokens, positions, key_tokens, held, W)
         scores = tl.where(visible, scores, -1e30)
         larger = tl.maximum(largest, tl.max(scores, axis=1)[:, None])
         kept = tl.exp(largest - larger)
@@ -156,7 +171,8 @@ def leave_kernel(
     rows = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)[:, None]
     held = tl.minimum(tl.maximum(tl.load(position_ids + sequence * length), 0), W).to(tl.int32)
     count = tl.load(counts + sequence)
-    left = tl.minimum(held + count, W)
+    last = tl.load(position_ids + sequence * length + tl.maximum(count - 1, 0))
+    left = tl.where(count > 0, tl.minimum(last + 1, W).to(tl.int32), held)
     tokens = tl.where(rows < left, count - left + rows, -W - 1)  # empty rows read nothing
     present = (tokens >= 0) & (dims < D)
     target = head * W * D + rows * D + dims

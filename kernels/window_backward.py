@@ -6,15 +6,9 @@ Scores are computed again, so that training keeps nothing of the forward pass. T
 import triton
 import triton.language as tl
 
-from liger_export.kernels.window import span_rows
+from liger_export.kernels.window import sees, span_rows
 
 __all__ = ["window_key_gradient_kernel", "window_query_gradient_kernel"]
-
-
-@triton.jit
-def _sees(tokens, key_tokens, held, window: tl.constexpr):
-    """Tell which keys [1, N] each token [M, 1] sees: itself and the window - 1 before it, if there are so many."""
-    return (key_tokens <= tokens) & (key_tokens > tokens - window) & (key_tokens >= -held)
 
 
 @triton.jit
@@ -71,6 +65,7 @@ def window_query_gradient_kernel(
     count = tl.load(counts + sequence)
     is_token = tokens < count
     held = tl.minimum(tl.maximum(tl.load(position_ids + sequence * length), 0), W).to(tl.int32)
+    positions = tl.load(position_ids + sequence * length + tokens, mask=is_token, other=0)
     real = is_token & (dims < D)
     here = (row_head * padded_length + tokens) * D + dims
     queries = tl.load(rotated_queries + here, mask=real, other=0.0)
@@ -91,7 +86,7 @@ def window_query_gradient_kernel(
         keys = span_rows(past_keys, keys, others, held, dims, D, W)
         values = tl.load(value_rows + others * value_stride + dims, mask=present, other=0.0)
         values = span_rows(past_values, values, others, held, dims, D, W)
-        visible = _sees(tokens, tl.trans(others), held, W) & is_token
+        visible = sees(tokens, positions, tl.trans(others), held, W) & is_token
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (D**-0.5)
         scores = tl.where(visible, scores, -1e30)
         weight_gradients = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
@@ -112,7 +107,7 @@ def window_query_gradient_kernel(
         keys = span_rows(past_keys, keys, others, held, dims, D, W)
         values = tl.load(value_rows + others * value_stride + dims, mask=present, other=0.0)
         values = span_rows(past_values, values, others, held, dims, D, W)
-        visible = _sees(tokens, tl.trans(others), held, W) & is_token
+        visible = sees(tokens, positions, tl.trans(others), held, W) & is_token
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (D**-0.5)
         weights = tl.exp(tl.where(visible, scores - log_sum, float("-inf")))
         weight_gradients = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
@@ -132,6 +127,7 @@ def window_key_gradient_kernel(
     rotated_keys,
     log_sums,
     means,
+    position_ids,
     counts,
     rotated_key_gradient,
     window_value_gradient,
@@ -139,6 +135,7 @@ def window_key_gradient_kernel(
     value_stride,
     gradient_batch_stride,
     gradient_stride,
+    length,
     padded_length,
     recurrent_weight,
     G: tl.constexpr,
@@ -156,10 +153,10 @@ def window_key_gradient_kernel(
         value: [B, T, G * D]. output_gradient: [B, T, G * R * D].
         rotated_queries: [B, G * R, padded_length, D]. rotated_keys: [B, G, padded_length, D].
         log_sums, means: from ``window_query_gradient_kernel``.
-        counts: int32 [B], tokens of this call, without padding.
+        position_ids: int64 [B, T]. counts: int32 [B], tokens of this call, without padding.
         rotated_key_gradient, window_value_gradient: outputs, float32 [B, G, padded_length, D].
         value_batch_stride, value_stride, gradient_batch_stride, gradient_stride: elements between sequences and tokens.
-        padded_length: T rounded up to a multiple of 64.
+        length: T. padded_length: T rounded up to a multiple of 64.
         recurrent_weight: weight of the recurrence; the window has the rest.
         G: key/value heads. R: query heads per key/value head. D: head size. W: keys in the window.
         BLOCK_D: D rounded up to a power of two. BLOCK_M: queries per iteration. BLOCK_N: keys per program.
@@ -192,7 +189,8 @@ def window_key_gradient_kernel(
         log_sum = tl.load(log_sums + row_head * padded_length + tokens, mask=is_token, other=0.0)
         mean = tl.load(means + row_head * padded_length + tokens, mask=is_token, other=0.0)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (D**-0.5)
-        visible = _sees(tokens, key_tokens, 0, W) & is_token
+        positions = tl.load(position_ids + sequence * length + tokens, mask=is_token, other=0)
+        visible = sees(tokens, positions, key_tokens, 0, W) & is_token
         weights = tl.exp(tl.where(visible, scores - log_sum, float("-inf")))
         value_gradient = tl.dot(
             tl.trans(weights).to(upstream.dtype), upstream, value_gradient, input_precision=PRECISION

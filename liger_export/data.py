@@ -17,7 +17,7 @@ from torch import Tensor
 from liger_export.config import LigerConfig
 from liger_export.errors import DataError, InputError
 
-__all__ = ["TextEncoder", "read_documents", "read_tokens", "token_blocks"]
+__all__ = ["TextEncoder", "packed_blocks", "read_documents", "read_tokens", "token_blocks"]
 
 MARGIN = 256  # tokens before a cut that are never used
 CHARACTERS_PER_TOKEN = 8  # more than most texts have
@@ -94,6 +94,10 @@ class TextEncoder:
             return ()
         return self.end_ids[:1]
 
+    def ended(self, tokens: list[int]) -> list[int]:
+        """Return the tokens of a document with an end token after them, unless one stands there already."""
+        return tokens if tokens[-1:] and tokens[-1] in self.end_ids else [*tokens, *self.end_ids[:1]]
+
     def check(self, ids: list[int]) -> None:
         """Check that the model knows every token. Raises InputError."""
         if (largest := max(ids, default=0)) >= self.vocab_size:
@@ -111,10 +115,35 @@ def token_blocks(encoder: TextEncoder, data: Path, length: int, max_tokens: int 
         DataError: the text holds less than one block, or cannot be read.
         InputError: the model does not know a token.
     """
-    ids = read_tokens(encoder, data, max_tokens)
-    if len(ids) < length:
-        raise DataError(f"{data} holds {len(ids)} tokens.", f"Add text: at least one block of {length} is needed.")
-    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    return _cut(read_tokens(encoder, data, max_tokens), length, data)
+
+
+def packed_blocks(encoder: TextEncoder, data: Path, length: int) -> tuple[Tensor, Tensor]:
+    """Cut documents, each with an end token after it, into blocks: tokens and positions, int64 [N, length] each.
+
+    Positions count from 0 in each document. The part of a document that a block's end cuts off begins the next block,
+    at position 0. An incomplete last block is dropped.
+
+    Raises:
+        DataError: the text holds less than one block, or cannot be read.
+        InputError: the model does not know a token.
+    """
+    documents, ids, positions = read_documents(data), list[int](), list[int]()
+    while batch := _next_batch(documents, None):
+        for tokens in map(encoder.ended, encoder.encode(batch)):
+            ids += tokens
+            positions += range(len(tokens))
+    encoder.check(ids)
+    counted = _cut(positions, length, data)
+    in_first = (counted == 0).cumsum(1) == 0  # the rest of a document that began in an earlier block
+    return _cut(ids, length, data), torch.where(in_first, counted - counted[:, :1], counted)
+
+
+def _cut(numbers: list[int], length: int, data: Path) -> Tensor:
+    """Cut the tokens of a text, or their positions, into blocks [N, length]. Raises DataError if there is none."""
+    if len(numbers) < length:
+        raise DataError(f"{data} holds {len(numbers)} tokens.", f"Add text: at least one block of {length} is needed.")
+    return torch.tensor(numbers[: len(numbers) // length * length]).view(-1, length)
 
 
 def read_tokens(encoder: TextEncoder, data: Path, max_tokens: int | None = None) -> list[int]:

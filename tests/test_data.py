@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from liger_export.checkpoint import open_liger
-from liger_export.data import TextEncoder, read_documents, read_tokens, token_blocks
+from liger_export.data import TextEncoder, packed_blocks, read_documents, read_tokens, token_blocks
 from liger_export.errors import DataError, InputError
 from liger_export.evaluate import evaluate, open_model
 from liger_export.finetune import FinetuneSettings, finetune
@@ -132,6 +132,42 @@ def test_blocks_are_the_concatenated_documents_cut_in_order(
     assert token_blocks(read, tmp_path, 8, max_tokens=20).equal(blocks[:2])
     with pytest.raises(DataError, match="33 tokens"):
         token_blocks(read, tmp_path, 34)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), length=st.integers(2, 12), seed=st.integers(0, 99))
+def test_packed_positions_count_from_the_start_of_each_document_and_block(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, seed: int
+) -> None:
+    random = Random(seed)
+    texts = ["".join(random.choices("abc", k=count)) for count in lengths]
+    data = write_lines(tmp_path_factory.mktemp("packed") / "data.jsonl", *texts)
+    encoded = encoder()
+    ids, positions = list[int](), list[int]()
+    for text in texts:
+        tokens = [*encoded.encode([text])[0], END]
+        for offset, token in enumerate(tokens):
+            at_block_start = len(ids) % length == 0
+            positions.append(0 if at_block_start or offset == 0 else positions[-1] + 1)
+            ids.append(token)
+    whole = len(ids) // length * length
+    if not whole:
+        with pytest.raises(DataError, match=f"holds {len(ids)} tokens"):
+            packed_blocks(encoded, data, length)
+        return
+    blocks, counted = packed_blocks(encoded, data, length)
+    assert blocks.flatten().tolist() == ids[:whole]
+    assert counted.flatten().tolist() == positions[:whole]
+
+
+@pytest.mark.parametrize(("last", "ends"), [(None, [END]), (END, [END]), (OTHER_END, [OTHER_END])])
+def test_a_packed_document_ends_with_one_end_token(last: int | None, ends: list[int], tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "data.jsonl", "ab", "cd")
+    encoded = encoder(last=last)
+    blocks, positions = packed_blocks(encoded, data, 6)
+    letters = [encoder().encode([text])[0] for text in ("ab", "cd")]
+    assert blocks.tolist() == [[*letters[0], *ends, *letters[1], *ends]]
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 2]]
 
 
 def test_tokens_that_the_model_does_not_know_are_refused_wherever_text_is_read(

@@ -133,6 +133,9 @@ def finetune(
     sequence_length: Annotated[
         int, typer.Option(min=2, help="Tokens per training block.", rich_help_panel="Training")
     ] = 1024,
+    packing: Annotated[
+        bool, typer.Option("--packing", help="Read each document of a block by itself.", rich_help_panel="Training")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Blocks per forward pass.", rich_help_panel="Training")] = 8,
     accumulate: Annotated[
         int, typer.Option(min=1, help="Forward passes per optimizer step.", rich_help_panel="Training")
@@ -175,6 +178,7 @@ def finetune(
         rank=rank,
         target_modules=tuple(name.strip() for name in target.split(",")),
         sequence_length=sequence_length,
+        packing=packing,
         batch_size=batch_size,
         gradient_accumulation=accumulate,
         learning_rate=learning_rate,

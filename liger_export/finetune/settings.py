@@ -18,6 +18,8 @@ class FinetuneSettings:
         rank: LoRA rank r; alpha is twice the rank.
         target_modules: projections that get an adapter.
         sequence_length: tokens per training block.
+        packing: train on each document of a block by itself: state, window and positions begin anew with it. By
+            default a block is read as one text.
         batch_size: blocks per forward pass and device.
         gradient_accumulation: forward passes per optimizer step.
         learning_rate: peak learning rate; the schedule is a cosine with 3% warm-up.
@@ -35,6 +37,7 @@ class FinetuneSettings:
     rank: int = 8
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     sequence_length: int = 1024
+    packing: bool = False
     batch_size: int = 8
     gradient_accumulation: int = 1
     learning_rate: float = 1e-4

@@ -1,6 +1,5 @@
 """The frame of a finetuning stage: checks of paths, data, resume, training and the atomic write of the output."""
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,9 +13,10 @@ from transformers import set_seed
 from liger_export.checkpoint import LigerCheckpoint
 from liger_export.checkpoint.causal_lm import load_tokenizer
 from liger_export.config import read_end_ids
-from liger_export.data import TextEncoder, token_blocks
+from liger_export.data import TextEncoder
 from liger_export.distributed import processes
-from liger_export.errors import DataError, OutputError
+from liger_export.errors import OutputError
+from liger_export.finetune.blocks import Blocks, load_blocks
 from liger_export.finetune.plot import can_draw, save_losses
 from liger_export.finetune.points import WorkDirectory
 from liger_export.finetune.reports import require_log
@@ -107,7 +107,14 @@ def run_stage(stage: Stage, run: FinetuneRun, settings: FinetuneSettings, progre
     register()
     set_seed(settings.seed)
     progress.stage("reading the text")
-    blocks = _load_blocks(run, stage.opened.config.vocab_size, settings)
+    blocks = load_blocks(
+        _encoder(run.checkpoint, stage.opened.config.vocab_size),
+        run.data,
+        run.heldout,
+        settings.sequence_length,
+        settings.heldout_fraction,
+        packing=settings.packing,
+    )
     progress.stage("loading the model")
     model = stage.build(settings)
     begun = _describe(stage.name, stage.opened.values, blocks, settings)
@@ -145,26 +152,17 @@ def _remove_work(work: WorkDirectory) -> None:
         work.remove()
 
 
-def _load_blocks(run: FinetuneRun, vocab_size: int, settings: FinetuneSettings) -> tuple[Tensor, Tensor]:
-    """Return the blocks to train on and the blocks to measure on, each int64 [N, sequence_length]."""
-    tokenizer = load_tokenizer(run.checkpoint)
-    encoder = TextEncoder(run.checkpoint, tokenizer, vocab_size, read_end_ids(run.checkpoint))
-    blocks = token_blocks(encoder, run.data, settings.sequence_length)
-    if run.heldout is not None:
-        return blocks, token_blocks(encoder, run.heldout, settings.sequence_length)
-    count = max(1, round(len(blocks) * settings.heldout_fraction))
-    if count == len(blocks):
-        raise DataError(f"{run.data} has no blocks left to train on.", "Add text, or pass --heldout.")
-    return blocks[:-count], blocks[-count:]
+def _encoder(checkpoint: Path, vocab_size: int) -> TextEncoder:
+    return TextEncoder(checkpoint, load_tokenizer(checkpoint), vocab_size, read_end_ids(checkpoint))
 
 
 def _describe(
-    stage: str, model: Mapping[str, Any], blocks: tuple[Tensor, Tensor], settings: FinetuneSettings
+    stage: str, model: Mapping[str, Any], blocks: tuple[Blocks, Tensor], settings: FinetuneSettings
 ) -> dict[str, Any]:
     """Return everything that a resumed run must share with its beginning, as JSON restores it."""
-    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in blocks)).hexdigest()
+    trained_on, measured_on = blocks
     kept = {name: value for name, value in asdict(settings).items() if name != "save_steps"}
     described: dict[str, Any] = json.loads(
-        json.dumps({"stage": stage, "model": dict(model), "text": digest, "settings": kept})
+        json.dumps({"stage": stage, "model": dict(model), "text": trained_on.digest(measured_on), "settings": kept})
     )
     return described

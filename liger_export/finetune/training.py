@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -17,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from liger_export.distributed import processes, runs_on_cpu
 from liger_export.errors import InputError
 from liger_export.files import new_file
+from liger_export.finetune.blocks import Blocks
 from liger_export.finetune.points import WorkDirectory
 from liger_export.finetune.reports import EventLog, Reporter
 from liger_export.finetune.settings import FinetuneSettings
@@ -26,22 +26,11 @@ from liger_export.progress import Progress
 __all__ = ["Trained", "train"]
 
 
-class _Blocks(Dataset[dict[str, Tensor]]):
-    def __init__(self, blocks: Tensor) -> None:
-        self._blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self._blocks[index], "labels": self._blocks[index]}
-
-
 class _PointTrainer(Trainer):  # type: ignore[misc]
     """The transformers Trainer, whose checkpoints are whole or absent."""
 
-    def __init__(self, model: nn.Module, work: WorkDirectory, settings: FinetuneSettings, blocks: Tensor) -> None:
-        super().__init__(model, _arguments(settings, work.partial), train_dataset=_Blocks(blocks))
+    def __init__(self, model: nn.Module, work: WorkDirectory, settings: FinetuneSettings, blocks: Blocks) -> None:
+        super().__init__(model, _arguments(settings, work.partial), train_dataset=blocks)
         self._work = work
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -84,7 +73,7 @@ class Trained:
 
 def train(
     model: nn.Module,
-    blocks: tuple[Tensor, Tensor],
+    blocks: tuple[Blocks, Tensor],
     settings: FinetuneSettings,
     work: WorkDirectory,
     *,
@@ -96,9 +85,9 @@ def train(
     """Train a model. Under ``accelerate launch`` all processes take part.
 
     Args:
-        model: a module whose forward takes ``input_ids`` and ``labels`` and returns a ``loss``; in evaluation mode it
-            returns ``logits``.
-        blocks: blocks to train on and blocks to measure on, each int64 [N, T].
+        model: a module whose forward takes ``input_ids``, ``labels`` and ``position_ids`` and returns a ``loss``; in
+            evaluation mode it returns ``logits``.
+        blocks: blocks to train on, and blocks to measure on, int64 [N, T].
         settings: training settings.
         work: directory for the points to resume from.
         begun: description of the run in JSON types; a run resumes only with an equal one.

@@ -86,20 +86,23 @@ class AttentionTransfer(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in self.learned)
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> CausalLMOutputWithPast:
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> CausalLMOutputWithPast:
         """Return the mean of the layers' errors as the loss in training, the model's own logits in evaluation mode.
 
         Args:
             input_ids: int64 [B, T].
             labels: ignored; the Trainer passes them.
+            position_ids: int64 [B, T], which separate documents; default: each row is one text.
         """
         if not self.training:
             return self.student(input_ids)
-        return CausalLMOutputWithPast(loss=torch.stack(self.errors(input_ids)).mean())
+        return CausalLMOutputWithPast(loss=torch.stack(self.errors(input_ids, position_ids)).mean())
 
-    def errors(self, input_ids: Tensor) -> list[Tensor]:
+    def errors(self, input_ids: Tensor, position_ids: Tensor | None = None) -> list[Tensor]:
         """Return the mean squared error of each layer that learns. Works in training mode only."""
-        states = self.student.model(input_ids, use_cache=True).past_key_values.layers
+        states = self.student.model(input_ids, position_ids=position_ids, use_cache=True).past_key_values.layers
         return [error for state in states for error in state]
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:

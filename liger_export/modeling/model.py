@@ -18,7 +18,7 @@ from liger_export.kernels.register import register_cuda_kernels
 from liger_export.modeling.cache import LigerCache
 from liger_export.modeling.configuration import CONFIG_CLASSES, LigerPreTrainedConfig, liger_config
 from liger_export.modeling.loss import can_compute_in_parts, next_token_loss
-from liger_export.ops import ATTENTIONS, cos_and_sin, initial_parameters, rotary_angles
+from liger_export.ops import ATTENTIONS, cos_and_sin, initial_parameters, rotary_angles, tokens_of_last_document
 
 __all__ = [
     "MODEL_CLASSES",
@@ -197,7 +197,8 @@ class LigerModel(LigerPreTrainedModel):
             input_ids: int64 [B, T].
             attention_mask: [B, columns], zero at padding, for every column so far or only this call's T.
             position_ids: int64 [B, T], counted from the sequence's first token, instead of ``attention_mask``; -1 marks
-                padding, which is allowed only at the end of a row. Default: continue from the cache.
+                padding, which is allowed only at the end of a row. A 0 after the first column begins another document,
+                which reads nothing of those before it (sequence packing). Default: continue from the cache.
             past_key_values: the cache that the previous call returned.
             inputs_embeds: [B, T, hidden_size], instead of ``input_ids``.
             use_cache: return a cache; default: only outside training.
@@ -231,7 +232,8 @@ class LigerModel(LigerPreTrainedModel):
             )
         cache = None
         if use_cache if use_cache is not None else not self.training:
-            cache = LigerCache(layer_states, past.seen + (position_ids >= 0).sum(1), past.columns + length)
+            seen = tokens_of_last_document(position_ids, past.seen)
+            cache = LigerCache(layer_states, seen, past.columns + length)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=cache)
 
     def _run_layers(

@@ -1,6 +1,7 @@
 """The operators of Liger attention in PyTorch: their signatures, naive references and fast implementations."""
 
 from liger_export.ops.attention import ATTENTIONS, AttentionOp
+from liger_export.ops.documents import document_starts, tokens_of_last_document
 from liger_export.ops.mixers import initial_parameters
 from liger_export.ops.naive import NAIVE_ATTENTIONS, naive_gla_recurrence, naive_rotary, naive_window_attention
 from liger_export.ops.recurrence import gated_recurrence
@@ -15,6 +16,7 @@ __all__ = [
     "AttentionOp",
     "AttentionSignature",
     "cos_and_sin",
+    "document_starts",
     "gated_recurrence",
     "initial_parameters",
     "naive_gla_recurrence",
@@ -22,5 +24,6 @@ __all__ = [
     "naive_window_attention",
     "rotary_angles",
     "rotate",
+    "tokens_of_last_document",
     "window_attention",
 ]

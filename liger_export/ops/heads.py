@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from liger_export.ops.documents import document_starts
 from liger_export.ops.window import rotate
 
 __all__ = ["Heads"]
@@ -20,7 +21,7 @@ class Heads:
         value: [B, T, G, D], zero at padding.
         rotated_query: [B, T, H, D].
         rotated_key: [B, T, G, D].
-        position_ids: int64 [B, T], -1 at padding.
+        position_ids: int64 [B, T], -1 at padding. A 0 after the first column begins a document.
     """
 
     query: Tensor
@@ -52,3 +53,8 @@ class Heads:
     def zero_padding(self, tensor: Tensor) -> Tensor:
         """Set [B, T, heads, ...] to zero at padding, so that padding does not change a state."""
         return torch.where((self.position_ids >= 0)[:, :, None, None], tensor, 0)
+
+    def decays(self, gate: Tensor) -> Tensor:
+        """Log decays from gates [B, T, G, K]: 0 at padding, and minus infinity where a document begins."""
+        starts = document_starts(self.position_ids)[:, :, None, None]
+        return self.zero_padding(gate).masked_fill(starts, -torch.inf)

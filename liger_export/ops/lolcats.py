@@ -7,10 +7,11 @@ Reference: ``naive_lolcats_attention``. Per query head h with its learned maps A
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from liger_export.config import LigerConfig
-from liger_export.ops.window import Blocks, Span
+from liger_export.ops.window import DOCUMENT, Blocks, Span
 
 __all__ = ["FEATURE_FLOOR", "features", "initial_lolcats_parameters", "lolcats_attention"]
 
@@ -43,7 +44,6 @@ def features(heads: Tensor, feature_map: Tensor) -> Tensor:
 def lolcats_attention(
     query: Tensor,
     span: Span,
-    position_ids: Tensor,
     maps: tuple[Tensor, Tensor, Tensor],
     state: tuple[Tensor, Tensor],
     window: int,
@@ -53,7 +53,6 @@ def lolcats_attention(
     Args:
         query: [B, T, H, D], rotated.
         span: keys, rotated, and values of the window and the call.
-        position_ids: int64 [B, T].
         maps: query and key map, each [H, D, F / 2], and window factors [H].
         state: S [B, H, F, D] and z [B, H, F], sums over the keys that have left the window.
         window: W.
@@ -70,10 +69,9 @@ def lolcats_attention(
     key_features = features(keys, key_map) * (span.positions >= 0)[:, None, :, None]  # [B, H, W + T, F]
 
     blocks = Blocks(length, window)
-    sums, normalizers = _entering(key_features, values, state, blocks)  # [B, H, N, F, D], [B, H, N, F]
     query_features = blocks.queries(features(query, query_map))  # [B, H, N, C, F]
-    distance = blocks.distances(position_ids, span.positions)[:, None]  # [B, 1, N, C, C + W]
-    in_window, is_older = (distance >= 0) & (distance < window), distance >= window
+    distance = blocks.distances(span)[:, None]  # [B, 1, N, C, C + W]
+    in_window, is_older = (distance >= 0) & (distance < window), (distance >= window) & (distance < DOCUMENT // 2)
 
     scores = blocks.queries(query) @ blocks.spans(keys).transpose(-1, -2) * query.shape[-1] ** -0.5
     scores = scores.masked_fill(~in_window, torch.finfo(scores.dtype).min)
@@ -81,30 +79,52 @@ def lolcats_attention(
     linear = (query_features @ blocks.spans(key_features).transpose(-1, -2)) * is_older
     weights = window_factors.sigmoid()[:, None, None, None] * exponentials + linear  # [B, H, N, C, C + W]
 
-    numerator = weights @ blocks.spans(values) + query_features @ sums
-    denominator = weights.sum(-1) + (query_features @ normalizers.unsqueeze(-1)).squeeze(-1)
+    entering, sums, normalizers = _entering(key_features, values, span.documents, state, blocks)
+    reading = query_features * _continues(span.documents[:, window:], entering, blocks)
+    numerator = weights @ blocks.spans(values) + reading @ sums
+    denominator = weights.sum(-1) + (reading @ normalizers.unsqueeze(-1)).squeeze(-1)
     is_token = in_window.any(-1)  # every token sees itself
     output = numerator / torch.where(is_token, denominator, 1).unsqueeze(-1)
     output = blocks.joined(torch.where(is_token.unsqueeze(-1), output, 0)).transpose(1, 2)
-    return output, *_leaving(key_features, values, state, span.added)
+    return output, *_leaving(key_features, values, span, state)
 
 
 def _entering(
-    key_features: Tensor, values: Tensor, state: tuple[Tensor, Tensor], blocks: Blocks
-) -> tuple[Tensor, Tensor]:
-    """The sums over all keys before each block's span: [B, H, N, F, D] and [B, H, N, F]."""
+    key_features: Tensor, values: Tensor, documents: Tensor, state: tuple[Tensor, Tensor], blocks: Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The document of the last key before each block's span, [B, N], and the sums over its keys up to there.
+
+    The sums are [B, H, N, F, D] and [B, H, N, F].
+    """
     count, size = -(-blocks.length // blocks.size), blocks.size
     before = (count - 1) * size  # rows before the last block's span; n * size rows precede that of block n
     chunks = [rows[:, :, :before].unflatten(2, (count - 1, size)) for rows in (key_features, values)]
-    added = chunks[0].transpose(-1, -2) @ chunks[1]  # [B, H, N - 1, F, D]
-    sums = torch.cat((state[0].unsqueeze(2), added), dim=2).cumsum(2)
-    return sums, torch.cat((state[1].unsqueeze(2), chunks[0].sum(-2)), dim=2).cumsum(2)
+    numbers = documents[:, :before].unflatten(1, (count - 1, size))  # [B, N - 1, C]
+    entering = F.pad(numbers[:, :, -1], (1, 0))  # [B, N]
+    kept = chunks[0] * (numbers == entering[:, 1:, None])[:, None, :, :, None]
+    added = torch.cat((state[0].unsqueeze(2), kept.transpose(-1, -2) @ chunks[1]), dim=2)  # [B, H, N, F, D]
+    normalizers = torch.cat((state[1].unsqueeze(2), kept.sum(-2)), dim=2)  # [B, H, N, F]
+    belongs = (entering[:, :, None] == entering[:, None, :]).tril()[:, None].to(added.dtype)  # [B, 1, N, N]
+    return entering, (belongs @ added.flatten(3)).view_as(added), belongs @ normalizers
 
 
-def _leaving(
-    key_features: Tensor, values: Tensor, state: tuple[Tensor, Tensor], added: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The sums after the call: the first ``added`` rows of the span have left the window."""
-    has_left = torch.arange(key_features.shape[2], device=added.device) < added[:, None]  # [B, W + T]
-    left = key_features * has_left[:, None, :, None]
-    return state[0] + left.transpose(-1, -2) @ values, state[1] + left.sum(2)
+def _continues(documents: Tensor, entering: Tensor, blocks: Blocks) -> Tensor:
+    """Tell which queries belong to the document that enters their block: bool [B, 1, N, C, 1].
+
+    Args:
+        documents: [B, T], of the queries.
+        entering: [B, N], from ``_entering``.
+        blocks: T queries in blocks.
+    """
+    numbers = F.pad(documents, (0, blocks.padding)).unflatten(1, (-1, blocks.size))
+    continues: Tensor = (numbers == entering[:, :, None])[:, None, :, :, None]
+    return continues
+
+
+def _leaving(key_features: Tensor, values: Tensor, span: Span, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The last document's sums after the call: the first ``added`` rows of the span have left the window."""
+    has_left = torch.arange(key_features.shape[2], device=span.added.device) < span.added[:, None]  # [B, W + T]
+    last = span.documents[:, -1:]
+    left = key_features * (has_left & (span.documents == last))[:, None, :, None]
+    kept = (last == 0)[:, :, None].to(left.dtype)  # [B, 1, 1]
+    return state[0] * kept[..., None] + left.transpose(-1, -2) @ values, state[1] * kept + left.sum(2)

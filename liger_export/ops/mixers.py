@@ -35,8 +35,8 @@ def _hgrn2(heads: Heads, state: Tensors, _: Tensors, recurrent_weight: float) ->
 
 
 def _gated_linear(heads: Heads, features: Tensor, gate: Tensor, state: Tensors, recurrent_weight: float) -> Tensors:
-    features, gate = heads.zero_padding(features), heads.zero_padding(gate)
-    output, next_state = gated_recurrence(heads.wide_query.softmax(-1), features, heads.value, gate, state[0])
+    query, features, decays = heads.wide_query.softmax(-1), heads.zero_padding(features), heads.decays(gate)
+    output, next_state = gated_recurrence(query, features, heads.value, decays, state[0])
     return _mix_with_window(heads, output, (next_state,), state[1:], recurrent_weight)
 
 
@@ -45,10 +45,10 @@ def _gsa(heads: Heads, state: Tensors, _: Tensors, gate_normalizer: float, recur
     slot_key, slot_value, *window = state
     slots = slot_key.shape[2]
     pooled = heads.wide_key.unflatten(-1, (slots, -1)).mean(-1)  # [B, T, G, M]
-    gate = heads.zero_padding(F.logsigmoid(pooled) / gate_normalizer)
-    written = -torch.expm1(gate)  # 1 - exp g without cancellation; 0 at padding
-    scores, slot_key = gated_recurrence(heads.query, written, heads.key, gate, slot_key, read_values=True)
-    output, slot_value = gated_recurrence(scores.softmax(-1), written, heads.value, gate, slot_value)
+    gate = F.logsigmoid(pooled) / gate_normalizer
+    written, decays = heads.zero_padding(-torch.expm1(gate)), heads.decays(gate)  # 1 - exp g without cancellation
+    scores, slot_key = gated_recurrence(heads.query, written, heads.key, decays, slot_key, read_values=True)
+    output, slot_value = gated_recurrence(scores.softmax(-1), written, heads.value, decays, slot_value)
     return _mix_with_window(heads, output, (slot_key, slot_value), tuple(window), recurrent_weight)
 
 
@@ -70,12 +70,7 @@ def _lolcats(heads: Heads, state: Tensors, parameters: Tensors) -> Tensors:
     window = window_key.shape[2]
     span = join_window(heads.rotated_key, heads.value, heads.position_ids, window_key, window_value)
     output, sums, normalizer = lolcats_attention(
-        heads.rotated_query,
-        span,
-        heads.position_ids,
-        (query_map, key_map, window_factors),
-        (sums, normalizer),
-        window,
+        heads.rotated_query, span, (query_map, key_map, window_factors), (sums, normalizer), window
     )
     return output.to(heads.query.dtype), sums, normalizer, *leave_window(span, window)
 

@@ -24,7 +24,7 @@ def gated_recurrence(
         query: [B, T, H, K], feature map applied; [B, T, H, V] if ``read_values``.
         key: [B, T, G, K], feature map applied.
         value: [B, T, G, V].
-        gate: [B, T, G, K], log decays, at most 0.
+        gate: [B, T, G, K], log decays, at most 0; minus infinity where nothing is left of the past.
         state: [B, G, K, V].
         read_values: multiply the query by the state's values instead of its keys.
 

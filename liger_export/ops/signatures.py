@@ -22,8 +22,9 @@ class AttentionSignature:
 
     - query [B, T, H * D], key and value [B, T, G * D], as projected, after biases and q/k norms;
     - cos and sin [B, T, D / 2] of the rotary angles, float32 (float64 if the other inputs are float64);
-    - position_ids, int64 [B, T], consecutive within a row; -1 marks padding, which is allowed only at the end of a row
-      and does not affect the state;
+    - position_ids, int64 [B, T], consecutive within a document; -1 marks padding, which is allowed only at the end of a
+      row and does not affect the state. In PyTorch, a 0 after the first column begins another document
+      (``ops.documents``); the ONNX operators take one document in a row;
     - the layer's state tensors in the order of the state table: the recurrent ones, in float32, then window_key and
       window_value [B, G, W, D], oldest first;
     - the mixer's learned tensors.

@@ -73,6 +73,15 @@ def test_later_layers_see_the_pretrained_models_activations(lolcats: Path) -> No
     assert errors[0][1] == pytest.approx(errors[1][1], rel=1e-6)
 
 
+def test_packed_documents_are_taught_by_themselves(lolcats: Path) -> None:
+    """The errors of two documents in a row are the means of those that each has alone."""
+    transferred, batch = AttentionTransfer(load_model(lolcats, torch.float64)).train(), tokens(40)
+    positions = torch.cat((torch.arange(12), torch.arange(28))).repeat(2, 1)
+    packed = torch.stack(transferred.errors(batch, positions))
+    parts = [torch.stack(transferred.errors(part.contiguous())) for part in batch.split([12, 28], 1)]
+    assert relative_l2(packed, (12 * parts[0] + 28 * parts[1]) / 40) < 1e-6
+
+
 def test_in_evaluation_mode_it_equals_the_model_itself(lolcats: Path) -> None:
     expected = load_model(lolcats)(tokens()).logits
     assert torch.equal(AttentionTransfer(load_model(lolcats)).eval()(tokens()).logits, expected)
