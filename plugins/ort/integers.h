@@ -11,7 +11,10 @@
 //                         times `odd`
 //   dot_int8              per lane: the products of 4 bytes, each a weight minus CENTER times an activation
 //   add_dots<bits>        per lane: a sum plus the products of 4 unpacked weights, for 8 bits minus CENTER, and 4
-//                         activations
+//                         activations. In its place, a form that defines LIGER_MULTIPLIES_PAIRS has:
+//   add_pairs             adds the products of 4 rows and 4 tokens in 8 columns to sums of pairs of them: sums[2 q + p] is
+//                         of rows 2 p and 2 p + 1 by tokens 2 q and 2 q + 1. Weights are two vectors of 4 columns of each row
+//   sort_pairs            such sums to one vector per token
 //   to_numbers            32-bit integers to floats
 //   number_of             a float, from a float or a half
 //   load_numbers          LANES floats, from floats or halves

@@ -81,6 +81,30 @@ Panel unpack(const IntegerWeight<Element>& weight, int64_t first, int64_t count,
   return panel;
 }
 
+// Adds the products of a panel's rows and PANEL_TOKENS tokens in PART columns. The sums are in order after `in_order`.
+template <int bits>
+LIGER_INLINE void add_products(Sums (&dots)[PANEL_TOKENS], const uint8_t* panel, const int8_t* activations, int64_t stride) {
+#ifdef LIGER_MULTIPLIES_PAIRS
+  unrolled<PART / 8>(LIGER_EACH(pair) {
+    const uint8_t* const at = panel + pair * 8 * LANES;
+    add_pairs(dots, load_bytes(at), load_bytes(at + 4 * LANES), activations + pair * 8, stride);
+  });
+#else
+  unrolled<PART / 4>(LIGER_EACH(word) {
+    const Integers integers = load_bytes(panel + word * 4 * LANES);
+    unrolled<PANEL_TOKENS>(LIGER_EACH(t) {
+      dots[t] = add_dots<bits>(dots[t], integers, activations + t * stride + word * 4);
+    });
+  });
+#endif
+}
+
+LIGER_INLINE void in_order([[maybe_unused]] Sums (&dots)[PANEL_TOKENS]) {
+#ifdef LIGER_MULTIPLIES_PAIRS
+  sort_pairs(dots);
+#endif
+}
+
 // The products of a panel's rows and PANEL_TOKENS tokens, to results[token * PANEL_STRIDE + row].
 template <int bits>
 void multiply_panel(const Panel& panel, int64_t blocks, int64_t parts, const RoundedActivations& rounded, int64_t token,
@@ -94,15 +118,11 @@ void multiply_panel(const Panel& panel, int64_t blocks, int64_t parts, const Rou
     for (int64_t part = block * parts; part < (block + 1) * parts; ++part) {
       const int64_t place = place_of_part<bits>(part);
       unrolled<bits == 4 ? 2 : 1>(LIGER_EACH(half) {
-        unrolled<PART / 4>(LIGER_EACH(word) {
-          const int64_t at = place + half * BYTES + word * 4;
-          const Integers integers = load_bytes(panel.integers + at * LANES);
-          unrolled<tokens>(LIGER_EACH(t) {
-            dots[t] = add_dots<bits>(dots[t], integers, activations + t * rounded.row_bytes + at);
-          });
-        });
+        const int64_t at = place + half * BYTES;
+        add_products<bits>(dots, panel.integers + at * LANES, activations + at, rounded.row_bytes);
       });
     }
+    in_order(dots);
     const Numbers scale = load_numbers(panel.scales + block * LANES), offset = load_numbers(panel.offsets + block * LANES);
     unrolled<tokens>(LIGER_EACH(t) {
       sums[t] += to_numbers(dots[t]) * (scale * scales[t * blocks + block]);
