@@ -20,7 +20,7 @@ SETTINGS = FinetuneSettings(rank=4, sequence_length=32, batch_size=2, learning_r
 
 @dataclass
 class Watched:
-    """What a run read and what its last step left."""
+    """The tokens that a run read, and the state that its last step left."""
 
     batches: list[Tensor] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
