@@ -159,6 +159,9 @@ def convert(
     settings.check_calibration(text)
     with exporter():
         from liger_export.convert import convert as run_convert
+        from liger_export.engine.genai import require_convertible
+    if genai is not None:
+        require_convertible(checkpoint, settings, genai, overwrite=overwrite)
     with progress_bar("reading", in_bytes=True, visible=not quiet) as bar:
         manifest = run_convert(
             checkpoint,

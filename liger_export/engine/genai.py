@@ -7,19 +7,29 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from liger_export.engine.sharing import require_servable, share, weight_files
+from liger_export.checkpoint import open_liger
+from liger_export.engine.sharing import require_activations, require_servable, share, weight_files
 from liger_export.export import lower_to_genai, require_genai
 from liger_export.files import TOKENIZER_FILES, copy_files, require_space
 from liger_export.package import MODEL_FILES, STOCK, Manifest, read_manifest
-from liger_export.publishing import new_directory
+from liger_export.precision import Precision
+from liger_export.publishing import new_directory, require_replaceable
 from liger_export.runtime.defaults import read_defaults
 from liger_export.runtime.sampling import Sampling
 
-__all__ = ["write_genai"]
+__all__ = ["require_convertible", "write_genai"]
 
 CONFIG_FILE = "genai_config.json"
 # GenAI asks for a limit, and holds the tokens of a text, 4 bytes each, but no cache of this length.
 CONTEXT = 1 << 20
+
+
+def require_convertible(checkpoint: Path, precision: Precision, output: Path, *, overwrite: bool) -> None:
+    """Check before a conversion that its package will do for ``write_genai``. See there for the errors."""
+    config = open_liger(checkpoint).config
+    require_activations(checkpoint, precision.activations)
+    require_genai(config)
+    require_replaceable(output, overwrite, inputs=(checkpoint,))
 
 
 def write_genai(package: Path, output: Path, *, overwrite: bool = False) -> None:

@@ -10,7 +10,7 @@ import onnx
 from liger_export.errors import EngineError, PackageError
 from liger_export.package import STOCK, Manifest
 
-__all__ = ["require_servable", "share", "weight_files"]
+__all__ = ["require_activations", "require_servable", "share", "weight_files"]
 
 SERVABLE = ("float32", "float16")
 
@@ -23,14 +23,19 @@ def require_servable(package: Path, manifest: Manifest) -> None:
     """
     if manifest.engine is not None:
         raise EngineError(f"{package} is an engine directory.", "Pass a package that convert wrote.")
-    if manifest.activations not in SERVABLE:
-        raise EngineError(
-            f"{package} has activations in {manifest.activations}, which ONNX Runtime does not support on the CPU.",
-            "Convert the checkpoint with fp16 or fp32 activations.",
-        )
+    require_activations(package, manifest.activations)
     if not manifest.graphs[STOCK].exact_angles:  # a session refuses long texts with such a graph; a server would not
         raise EngineError(
             f"{package} has an older format, whose rotary angles are not exact.", "Convert the checkpoint again."
+        )
+
+
+def require_activations(package: Path, activations: str) -> None:
+    """Raise EngineError if another server cannot run a graph with these activations, such as ``bfloat16``."""
+    if activations not in SERVABLE:
+        raise EngineError(
+            f"{package} has activations in {activations}, which ONNX Runtime does not support on the CPU.",
+            "Convert the checkpoint with fp16 or fp32 activations.",
         )
 
 

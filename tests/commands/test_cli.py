@@ -16,6 +16,7 @@ from rich.console import Console
 
 from liger_export.cli import app, main
 from liger_export.convert import convert
+from liger_export.linearize import LinearizeSettings
 from tests.plugins.sessions import needs_library
 from tests.tiny import END_OF_TEXT, edit_json, write_base, write_liger
 
@@ -180,6 +181,19 @@ def test_convert_adds_the_graphs_that_other_engines_need(checkpoint_copy: Path, 
     assert liger_export("genai", package, "-o", tmp_path / "again").returncode == 0
     assert_refused(liger_export("genai", package, "-o", folder), "already exists")
     assert_refused(liger_export("convert", checkpoint_copy, "-o", tmp_path / "other", "--opset", 26), "opset 26")
+
+
+def test_what_genai_cannot_run_is_refused_before_the_package_is_written(checkpoint_copy: Path, tmp_path: Path) -> None:
+    slots = write_liger(tmp_path / "slots", settings=LinearizeSettings(mixer="gsa"))
+    (tmp_path / "genai").mkdir()
+    for checkpoint, folder, word in (
+        (slots, "new", "gsa"),
+        (checkpoint_copy, "genai", "already exists"),
+    ):
+        command = ("convert", checkpoint, "-o", tmp_path / "package", "--genai", tmp_path / folder)
+        assert_refused(liger_export(*command), word)
+    assert_refused(liger_export(*command[:-1], tmp_path / "new", "--precision", "bf16"), "bfloat16")
+    assert not (tmp_path / "package").exists()
 
 
 def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_copy: Path, tmp_path: Path) -> None:
