@@ -33,6 +33,7 @@ from liger_export.export import (
 )
 from liger_export.export.weights import Weight
 from liger_export.files import CARRIED_FILES, copy_files, require_space, sha256_file, sha256_files
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
     FUSED,
@@ -188,6 +189,11 @@ def _check_lowering(lowering: str, targets: tuple[str, ...], config: LigerConfig
         require_target(target)
     if lowering == FUSED:
         require_fusable(config)
+        if targets and config.mixer not in KERNEL_MIXERS:
+            raise UnsupportedModelError(
+                f"There are no GPU kernels for the mixer {config.mixer}; there are for {', '.join(KERNEL_MIXERS)}.",
+                "Omit --targets: the fused graph for a CPU needs none.",
+            )
     elif targets:
         raise UnsupportedModelError(
             "Only the fused lowering has GPU kernels.", "Add --lowering fused or omit --targets."

@@ -12,7 +12,6 @@ from liger_export.convert import convert
 from liger_export.engine.build import EngineSettings, build_engine
 from liger_export.errors import PackageError
 from liger_export.inspection import read_contract
-from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.linearize import LinearizeSettings
 from tests.cells import slow_except
 from tests.tiny import edit_json, write_liger
@@ -22,10 +21,10 @@ from tests.tiny import edit_json, write_liger
 def test_the_contract_is_that_of_the_files(mixer: str, tmp_path: Path) -> None:
     settings = LinearizeSettings(mixer=mixer, num_slots=4 if mixer == "gsa" else None, keep_softmax_every=2)
     checkpoint = write_liger(tmp_path / "liger", settings=settings)
-    convert(checkpoint, tmp_path / "package", lowering="fused" if mixer in KERNEL_MIXERS else "stock")
+    convert(checkpoint, tmp_path / "package", lowering="fused")
     found = read_contract(tmp_path / "package")  # which compares them
     assert found["graphs"]["model.onnx"]["outputs"][0]["shape"] == ("batch", "kept", found["vocab_size"])
-    assert set(found["graphs"]) == {"model.onnx", *(["model.fused.onnx"] if mixer in KERNEL_MIXERS else [])}
+    assert set(found["graphs"]) == {"model.onnx", "model.fused.onnx"}
 
 
 @pytest.mark.slow

@@ -16,15 +16,15 @@ def in_place_states(model: ir.Model) -> list[str]:
 
     Args:
         model: a lowered model. Each attention node has the states of its layer as inputs and outputs, and a
-            model-local function as its body. ``liger::Attention`` has no body; on a CPU it updates all its states in
-            place.
+            model-local function as its body. The library's operators have no body; on a CPU they update all their
+            states in place.
     """
     names = []
     for node in model.graph:
-        if (node.domain, node.op_type) == (DOMAIN, "Attention"):
-            names += [str(value.name) for value in node.inputs if value is not None and _is_past(value, model)]
         body = model.functions.get(node.op_identifier())
         if body is None:
+            if node.domain == DOMAIN:
+                names += [str(value.name) for value in node.inputs if value is not None and _is_past(value, model)]
             continue
         inside = dict(zip(node.inputs, body.inputs, strict=False))
         for value, parameter in inside.items():

@@ -1,36 +1,35 @@
-"""The ``fused`` lowering: each layer's attention is one operator of this project's ONNX Runtime library."""
+"""The ``fused`` lowering: each layer's attention is one operator of this project's ONNX Runtime library.
+
+``liger::Attention`` computes gla and hgrn2, on CPU and CUDA. The operator of a mixer that CUDA has no kernels for keeps
+its name in the traced graph, and only loses its body.
+"""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from liger_export.config import LigerConfig
+from liger_export.config import MIXERS, LigerConfig
 from liger_export.errors import UnsupportedModelError
 from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN
-from liger_export.ops.signatures import HEAD_SIZES, SIGNATURES
+from liger_export.ops.signatures import SIGNATURES
 from liger_export.package.contract import CANDIDATES, MOST_LIKELY, TEMPERATURE, Port
 
 __all__ = ["lower_to_fused", "remove_unused", "require_fusable"]
 
-MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in KERNEL_MIXERS}
+MIXER_OF = {SIGNATURES[mixer].onnx_name: mixer for mixer in MIXERS}
 # Operators that the library implements, and that need no function body.
-NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely", "RotaryAngles")
+NATIVE = ("Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely", "RotaryAngles", *MIXER_OF)
 VECTOR = 8  # the library's CPU kernels compute vectors of this many values
 
 
 def require_fusable(config: LigerConfig) -> None:
-    """Check that the fused operator supports a model's mixer and head size.
+    """Check that the fused operators support a model's head size.
 
     Raises:
         UnsupportedModelError: it does not.
     """
-    if config.mixer not in KERNEL_MIXERS:
-        raise UnsupportedModelError(
-            f"The fused lowering does not support the mixer {config.mixer}; it supports {', '.join(KERNEL_MIXERS)}.",
-            "Convert with --lowering stock.",
-        )
     if config.head_dim % VECTOR:
         raise UnsupportedModelError(
             f"head_dim is {config.head_dim}, and the fused operators need a multiple of {VECTOR}.",
@@ -41,8 +40,8 @@ def require_fusable(config: LigerConfig) -> None:
 def lower_to_fused(model: ir.Model) -> None:
     """Rewrite a stock graph in place. The weights stay.
 
-    - ``liger::Attention`` replaces the attention of every layer whose mixer it supports. It reads q, k and v packed, as
-      the product writes them. Layers that keep softmax do not change.
+    - An operator of the library computes the attention of every layer with a mixer. It reads q, k and v packed, as the
+      product writes them. Layers that keep softmax do not change.
     - ``liger::GatedSiLU`` replaces the four nodes between the products of the feed-forward.
     - A new output ``most_likely``, int64 [B, kept], holds the argmax of each position's logits; -1 if a logit is NaN or
       the largest is infinite.
@@ -55,7 +54,7 @@ def lower_to_fused(model: ir.Model) -> None:
     graph = model.graph
     for node in list(graph):
         if node.domain == DOMAIN and node.op_type in MIXER_OF:
-            _fuse_attention(graph, node)
+            _fuse_attention(node)
         elif node.op_type == "Mul" and (split := _gated_by(node)):
             gated = ir.node("GatedSiLU", [split.inputs[0]], domain=DOMAIN, name=node.name)
             ir.convenience.replace_nodes_and_values(graph, node, [node], [gated], node.outputs, gated.outputs)
@@ -67,16 +66,16 @@ def lower_to_fused(model: ir.Model) -> None:
         del model.functions[identifier]
 
 
-def _fuse_attention(graph: ir.Graph, node: ir.Node) -> None:
-    projections, rest = node.inputs[:3], node.inputs[3:]
-    packed = _split_into(projections)
-    inputs = [*([packed, None, None] if packed else projections), *rest]
-    attributes: dict[str, int | float | str] = {"mixer": MIXER_OF[node.op_type]}
-    attributes |= {name: node.attributes.get_int(name, 0) for name in HEAD_SIZES}
-    # hgrn2's gate has no normalizer.
-    attributes |= {name: node.attributes.get_float(name, 1.0) for name in ("gate_normalizer", "recurrent_weight")}
-    fused = ir.node("Attention", inputs, attributes, domain=DOMAIN, num_outputs=len(node.outputs), name=node.name)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [fused], node.outputs, fused.outputs)
+def _fuse_attention(node: ir.Node) -> None:
+    packed = _split_into(node.inputs[:3])
+    if packed is not None:
+        for place, value in enumerate((packed, None, None)):
+            node.replace_input_with(place, value)
+    mixer = MIXER_OF[node.op_type]
+    if mixer in KERNEL_MIXERS:
+        node.op_type = "Attention"
+        node.attributes["mixer"] = ir.AttrString("mixer", mixer)
+        node.attributes.setdefault("gate_normalizer", ir.AttrFloat32("gate_normalizer", 1.0))  # hgrn2 has none
 
 
 def _add_argmax(graph: ir.Graph) -> None:

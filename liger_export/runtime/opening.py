@@ -119,6 +119,8 @@ def _open_session(
         except Exception as error:  # ONNX Runtime raises its own types
             verified.result()  # a changed file is the better explanation
             fix = "Copy or convert the package again."
+            if "is not a registered function/op" in str(error):
+                fix = "The graph needs operators of a newer liger-export: upgrade it, or use the lowering stock."
             raise PackageError(f"{directory} cannot be opened ({error}).", fix) from error
         verified.result()
     require_described(model, manifest, directory)

@@ -2,281 +2,50 @@
 //
 // One thread computes a key/value head. The head's state is read and written once per token for all its query heads, in
 // blocks of columns whose sums stay in registers.
-//
-// Equations: docs/reference/model.md, "Attention" (arXiv 2503.01496, equations 5 to 8; arXiv 2404.07904 for hgrn2).
 
 #include "cpu_attention.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
-#include "vectors.h"
+#include "attention_lolcats.h"
+#include "attention_mixers.h"
+#include "attention_window.h"
 
 namespace liger {
 namespace LIGER_INSTRUCTIONS {
 namespace {
 
-constexpr int64_t MEMBERS = 4;  // query heads whose sums are kept in registers together
+// What a thread works with: a token, and for lolcats the keys that are older than the window.
+struct Memory : TokenMemory {
+  OlderKeys older;
 
-// scale * softmax(values) in place; `count` is a multiple of 8.
-LIGER_INLINE void softmax(float* values, int64_t count, float scale) {
-  Floats peaks = load(values);
-  for (int64_t at = WIDTH; at < count; at += WIDTH) peaks = larger(peaks, load(values + at));
-  float peak = peaks[0];
-  for (int lane = 1; lane < WIDTH; ++lane) peak = std::max(peak, peaks[lane]);
-  Floats total{};
-  for (int64_t at = 0; at < count; at += WIDTH) {
-    const Floats powers = exponential(load(values + at) - peak);
-    store(values + at, powers);
-    total += powers;
-  }
-  const float factor = scale / sum(total);
-  for (int64_t at = 0; at < count; at += WIDTH) store(values + at, load(values + at) * factor);
-}
-
-// The key's features and its head's decays, [D] each.
-LIGER_INLINE void key_features(const Sizes& sizes, const float* key, float* features, float* decays) {
-  const int64_t head_dim = sizes.head_dim;
-  if (sizes.mixer == Mixer::hgrn2) {
-    for (int64_t at = 0; at < head_dim; at += WIDTH) {
-      const Floats gate = load(key + at);
-      store(decays + at, 1.0f / (exponential(-gate) + 1.0f));
-      store(features + at, 1.0f / (exponential(gate) + 1.0f));
-    }
-    return;
-  }
-  for (int64_t at = 0; at < head_dim; at += WIDTH) {
-    const Floats gate = load(key + at), magnitude = larger(gate, -gate);
-    const Floats log_sigmoid = smaller(gate, all(0)) - log_of_one_plus(exponential(-magnitude));
-    store(decays + at, exponential(log_sigmoid / sizes.gate_normalizer));
-  }
-  std::memcpy(features, key, head_dim * sizeof(float));
-  softmax(features, head_dim, 1);
-}
-
-// Rotary embedding in Llama's half-split order.
-LIGER_INLINE void rotate(const float* from, const float* cos, const float* sin, float* to, int64_t head_dim, float scale) {
-  const int64_t half = head_dim / 2;
-  for (int64_t at = 0; at < half; ++at) {
-    const float first = from[at], second = from[at + half];
-    to[at] = (first * cos[at] - second * sin[at]) * scale;
-    to[at + half] = (second * cos[at] + first * sin[at]) * scale;
-  }
-}
-
-// state = diag(decays) state + features added^T if `added` is given; sums[m] += weights[m]^T state for `members` heads.
-template <int members, int blocks>
-LIGER_INLINE void read_columns(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
-                               float* sums, int64_t sum_stride, const float* decays, const float* features,
-                               const float* added) {
-  Floats total[members][blocks], addend[blocks];
-  for (int block = 0; block < blocks; ++block) {
-    if (added) addend[block] = load(added + block * WIDTH);
-    for (int member = 0; member < members; ++member) {
-      total[member][block] = load(sums + member * sum_stride + block * WIDTH);
-    }
-  }
-  for (int64_t row = 0; row < rows; ++row, matrix += columns) {
-    for (int block = 0; block < blocks; ++block) {
-      Floats values = load(matrix + block * WIDTH);
-      if (added) {
-        values = values * decays[row] + addend[block] * features[row];
-        store(matrix + block * WIDTH, values);
-      }
-      for (int member = 0; member < members; ++member) {
-        total[member][block] += values * weights[member * weight_stride + row];
-      }
-    }
-  }
-  for (int block = 0; block < blocks; ++block) {
-    for (int member = 0; member < members; ++member) {
-      store(sums + member * sum_stride + block * WIDTH, total[member][block]);
-    }
-  }
-}
-
-template <int members>
-LIGER_INLINE void read_members(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
-                               float* sums, const float* decays, const float* features, const float* added) {
-  int64_t at = 0;
-  for (; at + 2 * WIDTH <= columns; at += 2 * WIDTH) {
-    read_columns<members, 2>(matrix + at, rows, columns, weights, weight_stride, sums + at, columns, decays, features,
-                             added ? added + at : nullptr);
-  }
-  if (at < columns) {
-    read_columns<members, 1>(matrix + at, rows, columns, weights, weight_stride, sums + at, columns, decays, features,
-                             added ? added + at : nullptr);
-  }
-}
-
-// Adds weighted rows of a matrix [rows, columns] to sums [heads, columns], with weights [heads, weight_stride], after
-// updating the matrix if `added` is given.
-LIGER_INLINE void read_out(float* matrix, int64_t rows, int64_t columns, const float* weights, int64_t weight_stride,
-                           float* sums, int64_t heads, const float* decays, const float* features, const float* added) {
-  for (int64_t head = 0; head < heads; head += MEMBERS) {
-    const float* of_head = weights + head * weight_stride;
-    float* to = sums + head * columns;
-    switch (std::min(MEMBERS, heads - head)) {
-      case 4: read_members<4>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added); break;
-      case 3: read_members<3>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added); break;
-      case 2: read_members<2>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added); break;
-      default: read_members<1>(matrix, rows, columns, of_head, weight_stride, to, decays, features, added);
-    }
-    added = nullptr;  // the first heads have updated the matrix
-  }
-}
-
-// scores[head, row] = queries[head] . keys[row] for `members` heads.
-template <int members>
-LIGER_INLINE void score_members(const float* keys, int64_t rows, const float* queries, int64_t head_dim, float* scores,
-                                int64_t score_stride) {
-  for (int64_t row = 0; row < rows; ++row) {
-    Floats products[members] = {};
-    for (int64_t at = 0; at < head_dim; at += WIDTH) {
-      const Floats key = load(keys + row * head_dim + at);
-      for (int member = 0; member < members; ++member) products[member] += key * load(queries + member * head_dim + at);
-    }
-    for (int member = 0; member < members; ++member) scores[member * score_stride + row] = sum(products[member]);
-  }
-}
-
-LIGER_INLINE void score_rows(const float* keys, int64_t rows, const float* queries, int64_t heads, int64_t head_dim,
-                             float* scores, int64_t score_stride) {
-  for (int64_t head = 0; head < heads; head += MEMBERS) {
-    const float* of_head = queries + head * head_dim;
-    float* to = scores + head * score_stride;
-    switch (std::min(MEMBERS, heads - head)) {
-      case 4: score_members<4>(keys, rows, of_head, head_dim, to, score_stride); break;
-      case 3: score_members<3>(keys, rows, of_head, head_dim, to, score_stride); break;
-      case 2: score_members<2>(keys, rows, of_head, head_dim, to, score_stride); break;
-      default: score_members<1>(keys, rows, of_head, head_dim, to, score_stride);
-    }
-  }
-}
-
-// Pieces of a head's memory, taken in order, each rounded up to 8 floats.
-class Scratch {
- public:
-  explicit Scratch(float* memory) : next_(memory) {}
-
-  float* take(int64_t floats) {
-    float* piece = next_;
-    next_ += rounded(floats);
-    return piece;
-  }
-  static int64_t rounded(int64_t floats) { return (floats + WIDTH - 1) / WIDTH * WIDTH; }
-
- private:
-  float* next_;
+  Memory(const Sizes& sizes, int64_t state_rows, Scratch& scratch)
+      : TokenMemory(sizes, state_rows, scratch), older(sizes, sizes.mixer == Mixer::lolcats ? state_rows : 0, scratch) {}
 };
 
-// The window's rows as contiguous floats, oldest first, to which the call's tokens are appended.
-template <class Element>
-class Span {
- public:
-  Span(const Sizes& sizes, const Call<Element>& call, int64_t head, int64_t seen, float* keys, float* values)
-      : window_(sizes.window), head_dim_(sizes.head_dim), rows_(std::min(seen, sizes.window)), keys_(keys), values_(values) {
-    const int64_t start = head * window_ * head_dim_;
-    read(call.window_key + start, keys_, rows_ * head_dim_);
-    read(call.window_value + start, values_, rows_ * head_dim_);
+// Adds the recurrence's share to memory.output, except for lolcats, whose weights depend on those of the window.
+void add_recurrence(const Sizes& sizes, float* const states[STATES], TokenMemory& memory) {
+  if (sizes.mixer == Mixer::gsa) {
+    add_slots(sizes, states[0], states[1], memory);
+  } else if (sizes.mixer != Mixer::lolcats) {
+    add_matrix(sizes, states[0], memory);
   }
+}
 
-  // Keys are rounded to their stored dtype, so that results do not depend on how a text is split into calls.
-  void append(const float* key, const float* value, Element* rounded) {
-    write(key, rounded, head_dim_);
-    read(rounded, keys_ + rows_ * head_dim_, head_dim_);
-    std::memcpy(values_ + rows_ * head_dim_, value, head_dim_ * sizeof(float));
-    ++rows_;
+// Adds the weighted values of the window's visible rows to memory.output.
+void attend_window(const Sizes& sizes, const float* keys, float* values, int64_t rows, float* const states[STATES],
+                   Memory& memory) {
+  const int64_t queries = sizes.num_queries_per_kv, head_dim = sizes.head_dim, stride = memory.score_stride;
+  score_rows(keys, rows, memory.rotated_query, queries, head_dim, memory.scores, stride);
+  if (sizes.mixer == Mixer::lolcats) {
+    memory.older.weigh(states[0], states[1], rows, memory);
+  } else {
+    for (int64_t head = 0; head < queries; ++head) softmax(memory.scores + head * stride, rows, 1 - sizes.recurrent_weight);
   }
-
-  int64_t visible() const { return std::min(rows_, window_); }
-  const float* keys() const { return keys_ + (rows_ - visible()) * head_dim_; }
-  float* values() const { return values_ + (rows_ - visible()) * head_dim_; }
-
-  void leave(const Call<Element>& call, int64_t head) const {
-    const int64_t start = head * window_ * head_dim_, filled = visible() * head_dim_, size = window_ * head_dim_;
-    write(keys(), call.next_window_key + start, filled);
-    write(values(), call.next_window_value + start, filled);
-    std::memset(call.next_window_key + start + filled, 0, (size - filled) * sizeof(Element));
-    std::memset(call.next_window_value + start + filled, 0, (size - filled) * sizeof(Element));
-  }
-
- private:
-  int64_t window_, head_dim_, rows_;
-  float *keys_, *values_;
-};
-
-// The window for a call of one token, shifted in place without a copy.
-class Slide {
- public:
-  Slide(const Sizes& sizes, const Call<float>& call, int64_t head, int64_t seen)
-      : window_(sizes.window), head_dim_(sizes.head_dim), held_(std::min(seen, sizes.window)) {
-    const int64_t start = head * window_ * head_dim_;
-    keys_ = moved(call.window_key + start, call.next_window_key + start);
-    values_ = moved(call.window_value + start, call.next_window_value + start);
-  }
-
-  void append(const float* key, const float* value, float*) {
-    const int64_t row = std::min(held_, window_ - 1) * head_dim_;
-    std::memcpy(keys_ + row, key, head_dim_ * sizeof(float));
-    std::memcpy(values_ + row, value, head_dim_ * sizeof(float));
-  }
-
-  int64_t visible() const { return std::min(held_ + 1, window_); }
-  const float* keys() const { return keys_; }
-  float* values() const { return values_; }
-  void leave(const Call<float>&, int64_t) const {}
-
- private:
-  float* moved(const float* from, float* to) const {
-    const int64_t dropped = held_ == window_ ? 1 : 0, kept = held_ - dropped;
-    if (dropped || from != to) std::memmove(to, from + dropped * head_dim_, kept * head_dim_ * sizeof(float));
-    std::memset(to + kept * head_dim_, 0, (window_ - kept) * head_dim_ * sizeof(float));
-    return to;
-  }
-
-  int64_t window_, head_dim_, held_;
-  float *keys_, *values_;
-};
-
-// Scratch memory of a token.
-struct TokenMemory {
-  float *query, *key, *value, *features, *decays, *rotated_query, *rotated_key, *scores, *output;
-  int64_t score_stride;
-
-  TokenMemory(const Sizes& sizes, Scratch& scratch) {
-    const int64_t heads = sizes.num_queries_per_kv * sizes.head_dim;
-    score_stride = Scratch::rounded(sizes.window);
-    for (float** piece : {&query, &rotated_query, &output}) *piece = scratch.take(heads);
-    for (float** piece : {&key, &value, &features, &decays, &rotated_key}) *piece = scratch.take(sizes.head_dim);
-    scores = scratch.take(sizes.num_queries_per_kv * score_stride);
-  }
-
-  static int64_t floats(const Sizes& sizes) {
-    const int64_t heads = sizes.num_queries_per_kv * sizes.head_dim;
-    return 3 * heads + 5 * sizes.head_dim + sizes.num_queries_per_kv * Scratch::rounded(sizes.window);
-  }
-};
-
-// Adds window_weight * softmax(q . k) v over the visible rows to memory.output.
-template <class Window>
-LIGER_INLINE void attend_window(const Sizes& sizes, Window& window, TokenMemory& memory) {
-  const int64_t rows = window.visible(), padded = Scratch::rounded(rows);
-  score_rows(window.keys(), rows, memory.rotated_query, sizes.num_queries_per_kv, sizes.head_dim, memory.scores,
-             memory.score_stride);
-  for (int64_t head = 0; head < sizes.num_queries_per_kv; ++head) {
-    float* scores = memory.scores + head * memory.score_stride;
-    std::fill(scores + rows, scores + padded, -INFINITY);
-    softmax(scores, padded, 1 - sizes.recurrent_weight);
-  }
-  read_out(window.values(), rows, sizes.head_dim, memory.scores, memory.score_stride, memory.output,
-           sizes.num_queries_per_kv, nullptr, nullptr, nullptr);
+  read_out(values, rows, head_dim, memory.scores, stride, memory.output, queries, nullptr, nullptr, nullptr);
 }
 
 template <class Element, class Window>
 LIGER_INLINE void attend_token(const Sizes& sizes, const Call<Element>& call, int64_t sequence, int64_t kv_head,
-                               int64_t token, Window& window, TokenMemory& memory) {
+                               int64_t token, Window& window, Memory& memory) {
   const int64_t head_dim = sizes.head_dim, heads = sizes.num_queries_per_kv * head_dim;
   const int64_t row = sequence * call.length + token;
   read(call.query + row * call.query_stride + kv_head * heads, memory.query, heads);
@@ -290,26 +59,27 @@ LIGER_INLINE void attend_token(const Sizes& sizes, const Call<Element>& call, in
   }
   rotate(memory.key, cos, sin, memory.rotated_key, head_dim, 1);
 
-  key_features(sizes, memory.key, memory.features, memory.decays);
-  for (int64_t at = 0; at < heads; at += head_dim) softmax(memory.query + at, head_dim, sizes.recurrent_weight);
   std::memset(memory.output, 0, heads * sizeof(float));
-  float* state = call.next_state + (sequence * sizes.num_key_value_heads + kv_head) * head_dim * head_dim;
-  read_out(state, head_dim, head_dim, memory.query, head_dim, memory.output, sizes.num_queries_per_kv, memory.decays,
-           memory.features, memory.value);
+  const int64_t head = sequence * sizes.num_key_value_heads + kv_head;
+  float* states[STATES];
+  for (int state = 0; state < STATES; ++state) states[state] = call.next_states[state] + head * call.state_sizes[state];
+  add_recurrence(sizes, states, memory);
+  if (sizes.mixer == Mixer::lolcats) memory.older.take(window.leaving_key(), window.leaving_value());
 
   Element* output = call.output + row * sizes.num_key_value_heads * heads + kv_head * heads;
   window.append(memory.rotated_key, memory.value, output);
-  attend_window(sizes, window, memory);
+  attend_window(sizes, window.keys(), window.values(), window.visible(), states, memory);
   write(memory.output, output, heads);
 }
 
 template <class Element, class Window>
 LIGER_INLINE void attend_tokens(const Sizes& sizes, const Call<Element>& call, int64_t head, Window window,
-                                TokenMemory& memory) {
+                                Memory& memory) {
   const int64_t sequence = head / sizes.num_key_value_heads, kv_head = head % sizes.num_key_value_heads;
-  const int64_t size = sizes.head_dim * sizes.head_dim;
-  if (call.state != call.next_state) {
-    std::memcpy(call.next_state + head * size, call.state + head * size, size * sizeof(float));
+  for (int state = 0; state < STATES; ++state) {
+    const int64_t size = call.state_sizes[state];
+    if (size == 0 || call.states[state] == call.next_states[state]) continue;
+    std::memcpy(call.next_states[state] + head * size, call.states[state] + head * size, size * sizeof(float));
   }
   for (int64_t token = 0; token < call.length; ++token) {
     if (call.position_ids[sequence * call.length + token] < 0) {
@@ -326,8 +96,10 @@ LIGER_INLINE void attend_tokens(const Sizes& sizes, const Call<Element>& call, i
 // Floats of the window and a call's tokens.
 int64_t span_of(const Sizes& sizes, int64_t length) { return (sizes.window + length) * sizes.head_dim; }
 
-int64_t memory_of_head(const Sizes& sizes, int64_t length) {
-  return TokenMemory::floats(sizes) + 2 * span_of(sizes, length);
+int64_t memory_of_head(const Sizes& sizes, int64_t state_rows, int64_t length) {
+  Scratch scratch(nullptr);
+  const Memory memory(sizes, state_rows, scratch);
+  return scratch.taken() + 2 * Scratch::rounded(span_of(sizes, length));
 }
 
 template <class Element>
@@ -335,7 +107,8 @@ void attend(const Sizes& sizes, const Call<Element>& call, int64_t head, float* 
   const int64_t first = call.position_ids[head / sizes.num_key_value_heads * call.length];
   const int64_t span = span_of(sizes, call.length);
   Scratch scratch(pieces);
-  TokenMemory memory(sizes, scratch);
+  Memory memory(sizes, call.state_rows, scratch);
+  if (sizes.mixer == Mixer::lolcats) memory.older.read_learned(call, head % sizes.num_key_value_heads);
   if constexpr (std::is_same_v<Element, float>) {
     if (call.length == 1 && first >= 0) {
       attend_tokens(sizes, call, head, Slide(sizes, call, head, first), memory);

@@ -4,9 +4,13 @@
 
 #include <cstdint>
 
+#include "half.h"
+
 namespace liger {
 
-enum class Mixer { gla, hgrn2 };
+enum class Mixer { gla, hgrn2, gsa, lolcats };
+
+constexpr int STATES = 2;  // recurrent state tensors of a layer, at most
 
 // The sizes of a layer's attention.
 struct Sizes {
@@ -15,6 +19,7 @@ struct Sizes {
   int64_t num_key_value_heads;  // G
   int64_t head_dim;             // D: a multiple of 8
   int64_t window;               // W: keys in the window, including the current one
+  int64_t slots;                // M, which divides D (gsa)
   float gate_normalizer;
   float recurrent_weight;
 };
@@ -28,16 +33,15 @@ struct Call {
   int64_t query_stride, key_stride, value_stride;
   const float *cos, *sin;                      // [B, T, D / 2]
   const int64_t* position_ids;                 // [B, T]
-  const float* state;                          // [B, G, D, D]
+  int64_t state_rows;                          // of the first recurrent state: D, M slots (gsa) or F features (lolcats)
+  int64_t state_sizes[STATES];                 // floats of a key/value head
+  const float* states[STATES];                 // [B, G, D, D]; gsa: [B, G, M, D] twice; lolcats: [B, H, F, D], [B, H, F]
   const Element *window_key, *window_value;    // [B, G, W, D], oldest first
+  const Element *query_map, *key_map;          // lolcats: [H, D, F / 2]
+  const Element* window_factors;               // lolcats: [H]
   Element* output;                             // [B, T, H * D]
-  float* next_state;                           // may be state
+  float* next_states[STATES];                  // may be states
   Element *next_window_key, *next_window_value;  // may be window_key and window_value
-};
-
-// IEEE half precision, as bits.
-struct Half {
-  uint16_t bits;
 };
 
 // One compilation of cpu_attention.cpp for one instruction set.
@@ -45,7 +49,7 @@ struct CpuKernels {
   // All tokens of key/value head `head` (0 to B * G), in memory of memory_of_head() floats.
   void (*attend_float)(const Sizes&, const Call<float>&, int64_t head, float* memory);
   void (*attend_half)(const Sizes&, const Call<Half>&, int64_t head, float* memory);
-  int64_t (*memory_of_head)(const Sizes&, int64_t length);
+  int64_t (*memory_of_head)(const Sizes&, int64_t state_rows, int64_t length);
   // output = silu(gate) * up; `count` is a multiple of 8.
   void (*gated_silu_float)(const float* gate, const float* up, float* output, int64_t count);
   void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);
@@ -57,5 +61,8 @@ struct CpuKernels {
 
 // The kernels for the best instruction set of this processor.
 const CpuKernels& cpu_kernels();
+
+// The kernels whose vectors fit a head size best; only their attention may be used.
+const CpuKernels& attention_kernels(int64_t head_dim);
 
 }  // namespace liger

@@ -9,6 +9,12 @@ const CpuKernels& cpu_kernels() {
   return best;
 }
 
+const CpuKernels& attention_kernels(int64_t head_dim) {
+  static const CpuKernels* const wide = wide_attention();
+  if (wide && head_dim % 16 == 0 && head_dim >= 64) return *wide;  // AVX2 is faster for smaller heads
+  return cpu_kernels();
+}
+
 const LinearKernels& linear_kernels() {
   static const LinearKernels& best = *compiled_linear().front().kernels;
   return best;

@@ -18,6 +18,11 @@ extern const CpuKernels kernels;
 extern const LinearKernels linear;
 }
 #endif
+#ifdef LIGER_HAS_AVX512
+namespace avx512 {
+extern const CpuKernels kernels;
+}
+#endif
 #ifdef LIGER_HAS_AVXVNNI
 namespace avxvnni {
 extern const LinearKernels linear;
@@ -42,6 +47,13 @@ namespace {
 #ifdef LIGER_HAS_AVX2
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
+#ifdef LIGER_HAS_AVX512
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
@@ -71,6 +83,13 @@ std::vector<Compiled<CpuKernels>> compiled_attention() {
 #endif
   found.push_back({"baseline", &baseline::kernels});
   return found;
+}
+
+const CpuKernels* wide_attention() {
+#ifdef LIGER_HAS_AVX512
+  if (has_avx512()) return &avx512::kernels;
+#endif
+  return nullptr;
 }
 
 std::vector<Compiled<LinearKernels>> compiled_linear() {

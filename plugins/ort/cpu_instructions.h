@@ -18,4 +18,7 @@ struct Compiled {
 std::vector<Compiled<CpuKernels>> compiled_attention();
 std::vector<Compiled<LinearKernels>> compiled_linear();
 
+// Attention with vectors of 16 numbers, for head sizes that are multiples of 16; null if there is none.
+const CpuKernels* wide_attention();
+
 }  // namespace liger

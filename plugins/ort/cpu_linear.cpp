@@ -11,18 +11,6 @@ namespace liger {
 namespace LIGER_INSTRUCTIONS {
 namespace {
 
-// Reads any number of elements.
-template <class Element>
-LIGER_INLINE void read_any(const Element* from, float* to, int64_t count) {
-  const int64_t whole = count / WIDTH * WIDTH;
-  read(from, to, whole);
-  Element last[WIDTH] = {};
-  float numbers[WIDTH];
-  std::memcpy(last, from + whole, (count - whole) * sizeof(Element));
-  read(last, numbers, WIDTH);
-  std::memcpy(to + whole, numbers, (count - whole) * sizeof(float));
-}
-
 template <class Element>
 LIGER_INLINE void write_any(const float* from, Element* to, int64_t count) {
   const int64_t whole = count / WIDTH * WIDTH;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu_attention.h"
+#include "half.h"
 
 namespace liger {
 

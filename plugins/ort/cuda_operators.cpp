@@ -4,10 +4,11 @@
 
 #include <algorithm>
 
-#include "top_logits.h"
+#include "attention_signature.h"
 #include "cuda_linear.h"
 #include "cuda_node.h"
 #include "operators.h"
+#include "top_logits.h"
 
 namespace liger {
 namespace {
@@ -52,11 +53,11 @@ class CudaAttention : public AttentionSignature {
     arguments.pointer("cos", call.cos);
     arguments.pointer("sin", call.sin);
     arguments.pointer("position_ids", call.position_ids);
-    arguments.pointer("state", call.state);
+    arguments.pointer("state", call.states[0]);
     arguments.pointer("window_key", call.window_key);
     arguments.pointer("window_value", call.window_value);
     arguments.pointer("output", call.output);
-    arguments.pointer("next_state", call.next_state);
+    arguments.pointer("next_state", call.next_states[0]);
     arguments.pointer("next_window_key", call.next_window_key);
     arguments.pointer("next_window_value", call.next_window_value);
     arguments.integer("query_stride", call.query_stride);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <thread>
 
+#include "attention_signature.h"
 #include "call_memory.h"
 #include "cpu_linear_operator.h"
 #include "cuda_operators.h"
@@ -30,27 +31,29 @@ void check_positions(const int64_t* positions, int64_t batch, int64_t length) {
   for (int64_t sequence = 0; sequence < batch; ++sequence, positions += length) {
     for (int64_t token = 0; token < length; ++token) {
       if (positions[token] < -1 || (token > 0 && positions[token] >= 0 && positions[token - 1] < 0)) {
-        throw ort::Error("liger::Attention: position_ids must be 0 or more, and -1 for padding at the end of a row");
+        throw ort::Error("liger: position_ids must be 0 or more, and -1 for padding at the end of a row");
       }
     }
   }
 }
 
-template <class Element>
-class CpuAttention : public AttentionSignature {
+template <class Signature, class Element>
+class CpuAttention : public Signature {
  public:
-  using AttentionSignature::AttentionSignature;
+  using Signature::Signature;
 
   void run(const ort::Context& context) const {
     const auto call = this->template call<Element>(context);
+    const Sizes& sizes = this->sizes;
     check_positions(call.position_ids, call.batch, call.length);
     const int64_t heads = product({call.batch, sizes.num_key_value_heads});
     if (heads == 0) return;
+    const CpuKernels& kernels = attention_kernels(sizes.head_dim);
     // Threads take one head after another, each in memory of its own, so that none allocates.
     static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
-    const int64_t workers = std::min(heads, threads), each = cpu_kernels().memory_of_head(sizes, call.length);
+    const int64_t workers = std::min(heads, threads), each = kernels.memory_of_head(sizes, call.state_rows, call.length);
     auto* const memory = reinterpret_cast<float*>(memory_of_calls(product({workers, each, sizeof(float)})));
-    const auto function = attend<Element>(cpu_kernels());
+    const auto function = attend<Element>(kernels);
     std::atomic<int64_t> next{0};
     context.parallel(workers, [&](size_t worker) {
       for (int64_t head = next++; head < heads; head = next++) function(sizes, call, head, memory + worker * each);
@@ -132,8 +135,12 @@ class CpuRotaryAngles : public RotaryAnglesSignature<int64_t> {
 
 // Operators are static, because sessions keep pointers to them.
 void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
-  static const ort::Operator<CpuAttention<float>> cpu_attention(ort::CPU, ORT_FLOAT);
-  static const ort::Operator<CpuAttention<Half>> cpu_attention_half(ort::CPU, ORT_FLOAT16);
+  static const ort::Operator<CpuAttention<AttentionSignature, float>> cpu_attention(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuAttention<AttentionSignature, Half>> cpu_attention_half(ort::CPU, ORT_FLOAT16);
+  static const ort::Operator<CpuAttention<GSASignature, float>> cpu_gsa(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuAttention<GSASignature, Half>> cpu_gsa_half(ort::CPU, ORT_FLOAT16);
+  static const ort::Operator<CpuAttention<LoLCATsSignature, float>> cpu_lolcats(ort::CPU, ORT_FLOAT);
+  static const ort::Operator<CpuAttention<LoLCATsSignature, Half>> cpu_lolcats_half(ort::CPU, ORT_FLOAT16);
   static const ort::Operator<CpuGatedSiLU<float>> cpu_gated(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuGatedSiLU<Half>> cpu_gated_half(ort::CPU, ORT_FLOAT16);
   static const ort::Operator<CpuArgmax> cpu_argmax(ort::CPU, ORT_FLOAT);
@@ -141,8 +148,8 @@ void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   static const ort::Operator<CpuLastPositions<float>> cpu_last(ort::CPU, ORT_FLOAT);
   static const ort::Operator<CpuLastPositions<Half>> cpu_last_half(ort::CPU, ORT_FLOAT16);
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &cpu_attention, &cpu_attention_half, &cpu_gated, &cpu_gated_half, &cpu_argmax, &cpu_angles, &cpu_last,
-           &cpu_last_half}) {
+           &cpu_attention, &cpu_attention_half, &cpu_gsa, &cpu_gsa_half, &cpu_lolcats, &cpu_lolcats_half, &cpu_gated,
+           &cpu_gated_half, &cpu_argmax, &cpu_angles, &cpu_last, &cpu_last_half}) {
     ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
   }
   add_cpu_top_logits(api, domain);

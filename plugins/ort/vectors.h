@@ -1,12 +1,13 @@
-// Vectors of eight floats in the compiler's vector types: one register with AVX2, two with SSE or NEON; their exponential;
-// and arrays of float32 and float16 numbers. Compiled once per instruction set, into a namespace of that name.
+// Vectors of floats in the compiler's vector types: eight, which are one register with AVX2 and two with SSE or NEON, or as
+// many as LIGER_WIDTH says; their exponential; and arrays of float32 and float16 numbers. Compiled once per instruction set,
+// into a namespace of that name.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "cpu_attention.h"
+#include "half.h"
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -16,11 +17,14 @@ namespace liger {
 namespace LIGER_INSTRUCTIONS {
 namespace {
 
-typedef float Floats __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-typedef uint32_t Words __attribute__((vector_size(32)));
-typedef float UnalignedFloats __attribute__((vector_size(32), aligned(4)));
-constexpr int64_t WIDTH = 8;
+#ifndef LIGER_WIDTH
+#define LIGER_WIDTH 8
+#endif
+constexpr int64_t WIDTH = LIGER_WIDTH;
+typedef float Floats __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
+typedef float UnalignedFloats __attribute__((vector_size(4 * WIDTH), aligned(4)));
 
 #define LIGER_INLINE inline __attribute__((always_inline))
 
@@ -28,15 +32,29 @@ LIGER_INLINE Floats load(const float* from) { return *reinterpret_cast<const Una
 LIGER_INLINE void store(float* to, Floats values) { *reinterpret_cast<UnalignedFloats*>(to) = values; }
 LIGER_INLINE Floats all(float value) { return Floats{} + value; }
 
+// The sum of all lanes, fours first: adding one lane after another would take as long as a row of products.
 LIGER_INLINE float sum(Floats values) {
-  float total = 0;
-  for (int lane = 0; lane < WIDTH; ++lane) total += values[lane];
-  return total;
+  typedef float Four __attribute__((vector_size(16)));
+  Four fours[WIDTH / 4], total{};
+  std::memcpy(fours, &values, sizeof(values));
+  for (const Four& four : fours) total += four;
+  return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
 // If a number is NaN, the result is b.
 LIGER_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 LIGER_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+
+// e^r - 1 for r from -ln 2 / 2 to ln 2 / 2, by the minimax polynomial of (e^r - 1 - r) / r^2.
+LIGER_INLINE Floats exponential_less_one(Floats r) {
+  Floats power = all(1.9875691e-4f);
+  power = power * r + 1.3981999e-3f;
+  power = power * r + 8.3334519e-3f;
+  power = power * r + 4.1665796e-2f;
+  power = power * r + 1.6666665e-1f;
+  power = power * r + 5.0000001e-1f;
+  return power * r * r + r;
+}
 
 // e^x to about two units in the last place; NaN and infinities as in std::exp. Results below 2^-125.5 are 0, because
 // arithmetic with subnormal numbers is slow.
@@ -45,13 +63,7 @@ LIGER_INLINE Floats exponential(Floats x) {
   const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits of the sum
   const Floats shifted = x * 1.44269504f + rounder, whole = shifted - rounder;
   const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-  Floats power = all(1.9875691e-4f);  // minimax polynomial of (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2]
-  power = power * rest + 1.3981999e-3f;
-  power = power * rest + 8.3334519e-3f;
-  power = power * rest + 4.1665796e-2f;
-  power = power * rest + 1.6666665e-1f;
-  power = power * rest + 5.0000001e-1f;
-  power = power * rest * rest + rest + 1.0f;
+  const Floats power = exponential_less_one(rest) + 1.0f;
   // 2^(whole - 1), because 2^128 is too large for a float. For the least whole number, -126, the bits are those of 0.
   const Words exponent = ((Words)shifted + 126) << 23;
   return (power + power) * (Floats)exponent;  // the same bits
@@ -73,12 +85,12 @@ LIGER_INLINE Floats log_of_one_plus(Floats u) {
 LIGER_INLINE void read(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
 
 LIGER_INLINE void read(const Half* from, float* to, int64_t count) {
-  for (int64_t at = 0; at < count; at += WIDTH) {
+  for (int64_t at = 0; at < count; at += 8) {
 #ifdef __F16C__
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at));
     _mm256_storeu_ps(to + at, _mm256_cvtph_ps(halves));
 #else
-    for (int64_t lane = at; lane < at + WIDTH; ++lane) {
+    for (int64_t lane = at; lane < at + 8; ++lane) {
       const uint32_t bits = from[lane].bits, magnitude = (bits & 0x7fff) << 13;
       // Multiplying by 2^112 moves the exponent's bias and makes subnormal numbers normal.
       uint32_t wide;
@@ -94,15 +106,27 @@ LIGER_INLINE void read(const Half* from, float* to, int64_t count) {
   }
 }
 
+// Reads any number of elements; `read` and `write` take multiples of 8.
+template <class Element>
+LIGER_INLINE void read_any(const Element* from, float* to, int64_t count) {
+  const int64_t whole = count / WIDTH * WIDTH;
+  read(from, to, whole);
+  Element last[WIDTH] = {};
+  float numbers[WIDTH];
+  std::memcpy(last, from + whole, (count - whole) * sizeof(Element));
+  read(last, numbers, WIDTH);
+  std::memcpy(to + whole, numbers, (count - whole) * sizeof(float));
+}
+
 LIGER_INLINE void write(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
 
 LIGER_INLINE void write(const float* from, Half* to, int64_t count) {
-  for (int64_t at = 0; at < count; at += WIDTH) {
+  for (int64_t at = 0; at < count; at += 8) {
 #ifdef __F16C__
     const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + at), _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + at), halves);
 #else
-    for (int64_t lane = at; lane < at + WIDTH; ++lane) {
+    for (int64_t lane = at; lane < at + 8; ++lane) {
       uint32_t bits;
       std::memcpy(&bits, from + lane, 4);
       const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;

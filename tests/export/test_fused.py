@@ -7,9 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
+from liger_export.config import MIXERS
 from liger_export.convert import convert
 from liger_export.errors import KernelError, UnsupportedModelError
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.linearize import LinearizeSettings
+from liger_export.ops.signatures import SIGNATURES
 from liger_export.package import MODEL_FILES, read_manifest
 from liger_export.parity.compare import mean_kl
 from liger_export.precision import Precision
@@ -19,16 +22,20 @@ from liger_export.runtime.sampling import Sampler
 from liger_export.validate import ValidationSettings, validate
 from tests.cells import slow_except
 from tests.plugins.sessions import needs_library
-from tests.test_matrix import VARIANTS
+from tests.test_matrix import SCALE, SHAPES, VARIANTS
 from tests.tiny import Shape, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 150)]
 SHAPE = Shape(window=8)
 
 
+def settings_of(mixer: str) -> LinearizeSettings:
+    return LinearizeSettings(mixer=mixer, num_slots=4 if mixer == "gsa" else None)
+
+
 def fused_package(directory: Path, mixer: str = "gla", variant: str = "llama", **options: object) -> Path:
     backbone, overrides = VARIANTS[variant]
-    settings = LinearizeSettings(mixer=mixer)
+    settings = settings_of(mixer)
     checkpoint = write_liger(directory / "liger", SHAPE, backbone=backbone, settings=settings, **overrides)
     convert(checkpoint, directory / "package", lowering="fused", **options)  # type: ignore[arg-type]
     return directory / "package"
@@ -41,7 +48,7 @@ def operators(package: Path, lowering: str) -> list[str]:
 
 @needs_library
 @pytest.mark.parametrize("variant", slow_except(["qwen3"], VARIANTS))
-@pytest.mark.parametrize("mixer", slow_except(["gla"], ["gla", "hgrn2"]))
+@pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
 def test_fused_equals_stock_on_every_backbone(mixer: str, variant: str, tmp_path: Path) -> None:
     package = fused_package(tmp_path, mixer, variant)
     stock, fused = load(package, lowering="stock"), load(package)
@@ -54,7 +61,7 @@ def test_fused_equals_stock_on_every_backbone(mixer: str, variant: str, tmp_path
 
 @pytest.mark.slow
 @needs_library
-@pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_nan_of_q_and_k_reaches_all_logits_as_in_stock(mixer: str, tmp_path: Path) -> None:
     package = fused_package(tmp_path, mixer)
     graph = onnx.load(package / MODEL_FILES["stock"], load_external_data=False).graph
@@ -69,9 +76,14 @@ def test_nan_of_q_and_k_reaches_all_logits_as_in_stock(mixer: str, tmp_path: Pat
 
 
 @needs_library
-def test_fused_package_meets_every_bound_of_validate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
+def test_fused_package_meets_every_bound_of_validate(mixer: str, tmp_path: Path) -> None:
     settings = ValidationSettings(max_tokens=4096, memory_tokens=256)
-    report = validate(fused_package(tmp_path), tmp_path / "liger", settings)
+    checkpoint = write_liger(
+        tmp_path / "liger", SHAPES[mixer], settings=settings_of(mixer), initializer_range=SCALE[mixer]
+    )
+    convert(checkpoint, tmp_path / "package", lowering="fused")
+    report = validate(tmp_path / "package", checkpoint, settings)
     assert [check.name for check in report.checks if not check.passed] == []
     assert report.lowering == "fused"
     (against_stock,) = (check for check in report.checks if check.name.startswith("fused against stock"))
@@ -79,15 +91,13 @@ def test_fused_package_meets_every_bound_of_validate(tmp_path: Path) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("mixer", ["gla", "hgrn2"])
+@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("weights", ["int4", "int8"])
 def test_fused_equals_stock_for_integers_and_half_precision_activations(
     mixer: str, weights: str, tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
-    checkpoint = write_liger(
-        tmp_path / "liger", SHAPE, settings=LinearizeSettings(mixer=mixer), initializer_range=0.2, **sizes
-    )
+    checkpoint = write_liger(tmp_path / "liger", SHAPE, settings=settings_of(mixer), initializer_range=0.2, **sizes)
     precision = Precision(weights=weights, activation_precision="fp16")
     convert(checkpoint, tmp_path / "package", lowering="fused", precision=precision)
     stock, fused = load(tmp_path / "package", lowering="stock"), load(tmp_path / "package")
@@ -165,20 +175,23 @@ def test_layers_that_keep_softmax_do_not_change(tmp_path: Path) -> None:
     assert (names.count("Attention"), names.count("SoftmaxAttention")) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "cause"),
-    [
-        (LinearizeSettings(mixer="gsa"), "not support the mixer gsa"),
-        (LinearizeSettings(mixer="lolcats"), "not support the mixer lolcats"),
-    ],
-)
-def test_unsupported_mixers_are_rejected_before_any_work(
-    settings: LinearizeSettings, cause: str, tmp_path: Path
-) -> None:
-    checkpoint = write_liger(tmp_path / "liger", settings=settings)
-    with pytest.raises(UnsupportedModelError, match=f"{cause}.*--lowering stock"):
+def test_a_head_size_without_whole_vectors_is_rejected_before_any_work(tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", Shape(head_dim=12))
+    with pytest.raises(UnsupportedModelError, match=r"multiple of 8.*--lowering stock"):
         convert(checkpoint, tmp_path / "package", lowering="fused")
     assert not (tmp_path / "package").exists()
+
+
+@pytest.mark.parametrize("mixer", sorted(set(MIXERS) - set(KERNEL_MIXERS)))
+def test_a_mixer_without_gpu_kernels_has_a_fused_graph_for_a_cpu_only(mixer: str, tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", settings=settings_of(mixer))
+    with pytest.raises(UnsupportedModelError, match=f"no GPU kernels for the mixer {mixer}.*Omit --targets"):
+        convert(checkpoint, tmp_path / "package", lowering="fused", targets=("sm_90",))
+    assert not (tmp_path / "package").exists()
+    manifest = convert(checkpoint, tmp_path / "package", lowering="fused")
+    assert list(manifest.graphs) == ["stock", "fused"]
+    assert manifest.graphs["fused"].in_place == [entry.past_name for entry in manifest.state]
+    assert operators(tmp_path / "package", "fused").count(SIGNATURES[mixer].onnx_name) == 2
 
 
 def test_unknown_lowering_is_rejected(liger_checkpoint: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ inline Answer call(const Case& made, size_t threads) {
   std::vector<OrtValue> states;
   for (const OrtValue& input : made.inputs) context.inputs.push_back(input.type == ORT_UNDEFINED ? nullptr : &input);
   for (size_t at = 0; at < made.outputs.size(); ++at) context.outputs[at] = {made.outputs[at], {}, nullptr};
-  if (made.in_place) states = {made.inputs.begin() + 6, made.inputs.begin() + 9};
+  if (made.in_place) states = {made.inputs.begin() + 6, made.inputs.begin() + 5 + made.outputs.size()};
   for (size_t at = 0; at < states.size(); ++at) {
     OrtValue& state = states[at];
     const size_t bytes = host::bytes_of(state.type, state.shape);

@@ -111,13 +111,28 @@ inline std::vector<int64_t> mutated(std::vector<int64_t> shape, Random& random) 
   return host::bytes_of(ORT_INT64, shape) > size_t{1} << 22 ? std::vector<int64_t>{} : shape;
 }
 
-inline Case attention(Random& random, OrtElementType activation, Values values) {
+template <class Function>
+void apply(const OrtValue& tensor, const Function& function) {
+  const std::vector<double> numbers = numbers_of(tensor);
+  for (size_t at = 0; at < numbers.size(); ++at) {
+    const float number = function(static_cast<float>(numbers[at]));
+    if (tensor.type == ORT_FLOAT) static_cast<float*>(tensor.data)[at] = number;
+    if (tensor.type == ORT_FLOAT16) static_cast<uint16_t*>(tensor.data)[at] = half_of(number);
+  }
+}
+
+inline bool is_attention(const Case& made) { return made.name.find("Attention") != std::string::npos; }
+
+// Recurrent states of an attention operator, which follow the first six inputs and the first output.
+inline size_t states_of(const Case& made) { return made.name == "Attention" ? 1 : 2; }
+
+inline Case attention(const std::string& name, Random& random, OrtElementType activation, Values values) {
   const int64_t kv_heads = random.between(1, 3), queries = random.between(1, 5), head_dim = 8 * random.between(1, 5);
   const int64_t window = random.between(1, 9), batch = random.chance(10) ? 0 : random.between(1, 3);
   const int64_t length = random.chance(40) ? 1 : random.between(random.chance(5) ? 0 : 1, 24);
   const int64_t heads = kv_heads * queries * head_dim, width = kv_heads * head_dim;
-  Case made{"Attention", activation, {}, {}, {activation, ORT_FLOAT, activation, activation}, values, -1, false};
-  made.attributes.texts["mixer"] = random.pick({"gla", "hgrn2"});
+  const int64_t features = 2 * random.between(1, 20);
+  Case made{name, activation, {}, {}, {activation}, values, -1, false};
   made.attributes.integers = {{"num_heads", kv_heads * queries}, {"num_key_value_heads", kv_heads},
                               {"head_dim", head_dim}, {"window_size", window}};
   made.attributes.numbers = {{"gate_normalizer", 16.0f}, {"recurrent_weight", random.pick({0.0f, 0.5f, 1.0f})}};
@@ -134,9 +149,29 @@ inline Case attention(Random& random, OrtElementType activation, Values values) 
   add(ORT_FLOAT, {batch, length, head_dim / 2});
   add(ORT_FLOAT, {batch, length, head_dim / 2});
   add(ORT_INT64, {batch, length});
-  add(ORT_FLOAT, {batch, kv_heads, head_dim, head_dim});
+  if (name == "Attention") {
+    made.attributes.texts["mixer"] = random.pick({"gla", "hgrn2"});
+    add(ORT_FLOAT, {batch, kv_heads, head_dim, head_dim});
+  } else if (name == "GSAAttention") {
+    const int64_t slots = made.attributes.integers["num_slots"] = random.pick<int64_t>({1, 2, 8, head_dim});
+    for (int state = 0; state < 2; ++state) add(ORT_FLOAT, {batch, kv_heads, slots, head_dim});
+  } else {
+    add(ORT_FLOAT, {batch, kv_heads * queries, features, head_dim});
+    add(ORT_FLOAT, {batch, kv_heads * queries, features});
+    apply(made.inputs.back(), [](float mass) { return std::abs(mass); });  // a sum of positive numbers
+  }
+  const size_t states = states_of(made);
   add(activation, {batch, kv_heads, window, head_dim});
   add(activation, {batch, kv_heads, window, head_dim});
+  if (name == "LoLCATsAttention") {
+    for (int map = 0; map < 2; ++map) {
+      add(activation, {kv_heads * queries, head_dim, features / 2});
+      apply(made.inputs.back(), [](float number) { return number / 8; });  // so that float16 keeps enough of x A
+    }
+    add(activation, {kv_heads * queries});
+  }
+  made.outputs.insert(made.outputs.end(), states, ORT_FLOAT);
+  made.outputs.insert(made.outputs.end(), 2, activation);
   auto* positions = static_cast<int64_t*>(made.inputs[5].data);
   for (int64_t row = 0; row < batch; ++row) {
     const int64_t first = random.pick<int64_t>({0, random.between(0, 12), int64_t{1} << 40});
@@ -144,7 +179,7 @@ inline Case attention(Random& random, OrtElementType activation, Values values) 
     for (int64_t at = 0; at < length; ++at) positions[row * length + at] = at < tokens ? first + at : -1;
     // Rows of the window that hold no key are undefined.
     for (int64_t head = 0; head < kv_heads; ++head) {
-      for (const size_t input : {7, 8}) {
+      for (const size_t input : {6 + states, 7 + states}) {
         const int64_t unused = std::max<int64_t>(0, tokens > 0 ? window - first : 0) * head_dim;
         const size_t size = host::item_size(activation);
         char* const end = static_cast<char*>(made.inputs[input].data) + (row * kv_heads + head + 1) * window * head_dim * size;
@@ -215,12 +250,12 @@ inline void spoil(Case& made, Random& random) {
   } else if (kind == 1 && !made.attributes.integers.empty()) {
     auto& integers = made.attributes.integers;
     std::next(integers.begin(), random.between(0, integers.size() - 1))->second = any();
-  } else if (kind == 2 && made.name == "Attention") {
+  } else if (kind == 2 && is_attention(made)) {
     const char* const name = random.pick({"gate_normalizer", "recurrent_weight"});
     made.attributes.numbers[name] = random.pick({0.0f, -1.0f, 2.0f, NAN, INFINITY, -INFINITY});
-  } else if (kind == 3 && !made.attributes.texts.empty()) {
-    random.chance(50) ? void(made.attributes.texts["mixer"] = random.pick({"", "gsa", "gla2"}))
-                      : void(made.attributes.integers.erase("head_dim"));
+  } else if (kind == 3 && is_attention(made)) {
+    made.name == "Attention" && random.chance(50) ? void(made.attributes.texts["mixer"] = random.pick({"", "gsa", "gla2"}))
+                                                  : void(made.attributes.integers.erase("head_dim"));
   } else if (kind == 4) {
     replace(input, {ORT_UNDEFINED, {}, nullptr});
   } else if (kind == 5 && input.type != ORT_UNDEFINED) {
@@ -228,7 +263,7 @@ inline void spoil(Case& made, Random& random) {
     replace(input, filled(type, input.shape, random, made.values));
   } else if (kind == 6) {
     const bool is_linear = made.name.rfind("Integer", 0) == 0;
-    const size_t at = made.name == "Attention" ? 5 : is_linear ? 0 : made.inputs.size() - 1;
+    const size_t at = is_attention(made) ? 5 : is_linear ? 0 : made.inputs.size() - 1;
     const OrtValue& changed = made.inputs[at];
     const size_t count = host::bytes_of(changed.type, changed.shape) / host::item_size(changed.type);
     if (count == 0) return;
@@ -244,10 +279,11 @@ inline Case case_of(uint64_t seed, uint64_t number) {
   Random random(seed * 0x9E3779B97F4A7C15u + number);
   const Values values = random.pick({Values::ordinary, Values::ordinary, Values::special, Values::huge});
   const OrtElementType activation = random.pick({ORT_FLOAT, ORT_FLOAT16});
-  const std::string name = random.pick({"Attention", "Attention", "GatedSiLU", "MostLikely", "LastPositions",
+  const std::string name = random.pick({"Attention", "Attention", "GSAAttention", "LoLCATsAttention", "GatedSiLU", "MostLikely", "LastPositions",
                                         "Candidates", "IntegerLinear", "IntegerLogits"});
   const bool is_typed = name != "MostLikely" && name != "Candidates";
-  Case made = name == "Attention"            ? attention(random, activation, values)
+  const bool is_attention = name.find("Attention") != std::string::npos;
+  Case made = is_attention                    ? attention(name, random, activation, values)
               : name.rfind("Integer", 0) == 0 ? linear(name, random, activation, values)
                                              : simple(name, random, is_typed ? activation : ORT_FLOAT, values);
   for (int64_t defects = random.pick({0, 0, 1, 1, 2}); defects > 0; --defects) spoil(made, random);

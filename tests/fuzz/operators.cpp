@@ -25,9 +25,23 @@ extern const LinearKernels linear;
 }
 #endif
 
+#ifdef LIGER_HAS_AVX512
+namespace avx512 {
+extern const CpuKernels kernels;
+}
+#endif
+
 static bool uses_baseline = false;
 
 // In place of cpu_dispatch.cpp: every instruction set has its turn.
+const CpuKernels& attention_kernels(int64_t head_dim) {
+#ifdef LIGER_HAS_AVX512
+  if (!uses_baseline && head_dim % 16 == 0) return avx512::kernels;
+#endif
+  static_cast<void>(head_dim);
+  return cpu_kernels();
+}
+
 const CpuKernels& cpu_kernels() {
 #ifdef LIGER_HAS_AVX2
   if (!uses_baseline) return avx2::kernels;

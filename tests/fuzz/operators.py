@@ -32,15 +32,15 @@ OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=
 
 def build(folder: Path) -> Path:
     """Compile the library's CPU operators and the fuzzer into one program, whose path is returned."""
-    sets, program = instruction_sets("avx2"), folder / "operators"
+    sets, program = instruction_sets("avx2", "avx512"), folder / "operators"
     names = ("library.cpp", "cpu_top_logits.cpp", "cpu_linear_operator.cpp")
     sources = [HERE / "operators.cpp", *(SOURCES / name for name in names)]
-    has_avx2 = ["-DLIGER_HAS_AVX2"] if "avx2" in sets else []
-    units = [(source, has_avx2) for source in sources]
+    has = [f"-DLIGER_HAS_{name.upper()}" for name in sets if name != "baseline"]
+    units = [(source, has) for source in sources]
     kernels = {name: [*flags, f"-DLIGER_INSTRUCTIONS={name}"] for name, flags in sets.items()}
     units += [(SOURCES / "cpu_attention.cpp", flags) for flags in kernels.values()]
     # The largest unit, so it is compiled for one instruction set only, and for addresses only.
-    best = list(kernels)[-1]
+    best = "avx2" if "avx2" in sets else "baseline"
     linear = [*kernels[best], "-g0", "-fno-sanitize=undefined"]
     units.append((SOURCES / "cpu_linear.cpp", linear))
     objects = []

@@ -33,27 +33,59 @@ inline void softmax(double* values, int64_t count, double scale) {
 
 inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
+enum class Mixer { gla, hgrn2, gsa, lolcats };
+
 struct Shape {
-  int64_t heads, kv_heads, head_dim, window, batch, length;
+  Mixer mixer;
+  int64_t heads, kv_heads, head_dim, window, slots, features, batch, length;
   double normalizer, weight;
-  bool is_gla;
 
   int64_t queries() const { return heads / kv_heads; }
 };
+
+inline std::optional<Mixer> mixer_of(const Case& made) {
+  if (made.name == "GSAAttention") return Mixer::gsa;
+  if (made.name == "LoLCATsAttention") return Mixer::lolcats;
+  const std::string& mixer = made.attributes.texts.at("mixer");
+  return mixer == "gla" ? std::optional(Mixer::gla) : mixer == "hgrn2" ? std::optional(Mixer::hgrn2) : std::nullopt;
+}
+
+// Whether the recurrent states and learned tensors have the shapes of the mixer.
+inline bool has_states(const Case& made, const Shape& shape) {
+  const std::vector<OrtValue>& inputs = made.inputs;
+  if (shape.mixer == Mixer::lolcats) {
+    const std::vector<int64_t> map{shape.heads, shape.head_dim, shape.features / 2};
+    return is(inputs[6], ORT_FLOAT, {shape.batch, shape.heads, shape.features, shape.head_dim}) &&
+           is(inputs[7], ORT_FLOAT, {shape.batch, shape.heads, shape.features}) && is(inputs[10], made.activation, map) &&
+           is(inputs[11], made.activation, map) && is(inputs[12], made.activation, {shape.heads});
+  }
+  const std::vector<int64_t> slots{shape.batch, shape.kv_heads, shape.slots, shape.head_dim};
+  if (shape.mixer == Mixer::gsa) return is(inputs[6], ORT_FLOAT, slots) && is(inputs[7], ORT_FLOAT, slots);
+  return is(inputs[6], ORT_FLOAT, {shape.batch, shape.kv_heads, shape.head_dim, shape.head_dim});
+}
 
 // A call's sizes; nothing if the operator must refuse them.
 inline std::optional<Shape> shape_of(const Case& made) {
   const auto& integers = made.attributes.integers;
   const auto& numbers = made.attributes.numbers;
-  const auto& texts = made.attributes.texts;
-  if (integers.size() < 4 || (texts.at("mixer") != "gla" && texts.at("mixer") != "hgrn2")) return {};
-  Shape shape{integers.at("num_heads"), integers.at("num_key_value_heads"), integers.at("head_dim"),
-              integers.at("window_size"), 0, 0, numbers.at("gate_normalizer"), numbers.at("recurrent_weight"),
-              texts.at("mixer") == "gla"};
+  const std::optional<Mixer> mixer = mixer_of(made);
+  if (integers.count("head_dim") == 0 || !mixer) return {};
+  Shape shape{*mixer, integers.at("num_heads"), integers.at("num_key_value_heads"), integers.at("head_dim"),
+              integers.at("window_size"), 0, 0, 0, 0, numbers.at("gate_normalizer"), numbers.at("recurrent_weight")};
   if (shape.heads < 1 || shape.heads > 65536 || shape.kv_heads < 1 || shape.heads % shape.kv_heads) return {};
   if (shape.head_dim < 8 || shape.head_dim > 65536 || shape.head_dim % 8 || shape.window < 1 || shape.window > 1 << 30) return {};
-  if (!(shape.normalizer > 0 && shape.normalizer < INFINITY && shape.weight >= 0 && shape.weight <= 1)) return {};
+  const bool has_options = shape.mixer != Mixer::lolcats;
+  if (has_options && !(shape.normalizer > 0 && shape.normalizer < INFINITY && shape.weight >= 0 && shape.weight <= 1)) return {};
+  if (shape.mixer == Mixer::gsa) {
+    shape.slots = integers.at("num_slots");
+    if (shape.slots < 1 || shape.head_dim % shape.slots) return {};
+  }
   const std::vector<OrtValue>& inputs = made.inputs;
+  if (shape.mixer == Mixer::lolcats) {
+    const std::vector<int64_t>& map = inputs[10].shape;
+    if (map.size() != 3 || map[2] < 1 || map[2] > 65536) return {};
+    shape.features = 2 * map[2];
+  }
   if (inputs[0].type != made.activation || inputs[0].shape.size() != 3) return {};
   const int64_t batch = shape.batch = inputs[0].shape[0], length = shape.length = inputs[0].shape[1];
   const int64_t kv_heads = shape.kv_heads, head_dim = shape.head_dim, width = kv_heads * head_dim;
@@ -61,12 +93,12 @@ inline std::optional<Shape> shape_of(const Case& made) {
   const std::vector<int64_t> halves{batch, length, head_dim / 2}, rows{batch, length, width};
   const std::vector<int64_t> window{batch, kv_heads, shape.window, head_dim};
   const OrtElementType activation = made.activation;
+  const size_t states = states_of(made);
   const bool fits =
       length > 0 && is(inputs[0], activation, {batch, length, shape.heads * head_dim + (packed ? 2 * width : 0)}) &&
       (packed || (is(inputs[1], activation, rows) && is(inputs[2], activation, rows))) && is(inputs[3], ORT_FLOAT, halves) &&
-      is(inputs[4], ORT_FLOAT, halves) && is(inputs[5], ORT_INT64, {batch, length}) &&
-      is(inputs[6], ORT_FLOAT, {batch, kv_heads, head_dim, head_dim}) && is(inputs[7], activation, window) &&
-      is(inputs[8], activation, window);
+      is(inputs[4], ORT_FLOAT, halves) && is(inputs[5], ORT_INT64, {batch, length}) && has_states(made, shape) &&
+      is(inputs[6 + states], activation, window) && is(inputs[7 + states], activation, window);
   return fits ? std::optional(shape) : std::nullopt;
 }
 
@@ -89,34 +121,122 @@ struct Window {
   }
 };
 
-// One token of one key/value head: updates the state and the window, and writes its query heads' output.
-inline void attend(const Shape& shape, const double* query, const Numbers& key, const Numbers& value, const double* cos,
-                   const double* sin, double* state, Window& window, double* output) {
-  const int64_t head_dim = shape.head_dim;
-  Numbers features = key, decays(head_dim);
-  if (shape.is_gla) softmax(features.data(), head_dim, 1);
-  for (int64_t row = 0; row < head_dim; ++row) {
-    decays[row] = shape.is_gla ? std::pow(sigmoid(key[row]), 1 / shape.normalizer) : sigmoid(key[row]);
-    if (!shape.is_gla) features[row] = sigmoid(-key[row]);
-    double* const to = state + row * head_dim;
-    for (int64_t at = 0; at < head_dim; ++at) to[at] = to[at] * decays[row] + features[row] * value[at];
+// A token's projections and angles, and the learned tensors of lolcats, for one key/value head.
+struct Token {
+  const double* query;  // [R, D]
+  Numbers key, value;
+  const double *cos, *sin;
+  const double *query_map, *key_map, *factors;  // [R, D, F / 2] twice, [R]
+};
+
+// matrix = diag(decays) matrix + features added^T.
+inline void update(double* matrix, const Numbers& decays, const Numbers& features, const Numbers& added) {
+  for (size_t row = 0; row < decays.size(); ++row) {
+    for (size_t at = 0; at < added.size(); ++at, ++matrix) *matrix = *matrix * decays[row] + features[row] * added[at];
   }
-  Numbers rotated = key;
-  rotate(rotated.data(), cos, sin, head_dim);
-  window.append(rotated, value, shape.window);
-  for (int64_t head = 0; head < shape.queries(); ++head, query += head_dim, output += head_dim) {
-    Numbers weights(query, query + head_dim), turned = weights, scores;
+}
+
+// output = weights^T matrix.
+inline void read_out(const double* matrix, const Numbers& weights, double* output, int64_t columns) {
+  for (const double weight : weights) {
+    for (int64_t at = 0; at < columns; ++at, ++matrix) output[at] += weight * *matrix;
+  }
+}
+
+inline void recur_matrix(const Shape& shape, const Token& token, double* state, double* output) {
+  const int64_t head_dim = shape.head_dim;
+  const bool is_gla = shape.mixer == Mixer::gla;
+  Numbers features = token.key, decays(head_dim);
+  if (is_gla) softmax(features.data(), head_dim, 1);
+  for (int64_t row = 0; row < head_dim; ++row) {
+    decays[row] = is_gla ? std::pow(sigmoid(token.key[row]), 1 / shape.normalizer) : sigmoid(token.key[row]);
+    if (!is_gla) features[row] = sigmoid(-token.key[row]);
+  }
+  update(state, decays, features, token.value);
+  for (int64_t head = 0; head < shape.queries(); ++head) {
+    Numbers weights(token.query + head * head_dim, token.query + (head + 1) * head_dim);
     softmax(weights.data(), head_dim, shape.weight);
-    rotate(turned.data(), cos, sin, head_dim);
+    read_out(state, weights, output + head * head_dim, head_dim);
+  }
+}
+
+inline void recur_slots(const Shape& shape, const Token& token, double* slot_key, double* slot_value, double* output) {
+  const int64_t head_dim = shape.head_dim, pool = head_dim / shape.slots;
+  Numbers decays, strengths;
+  for (auto part = token.key.begin(); part != token.key.end(); part += pool) {
+    decays.push_back(std::pow(sigmoid(std::accumulate(part, part + pool, 0.0) / pool), 1 / shape.normalizer));
+    strengths.push_back(1 - decays.back());
+  }
+  update(slot_key, decays, strengths, token.key);
+  update(slot_value, decays, strengths, token.value);
+  for (int64_t head = 0; head < shape.queries(); ++head) {
+    const double* const query = token.query + head * head_dim;
+    Numbers weights;
+    for (int64_t slot = 0; slot < shape.slots; ++slot) {
+      weights.push_back(std::inner_product(query, query + head_dim, slot_key + slot * head_dim, 0.0));
+    }
+    softmax(weights.data(), shape.slots, shape.weight);
+    read_out(slot_value, weights, output + head * head_dim, head_dim);
+  }
+}
+
+// phi of lolcats.
+inline Numbers features_of(const Shape& shape, const Numbers& row, const double* map) {
+  const int64_t half = shape.features / 2;
+  Numbers features(shape.features);
+  for (int64_t at = 0; at < half; ++at) {
+    for (int64_t from = 0; from < shape.head_dim; ++from) features[at] += row[from] * map[from * half + at];
+    features[half + at] = -features[at];
+  }
+  softmax(features.data(), half, 1);
+  softmax(features.data() + half, half, 1);
+  for (double& feature : features) feature = feature < 1e-12 ? 1e-12 : feature;
+  return features;
+}
+
+// A query head of lolcats: adds the key that leaves the window to the sums, if one does, turns scores into weights, and
+// writes the older keys' share.
+inline void recur_lolcats(const Shape& shape, const Token& token, int64_t head, const Window& left, const Numbers& query,
+                          double* sums, double* masses, Numbers& scores, double* output) {
+  const int64_t map = head * shape.head_dim * shape.features / 2;
+  if (!left.keys.empty()) {
+    const Numbers added = features_of(shape, left.keys[0], token.key_map + map), ones(added.size(), 1);
+    update(sums, ones, added, left.values[0]);
+    update(masses, ones, added, {1});
+  }
+  Numbers weights = features_of(shape, query, token.query_map + map);
+  const double largest = *std::max_element(scores.begin(), scores.end());
+  double mass = std::inner_product(weights.begin(), weights.end(), masses, 0.0);
+  for (double& score : scores) mass += score = sigmoid(token.factors[head]) * std::exp(score - largest);
+  for (double& score : scores) score /= mass;
+  for (double& weight : weights) weight /= mass;
+  read_out(sums, weights, output, shape.head_dim);
+}
+
+// One token of one key/value head: updates the states and the window, and writes its query heads' output.
+inline void attend(const Shape& shape, const Token& token, double* const states[2], Window& window, double* output) {
+  const int64_t head_dim = shape.head_dim;
+  std::fill(output, output + shape.queries() * head_dim, 0.0);
+  if (shape.mixer == Mixer::gsa) recur_slots(shape, token, states[0], states[1], output);
+  else if (shape.mixer != Mixer::lolcats) recur_matrix(shape, token, states[0], output);
+  Numbers rotated = token.key;
+  rotate(rotated.data(), token.cos, token.sin, head_dim);
+  Window left;
+  if (static_cast<int64_t>(window.keys.size()) == shape.window) left.append(window.keys[0], window.values[0], 1);
+  window.append(rotated, token.value, shape.window);
+  for (int64_t head = 0; head < shape.queries(); ++head, output += head_dim) {
+    Numbers turned(token.query + head * head_dim, token.query + (head + 1) * head_dim), scores;
+    rotate(turned.data(), token.cos, token.sin, head_dim);
     for (const Numbers& seen : window.keys) {
       scores.push_back(std::inner_product(turned.begin(), turned.end(), seen.begin(), 0.0) / std::sqrt(head_dim));
     }
-    softmax(scores.data(), scores.size(), 1 - shape.weight);
-    for (int64_t at = 0; at < head_dim; ++at) {
-      output[at] = 0;
-      for (int64_t row = 0; row < head_dim; ++row) output[at] += weights[row] * state[row * head_dim + at];
-      for (size_t row = 0; row < scores.size(); ++row) output[at] += scores[row] * window.values[row][at];
+    if (shape.mixer == Mixer::lolcats) {
+      double *const sums = states[0] + head * shape.features * head_dim, *const masses = states[1] + head * shape.features;
+      recur_lolcats(shape, token, head, left, turned, sums, masses, scores, output);
+    } else {
+      softmax(scores.data(), scores.size(), 1 - shape.weight);
     }
+    for (size_t row = 0; row < scores.size(); ++row) read_out(window.values[row].data(), {scores[row]}, output, head_dim);
   }
 }
 
@@ -126,10 +246,11 @@ inline Results attention(const Case& made) {
   const Shape& shape = *found;
   const int64_t head_dim = shape.head_dim, heads = shape.heads * head_dim, width = shape.kv_heads * head_dim;
   const bool packed = made.inputs[1].type == ORT_UNDEFINED;
+  const size_t window_at = 6 + states_of(made);  // of its keys, among the inputs
   std::vector<Numbers> inputs;
   for (const OrtValue& input : made.inputs) inputs.push_back(numbers_of(input));
   std::vector<Result> results{{{shape.batch, shape.length, heads}, {}}};
-  for (const size_t state : {6, 7, 8}) results.push_back({made.inputs[state].shape, inputs[state]});
+  for (size_t state = 6; state < window_at + 2; ++state) results.push_back({made.inputs[state].shape, inputs[state]});
   if (shape.batch == 0) return results;
   results[0].numbers.resize(shape.batch * shape.length * heads);
   const auto* positions = static_cast<const int64_t*>(made.inputs[5].data);
@@ -141,9 +262,19 @@ inline Results attention(const Case& made) {
     const int64_t sequence = head / shape.kv_heads, kv_head = head % shape.kv_heads, size = shape.window * head_dim;
     const int64_t first = positions[sequence * shape.length];
     if (first < 0) continue;  // padding only: the states stay, and the output is zero
+    const auto state = [&](size_t index) {  // of this head
+      Numbers& numbers = results[1 + index].numbers;
+      return index + 6 < window_at ? numbers.data() + numbers.size() / (shape.batch * shape.kv_heads) * head : nullptr;
+    };
+    double* const states[] = {state(0), state(1)};
+    const auto learned = [&](size_t input) {  // of this head
+      const bool is_learned = shape.mixer == Mixer::lolcats;
+      return is_learned ? inputs[input].data() + inputs[input].size() / shape.kv_heads * kv_head : nullptr;
+    };
     Window window;
     for (int64_t row = 0; row < std::min(first, shape.window); ++row) {
-      const auto key = inputs[7].begin() + head * size + row * head_dim, value = inputs[8].begin() + head * size + row * head_dim;
+      const auto key = inputs[window_at].begin() + head * size + row * head_dim;
+      const auto value = inputs[window_at + 1].begin() + head * size + row * head_dim;
       window.append(Numbers(key, key + head_dim), Numbers(value, value + head_dim), shape.window);
     }
     for (int64_t token = 0; token < shape.length && positions[sequence * shape.length + token] >= 0; ++token) {
@@ -152,11 +283,13 @@ inline Results attention(const Case& made) {
       const double* const keys = packed ? whole + heads : inputs[1].data() + row * width;
       const double* const values = packed ? keys + width : inputs[2].data() + row * width;
       const int64_t own = kv_head * head_dim, group = kv_head * shape.queries() * head_dim;
-      attend(shape, whole + group, Numbers(keys + own, keys + own + head_dim), Numbers(values + own, values + own + head_dim),
-             inputs[3].data() + row * head_dim / 2, inputs[4].data() + row * head_dim / 2,
-             results[1].numbers.data() + head * head_dim * head_dim, window, results[0].numbers.data() + row * heads + group);
+      const Token projected{whole + group, Numbers(keys + own, keys + own + head_dim),
+                            Numbers(values + own, values + own + head_dim), inputs[3].data() + row * head_dim / 2,
+                            inputs[4].data() + row * head_dim / 2, learned(10), learned(11), learned(12)};
+      attend(shape, projected, states, window, results[0].numbers.data() + row * heads + group);
     }
-    for (const auto& [rows, result] : {std::pair(&window.keys, &results[2]), std::pair(&window.values, &results[3])}) {
+    Result *const of_keys = &results[window_at - 5], *const of_values = of_keys + 1;
+    for (const auto& [rows, result] : {std::pair(&window.keys, of_keys), std::pair(&window.values, of_values)}) {
       const auto to = result->numbers.begin() + head * size;
       std::fill(to, to + size, 0.0);
       for (size_t row = 0; row < rows->size(); ++row) std::copy((*rows)[row].begin(), (*rows)[row].end(), to + row * head_dim);
@@ -352,7 +485,7 @@ inline Results linear(const Case& made) {
 
 inline Results reference(const Case& made) {
   if (made.name.rfind("Integer", 0) == 0) return linear(made);
-  if (made.name == "Attention") return attention(made);
+  if (is_attention(made)) return attention(made);
   if (made.name == "GatedSiLU") return gated_silu(made);
   if (made.name == "MostLikely") return most_likely(made);
   return made.name == "LastPositions" ? last_positions(made) : candidates(made);

@@ -21,5 +21,5 @@ def test_every_call_is_refused_or_answered_as_by_the_reference(program: Path) ->
     assert counts.faults == []
     assert counts.total() == 2000
     assert min(counts.total(outcome) for outcome in (Outcome.REFUSED, Outcome.SAME)) > 400
-    linears = {"IntegerLinear", "IntegerLogits"}
-    assert set(counts.by_kind) == {"Attention", "Candidates", "GatedSiLU", "LastPositions", "MostLikely", *linears}
+    attentions, linears = {"Attention", "GSAAttention", "LoLCATsAttention"}, {"IntegerLinear", "IntegerLogits"}
+    assert set(counts.by_kind) == {"Candidates", "GatedSiLU", "LastPositions", "MostLikely", *attentions, *linears}

@@ -7,7 +7,12 @@ __all__ = ["SOURCES", "instruction_sets"]
 
 SOURCES = Path(__file__).parents[2] / "plugins" / "ort"
 # The flags of /proc/cpuinfo that an instruction set needs.
-NEEDED = {"avx2": {"avx2"}, "avxvnni": {"avx_vnni"}, "avx512vnni": {"avx512_vnni", "avx512bw", "avx512vl"}}
+NEEDED = {
+    "avx2": {"avx2"},
+    "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
+    "avxvnni": {"avx_vnni"},
+    "avx512vnni": {"avx512_vnni", "avx512bw", "avx512vl"},
+}
 
 
 def instruction_sets(*names: str) -> dict[str, list[str]]:

@@ -14,10 +14,14 @@
 namespace liger {
 
 static Compiled<CpuKernels> attention_in_use;
+static const CpuKernels* wide_in_turn;
 static Compiled<LinearKernels> linear_in_use;
 
 // In place of cpu_dispatch.cpp: every instruction set has its turn.
 const CpuKernels& cpu_kernels() { return *attention_in_use.kernels; }
+const CpuKernels& attention_kernels(int64_t head_dim) {
+  return head_dim % 16 == 0 && wide_in_turn ? *wide_in_turn : cpu_kernels();
+}
 const LinearKernels& linear_kernels() { return *linear_in_use.kernels; }
 
 void add_cuda_operators(const OrtApi*, OrtCustomOpDomain*) {}
@@ -148,7 +152,10 @@ void compare_others() {
   Random random(0);
   std::vector<Case> cases;
   for (const OrtElementType activation : {ORT_FLOAT, ORT_FLOAT16}) {
-    for (int number = 0; number < 40; ++number) cases.push_back(attention(random, activation, Values::ordinary));
+    for (int number = 0; number < 40; ++number) {
+      const char* const name = random.pick({"Attention", "GSAAttention", "LoLCATsAttention"});
+      cases.push_back(attention(name, random, activation, Values::ordinary));
+    }
     for (int number = 0; number < 5; ++number) cases.push_back(simple("GatedSiLU", random, activation, Values::ordinary));
   }
   for (int number = 0; number < 40; ++number) {
@@ -160,10 +167,16 @@ void compare_others() {
     const Results expected = reference(made);
     if (!expected) continue;  // a call of no tokens, which must be refused
     if (made.name == "Candidates" && *static_cast<float*>(made.inputs[1].data) == 0) continue;  // undefined
+    const std::string text = made.name + " " + std::to_string(number);
     for (const auto& compiled : liger::compiled_attention()) {
       liger::attention_in_use = compiled;
-      compare(made, expected, compiled.instructions, made.name + " " + std::to_string(number));
+      compare(made, expected, compiled.instructions, text);
     }
+    const auto head_dim = made.attributes.integers.find("head_dim");
+    if (!liger::wide_attention() || head_dim == made.attributes.integers.end() || head_dim->second % 16) continue;
+    liger::wide_in_turn = liger::wide_attention();
+    compare(made, expected, "avx512", text);
+    liger::wide_in_turn = nullptr;
   }
 }
 

@@ -1,4 +1,4 @@
-"""Sessions of ``liger::Attention`` in ONNX Runtime with the project's operator library, and calls of them."""
+"""Sessions of the attention operators in ONNX Runtime with the project's operator library, and calls of them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET
 from liger_export.ort import library_path
-from tests.onnx_functions.sessions import Arrays, shared_feed, zero_states
+from tests.onnx_functions.sessions import Arrays, attributes_of, shared_feed, zero_states
 from tests.ops.cases import Case, Sequences
 
 LIBRARY = library_path()
@@ -33,7 +34,7 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
 
 
 def model_of(case: Case, dtype: str = "float32", *, packed: bool = True, **changes: object) -> bytes:
-    """Return a graph of this one operator. ``changes`` replace its attributes."""
+    """Return a graph of the mixer's operator. ``changes`` replace its attributes."""
     width, half, kv_heads, heads = case.head_dim, case.head_dim // 2, case.num_key_value_heads, case.num_attention_heads
     whole = ["B", "T", (heads + 2 * kv_heads) * width]
     apart = {"query": ["B", "T", heads * width]} | {name: ["B", "T", kv_heads * width] for name in ("key", "value")}
@@ -41,16 +42,16 @@ def model_of(case: Case, dtype: str = "float32", *, packed: bool = True, **chang
     shapes |= {"cos": ["B", "T", half], "sin": ["B", "T", half], "position_ids": ["B", "T"]}
     shapes |= {name: ["B", *shape] for name, shape in case.state_shapes.items()}
     kinds = {"cos": TensorProto.FLOAT, "sin": TensorProto.FLOAT, "position_ids": TensorProto.INT64}
-    kinds |= {"recurrent_state": TensorProto.FLOAT, "next_recurrent_state": TensorProto.FLOAT}
+    for name in case.signature.recurrent_states:
+        kinds |= {name: TensorProto.FLOAT, f"next_{name}": TensorProto.FLOAT}
+    shapes |= {name: list(shape) for name, shape in case.learned_shapes.items()}
     names = [name if name in shapes else "" for name in case.signature.inputs]
-    attributes: dict[str, object] = {
-        "mixer": case.mixer,
-        "num_heads": heads,
-        **{name: getattr(case, name) for name in ("num_key_value_heads", "head_dim", "window_size")},
-        "gate_normalizer": case.gate_normalizer,
-        "recurrent_weight": case.recurrent_weight,
-    }
-    node = helper.make_node("Attention", names, case.signature.outputs, domain=DOMAIN, **{**attributes, **changes})
+    attributes: dict[str, object] = {"gate_normalizer": 1.0, **attributes_of(case)}
+    if case.mixer in KERNEL_MIXERS:
+        name, attributes = "Attention", {"mixer": case.mixer, **attributes}
+    else:
+        name = case.signature.onnx_name
+    node = helper.make_node(name, names, case.signature.outputs, domain=DOMAIN, **{**attributes, **changes})
     activation = ONNX_TYPES[dtype]
     graph = helper.make_graph(
         [node],
@@ -65,7 +66,7 @@ def model_of(case: Case, dtype: str = "float32", *, packed: bool = True, **chang
 def feed_of(inputs: Sequences, positions: np.ndarray, dtype: str = "float32", *, packed: bool = True) -> Arrays:
     """Return all inputs except the states, with q, k and v in one row if ``packed``."""
     feed = shared_feed(inputs, positions)
-    feed |= {name: feed[name].astype(dtype) for name in ("query", "key", "value")}
+    feed |= {name: feed[name].astype(dtype) for name in ("query", "key", "value", *inputs.learned)}
     if packed:
         feed["query"] = np.concatenate([feed["query"], feed.pop("key"), feed.pop("value")], axis=-1)
     return feed

@@ -1,4 +1,4 @@
-"""``liger::Attention`` and ``liger::GatedSiLU`` on a CPU, against the equations in float64."""
+"""The attention operators and ``liger::GatedSiLU`` on a CPU, against the equations in float64."""
 
 import numpy as np
 import onnxruntime
@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, ValueInfoProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
-from liger_export.kernels.shapes import KERNEL_MIXERS
+from liger_export.config import MIXERS
 from liger_export.onnx_functions.schemas import DOMAIN, OPSET
 from tests.onnx_functions.sessions import zero_states
 from tests.ops.cases import Case, assert_equal, reference, sequences
 from tests.plugins.sessions import ONNX_TYPES, feed_of, model_of, needs_library, run, session
 
 pytestmark = needs_library
-every_mixer = pytest.mark.parametrize("mixer", KERNEL_MIXERS)
+every_mixer = pytest.mark.parametrize("mixer", MIXERS)
 
 BOUND = 1e-5
 HALF_BOUND = 5e-3
@@ -38,14 +38,16 @@ def test_whole_sequence_equals_reference(mixer: str, length: int) -> None:
     head_dim=st.sampled_from([8, 16, 24, 40, 64]),
     window=st.integers(1, 20),
     weight=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    slots=st.sampled_from([1, 2, 8]),
+    feature_dim=st.integers(1, 20),
     packed=st.booleans(),
 )
 @every_mixer
 def test_any_split_equals_reference_with_nan_in_unused_rows(
     mixer: str, data: st.DataObject, length: int, kv_heads: int, queries: int, head_dim: int, window: int,
-    weight: float, packed: bool,
+    weight: float, slots: int, feature_dim: int, packed: bool,
 ) -> None:  # fmt: skip
-    case = Case(mixer, kv_heads, queries, head_dim, window, recurrent_weight=weight)
+    case = Case(mixer, kv_heads, queries, head_dim, window, slots, feature_dim, recurrent_weight=weight)
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=6)))
     inputs = sequences(case, length)
     assert_equal(run(case, inputs, cuts, packed=packed), reference(case, inputs), BOUND)
@@ -76,6 +78,25 @@ def test_half_precision_equals_reference_and_any_split_the_same_bits(mixer: str)
     assert_equal(whole, reference(case, inputs), HALF_BOUND)
     for name, array in whole.items():
         np.testing.assert_array_equal(array, steps[name], err_msg=name)
+
+
+@every_mixer
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_single_steps_give_the_same_bits_as_one_call(mixer: str, head_dim: int) -> None:
+    case = Case(mixer, head_dim=head_dim, window_size=6)
+    inputs = sequences(case, 20)
+    whole, steps = run(case, inputs), run(case, inputs, range(1, 20))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, steps[name], err_msg=name)
+
+
+@every_mixer
+def test_batch_neighbours_change_no_bit(mixer: str) -> None:
+    case = Case(mixer)
+    inputs = sequences(case, 20, batch=3)
+    together, alone = run(case, inputs, [9]), run(case, inputs.row(1), [9])
+    for name, array in together.items():
+        np.testing.assert_array_equal(array[1:2], alone[name], err_msg=name)
 
 
 @every_mixer
@@ -138,6 +159,8 @@ def test_wrong_attributes_and_shapes_are_refused_with_what_is_wanted() -> None:
         session(model_of(case, mixer="gsa"))
     with pytest.raises(RuntimeException, match="multiple of the key/value heads"):
         session(model_of(case, num_heads=3))
+    with pytest.raises(RuntimeException, match="slots that divides the head size"):
+        session(model_of(Case("gsa"), num_slots=3))
     inputs = sequences(case, 4)
     feed = feed_of(inputs, np.tile(np.arange(4), (2, 1))) | zero_states(case, 2)
     with pytest.raises(Fail, match=r"cos must have shape \[2, 4, 4\], not \[2, 3, 4\]"):

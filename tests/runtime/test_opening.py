@@ -1,20 +1,23 @@
 """The graph and device that ``load`` chooses, and its errors."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import onnx
 import pytest
 
 from liger_export.config import LigerConfig
 from liger_export.convert import convert
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.inspection import inspect
-from liger_export.package import read_manifest
+from liger_export.package import MODEL_FILES, read_manifest
 from liger_export.precision import Precision
 from liger_export.runtime import load, opening
 from liger_export.state import bytes_per_session, state_table
-from tests.tiny import edit_json, write_liger
+from tests.plugins.sessions import needs_library
+from tests.tiny import edit_json, reseal, write_liger
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,18 @@ def test_without_the_operator_library_a_fused_package_runs_its_stock_graph(
     assert load(fused).lowering == "stock"
     with pytest.raises(EnvironmentMismatchError, match="because no C\\+\\+ compiler was found"):
         load(fused, lowering="fused")
+
+
+@needs_library
+def test_an_operator_of_a_newer_version_is_refused_by_its_name(fused: Path, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(fused, tmp_path / "package"))
+    graph = onnx.load(package / MODEL_FILES["fused"], load_external_data=False)
+    next(node for node in graph.graph.node if node.op_type == "Attention").op_type = "NewerAttention"
+    (package / MODEL_FILES["fused"]).write_bytes(graph.SerializeToString())
+    reseal(package)
+    with pytest.raises(PackageError, match=r"liger:NewerAttention.*upgrade it, or use the lowering stock"):
+        load(package)
+    assert load(package, lowering="stock").lowering == "stock"
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025, 10**12, 1.5, "2"])
