@@ -180,7 +180,7 @@ def main() -> None:
         precision = Precision(weights=weights, block_size=BLOCK_SIZE, symmetric=True)
         once(
             directory / f"package-{weights}",
-            lambda output, p=precision: convert(directory / "liger", output, precision=p),
+            lambda output, p=precision: convert(directory / "liger", output, precision=p, lowering="fused"),
         )
     make_ggufs(base, directory)
     once(directory / "genai", lambda output: make_genai(base, GENAI_OPTIONS, output))
