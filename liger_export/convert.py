@@ -32,7 +32,7 @@ from liger_export.export import (
     weight_bytes,
 )
 from liger_export.export.weights import Weight
-from liger_export.files import CARRIED_FILES, copy_files, require_space, sha256_file, sha256_files
+from liger_export.files import CARRIED_FILES, copy_files, drop_cached, require_space, sha256_file, sha256_files
 from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
@@ -122,6 +122,7 @@ def convert(
         progress.stage("writing weights")
         progress.start(nbytes)
         attach_weights(weights, source, partial / DATA_FILE, progress)
+        drop_cached(partial / DATA_FILE)  # its hash reads it again, in order
         if WEB in targets:
             graphs |= _web_graphs(graphs[STOCK])
         if opset == STANDARD_OPSET:

@@ -155,6 +155,11 @@ class Manifest:
         written = {**values, "files": files}
         return json.dumps({**written, OWN_HASH: _sha256_of(written)}, indent=1) + "\n"
 
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names of the files of weights and engines."""
+        return tuple(name for name in self.files if Path(name).suffix in WEIGHT_SUFFIXES)
+
     def check_files(self, directory: Path, *, weights: bool = True) -> None:
         """Check that every file exists and has the recorded size and SHA-256.
 

@@ -8,7 +8,7 @@ from packaging.version import Version
 from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
-from liger_export.files import reading, require_regular
+from liger_export.files import read_ahead, reading, require_regular
 from liger_export.ort import library_path, ort, session_options
 from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK, Manifest, read_manifest
 from liger_export.runtime.buffers import CPU, CUDA
@@ -114,6 +114,8 @@ def _open_session(
     manifest.check_files(directory, weights=False)  # first: ONNX Runtime maps files, and a truncated one could crash it
     with ThreadPoolExecutor(1) as pool:  # hash on one core while ONNX Runtime prepares weights on another
         verified = pool.submit(manifest.check_files, directory, weights=verify)
+        for name in manifest.weight_files:
+            read_ahead(directory / name)
         try:
             model = _open(directory, choice, threads, trace)
         except Exception as error:  # ONNX Runtime raises its own types
