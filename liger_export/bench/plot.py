@@ -135,7 +135,8 @@ def _title(report: BenchReport) -> str:
     models = {PACKAGE: report.model or report.package, TRANSFORMER: report.against}
     named = [f"{models[name]}: {text}" for name, text in report.precisions.items()]
     versions = ", ".join(f"{name} {version}" for name, version in report.machine.versions.items())
-    machine = f"{report.machine.processor}, {report.settings.threads} threads; {versions}"
+    threads = report.settings.threads
+    machine = f"{report.machine.processor}, {threads} thread{'s' if threads > 1 else ''}; {versions}"
     return "\n".join([*named, machine])
 
 
