@@ -217,12 +217,12 @@ def bench(
         require_plot(picture)
     with progress_bar("starting", visible=not quiet) as bar:
         report = run(package, transformer, settings, bar)
-        profiled = None if profile is None else profile_steps(package, settings)
     show(bench_table(report))
     _write(json, report.to_json())
     if plot is not None:
         save_plot(report, plot)
-    if profile is not None and profiled is not None:
+    if profile is not None:
+        profiled = profile_steps(package, settings)
         show(profile_table(profiled))
         save_profile(profiled, profile)
 

@@ -102,9 +102,9 @@ def _open_session(
 ) -> Session:
     manifest = read_manifest(directory)
     _check_names(manifest, lowering, device)
-    if trace is not None and manifest.engine is not None:
-        raise InputError("The calls of an engine cannot be traced.", "Profile the package it was built from.")
     if manifest.engine is not None:
+        if trace is not None:
+            raise InputError("The calls of an engine cannot be traced.", "Profile the package it was built from.")
         engine = open_engine(directory, manifest, threads=threads, verify=verify)  # checks all files
         return _session(directory, manifest, read_tokenizer(directory), engine)
     choice = choose_graph(manifest, lowering, device)
