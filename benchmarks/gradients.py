@@ -1,10 +1,10 @@
-"""Speed of the kernels behind a training step's attention: each kernel, and other tilings of the slowest.
+"""Speed of the kernels behind a training step's attention: each kernel, and other tilings.
 
 Shapes: a layer of SmolLM2-135M with 16 x 1,024 and 2 x 8,192 tokens, and one of Llama-3-8B with 4,096, in bfloat16 with
 window 64. Times are medians of a kernel in PyTorch's profiler, in microseconds, and of whole calls in CUDA graphs.
 
     python benchmarks/gradients.py
-    python benchmarks/gradients.py --shapes smollm2 --tilings
+    python benchmarks/gradients.py --shapes smollm2 --tilings pair_gradients_kernel
 """
 
 import argparse
@@ -22,7 +22,8 @@ from triton.runtime.errors import OutOfResources
 from liger_export.kernels import gradients, runner
 from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.launch import chunkwise, shape_of
-from liger_export.kernels.plans import backward_plans
+from liger_export.kernels.plans import CHUNK, Axis
+from liger_export.kernels.training_plans import backward_plans
 
 W = 64
 SHAPES = {  # sequences, tokens, key/value heads, query heads per key/value head, head size
@@ -31,6 +32,18 @@ SHAPES = {  # sequences, tokens, key/value heads, query heads per key/value head
     "8b": (1, 4096, 8, 4, 128),
 }
 OPTIONS = (16.0, 0.5)  # gate normalizer, recurrent weight
+
+
+def _state_tiles(head_dim: int, rows: int, columns: int) -> Axis:
+    return Axis(-(-head_dim // rows) * -(-head_dim // columns), "length", CHUNK)
+
+
+TILED = {  # kernels and the first axis of their grid, by head size and the rows and columns of a tile
+    "pair_gradients_kernel": lambda head_dim, rows, columns: Axis(-(-head_dim // rows), "length", CHUNK),
+    "value_gradients_kernel": lambda head_dim, rows, columns: Axis(-(-head_dim // columns), "length", CHUNK),
+    "chunk_states_kernel": _state_tiles,
+    "chunk_state_gradients_kernel": _state_tiles,
+}
 
 
 def layer(batch: int, length: int, kv_heads: int, queries: int, head_dim: int) -> tuple[Any, ...]:
@@ -52,36 +65,39 @@ def print_kernels(call: Callable[[], object], repeats: int = 10) -> None:
         for _ in range(repeats):
             call()
         torch.cuda.synchronize()
-    for event in sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)[:8]:
+    for event in sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)[:14]:
         print(f"  {event.self_device_time_total / event.count:8.1f} us  {event.key[:60]}")
 
 
-def print_tilings(mixer: str, tensors: tuple[Any, ...]) -> None:
-    """Time whole gradients with other tilings of ``gradient_kernel``."""
+def print_tilings(mixer: str, tensors: tuple[Any, ...], name: str) -> None:
+    """Time whole gradients with other tilings of a kernel."""
     *arguments, upstream = tensors
+    head_dim = arguments[2][0].shape[-1]
     plans = backward_plans(shape_of(mixer, arguments[0], arguments[2]))
-    usual = plans["gradient_kernel"]
-    for heads, warps, columns in product((1, 2, 4), (4, 8), (16, 32, 64)):
+    usual = plans[name]
+    sizes = [size for size in (16, 32, 64, 128) if size <= head_dim]
+    for warps, rows, columns, registers in product((4,), sizes[:3], sizes[1:], (255, 168, 128)):
         other = replace(
             usual,
-            constants={**usual.constants, "HEADS": heads, "BLOCK_V": columns},
-            options={**usual.options, "num_warps": warps},
+            constants={**usual.constants, "BLOCK_K": rows, "BLOCK_V": columns},
+            options={**usual.options, "num_warps": warps, "maxnreg": registers},
+            grid=(TILED[name](head_dim, rows, columns), *usual.grid[1:]),
         )
         runner._runners.cache_clear()
-        with patch.object(gradients, "backward_plans", lambda _, other=other: {**plans, "gradient_kernel": other}):
+        with patch.object(gradients, "backward_plans", lambda _, other=other: {**plans, name: other}):
             try:
-                took = graph_microseconds([partial(projection_gradients, mixer, *arguments, upstream, *OPTIONS)])
+                call = partial(projection_gradients, mixer, *arguments, upstream, *OPTIONS)
+                took = f"{graph_microseconds([call]):.0f} us"
             except OutOfResources as error:
-                print(f"  heads {heads}, warps {warps}, columns {columns}: {error}")
-                continue
-        print(f"  heads {heads}, warps {warps}, columns {columns}: {took:.0f} us", flush=True)
+                took = str(error)
+        print(f"  {name}, warps {warps}, rows {rows}, columns {columns}, registers {registers}: {took}", flush=True)
     runner._runners.cache_clear()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--tilings", action="store_true", help="time other tilings of gradient_kernel too")
+    parser.add_argument("--tilings", choices=TILED, help="time other tilings of a kernel too")
     args = parser.parse_args()
     for name in args.shapes:
         *arguments, upstream = tensors = layer(*SHAPES[name])
@@ -91,7 +107,7 @@ def main() -> None:
             print(f"{name} {what}: {graph_microseconds([call]):.0f} us", flush=True)
             print_kernels(call)
         if args.tilings:
-            print_tilings("gla", tensors)
+            print_tilings("gla", tensors, args.tilings)
 
 
 if __name__ == "__main__":

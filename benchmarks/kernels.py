@@ -6,6 +6,7 @@ autotunes over many configurations before its first result, which takes minutes.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --parts chunk peers
+    python benchmarks/kernels.py --parts training
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from common import copy_bandwidth, graph_microseconds
 
+from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.launch import chunkwise, step, step_in_place
 from liger_export.ops import NAIVE_ATTENTIONS
 from liger_export.parity.compare import relative_l2
@@ -75,6 +77,29 @@ def prefill() -> None:
         print(f"chunk, T {T}, {dtype}: {time:.0f} us", flush=True)
 
 
+def training() -> None:
+    """Time many tokens and their gradients, with the window; in flash-linear-attention, of the recurrence alone."""
+    arguments = layer(1, T)
+    upstream = torch.randn(1, T, H * D, device=CUDA, dtype=torch.bfloat16)
+
+    def ours() -> None:
+        chunkwise("gla", *arguments, **OPTIONS)
+        projection_gradients("gla", *arguments, upstream, **OPTIONS)
+
+    print(f"chunk and gradients, T {T}: {graph_microseconds([ours]):.0f} us", flush=True)
+    from fla.ops.gla import chunk_gla
+
+    heads = [torch.randn(1, T, H, D, device=CUDA, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+
+    def theirs() -> None:
+        query, key, value = heads
+        gates = F.logsigmoid(key.float()) / 16
+        output, _ = chunk_gla(query.softmax(-1), key.softmax(-1), value, gates, scale=1.0)
+        torch.autograd.grad(output, heads, upstream.view_as(output))
+
+    print(f"fla chunk_gla with feature maps, and gradients, T {T}: {graph_microseconds([theirs]):.0f} us", flush=True)
+
+
 def peers() -> None:
     """Time the parts that other libraries have."""
     flash_linear_attention()
@@ -130,6 +155,7 @@ PARTS: dict[str, tuple[Callable[[], None], ...]] = {
     "errors": (errors,),
     "step": (partial(steps, 1), partial(steps, 64)),
     "chunk": (prefill,),
+    "training": (training,),
     "peers": (peers,),
 }
 

@@ -1,10 +1,11 @@
 """Finetuning speed and memory: LoRA steps of a Liger model beside those of its softmax base in transformers (sdpa).
 
-Both have the shape of SmolLM2-135M and random weights, float32 under bfloat16 autocast. They train in turns; memory is
+Both have the shape of a known model and random weights, float32 under bfloat16 autocast. They train in turns; memory is
 that of each alone. Speeds are medians, with the 10th and 90th percentiles. Without --compile the CPU launches kernels
 hardly faster than an H200 runs them, so compare on an idle machine.
 
     python benchmarks/training.py --lengths 1024 8192 --windows 64 256 --json training.json
+    python benchmarks/training.py --shape 8b --lengths 2048 --tokens 4096
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from common import synchronized_seconds
 from peft import LoraConfig, get_peft_model
+from random_llama import COMMON, SHAPES
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,9 +26,7 @@ from liger_export.bench.timing import Spread
 from liger_export.linearize import LinearizeSettings, liger_config_values
 from liger_export.modeling import MODEL_CLASSES
 
-SMOLLM2 = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
+SMOLLM2 = {  # SmolLM2-135M
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -35,23 +35,24 @@ SMOLLM2 = {
     "num_key_value_heads": 3,
     "head_dim": 64,
     "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
     "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
     "tie_word_embeddings": True,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+MODELS = {name: {**COMMON, **shape} for name, shape in {"smollm2": SMOLLM2, **SHAPES}.items()}
 
 
-def base_model() -> nn.Module:
-    return LlamaForCausalLM._from_config(LlamaConfig(**SMOLLM2), attn_implementation="sdpa")
+def base_model(values: dict[str, Any]) -> nn.Module:
+    with torch.device("cuda"):
+        return LlamaForCausalLM._from_config(LlamaConfig(**values), attn_implementation="sdpa")
 
 
-def liger_model(mixer: str, window: int) -> nn.Module:
-    values = liger_config_values(SMOLLM2, LinearizeSettings(mixer=mixer, window_size=window))
-    model_class: Any = MODEL_CLASSES[values["model_type"]]
-    return model_class(model_class.config_class.from_dict(values))
+def liger_model(values: dict[str, Any], mixer: str, window: int) -> nn.Module:
+    liger = liger_config_values(values, LinearizeSettings(mixer=mixer, window_size=window))
+    model_class: Any = MODEL_CLASSES[liger["model_type"]]
+    with torch.device("cuda"):
+        return model_class(model_class.config_class.from_dict(liger))
 
 
 def compiled(make: Callable[[], Any]) -> nn.Module:
@@ -65,7 +66,7 @@ def compiled(make: Callable[[], Any]) -> nn.Module:
 def training_step(model: nn.Module, tokens: torch.Tensor) -> Callable[[], None]:
     """Return a function that takes one optimizer step of a LoRA adapter on q, k and v."""
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj"], task_type="CAUSAL_LM")
-    adapted = get_peft_model(model.cuda(), lora).train()
+    adapted = get_peft_model(model, lora).train()
     optimizer = torch.optim.AdamW([each for each in adapted.parameters() if each.requires_grad], lr=1e-4)
 
     def step() -> None:
@@ -97,7 +98,7 @@ def print_profile(step: Callable[[], None]) -> None:
 
 
 def measure(models: dict[str, Callable[[], nn.Module]], length: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    tokens = torch.randint(SMOLLM2["vocab_size"], (args.tokens // length, length), device="cuda")
+    tokens = torch.randint(MODELS[args.shape]["vocab_size"], (args.tokens // length, length), device="cuda")
     steps, peaks = {}, {}
     for name, make in models.items():
         held = torch.cuda.memory_allocated() / 1e9
@@ -126,6 +127,7 @@ def measure(models: dict[str, Callable[[], nn.Module]], length: int, args: argpa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=MODELS, default="smollm2", help="SmolLM2-135M, Llama-3.2-1B or Llama-3-8B")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024], help="tokens in a sequence")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens in a batch")
     parser.add_argument("--mixers", nargs="+", default=["gla"])
@@ -136,14 +138,17 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels that take the most time")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
-    models: dict[str, Callable[[], nn.Module]] = {"softmax base": base_model}
+    values = MODELS[args.shape]
+    models: dict[str, Callable[[], nn.Module]] = {"softmax base": partial(base_model, values)}
     for mixer in args.mixers:
-        models |= {f"{mixer} {window}": partial(liger_model, mixer, window) for window in args.windows}
+        models |= {f"{mixer} {window}": partial(liger_model, values, mixer, window) for window in args.windows}
     if args.compile:
         models |= {f"{name}, compiled": partial(compiled, make) for name, make in models.items()}
     results = [row for length in args.lengths for row in measure(models, length, args)]
     if args.json:
-        args.json.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "results": results}, indent=1))
+        args.json.write_text(
+            json.dumps({"gpu": torch.cuda.get_device_name(), "shape": args.shape, "results": results}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ a query reads
 - the state at the start of its chunk, decayed since then;
 - the keys of its chunk's earlier blocks, with three decays: to the end of the key's block, through the blocks between,
   and from the start of the query's block; together one matrix product;
-- the keys of its own block, pair by pair.
+- the keys of its own block: its own key without a decay, and each other key with two, to the middle of the smallest
+  aligned segment of 2, 4, 8 or 16 tokens that holds both, and from there. The pairs cut at segments of one size are one
+  matrix product.
 
 Every exponent is a sum of the gates between two tokens, never positive and never a difference of two sums, so that the
 strongest gates neither overflow nor lose digits. So the gate of a document's first token can be minus infinity: nothing
@@ -17,14 +19,32 @@ is left of the documents before it. Padding, which may only end a row, writes no
 import triton
 import triton.language as tl
 
-from liger_export.kernels.features import begins_document, key_features, log_gates, rotated, softmax_rows
+from liger_export.kernels.features import begins_document, finite, key_features, log_gates, rotated, softmax_rows
 from liger_export.kernels.plans import BLOCK, CHUNK
 
-__all__ = ["output_kernel", "pass_kernel", "prepare_kernel"]
+__all__ = ["is_pair", "output_kernel", "pass_kernel", "prepare_kernel"]
 
 _BLOCK = tl.constexpr(BLOCK)
 _CHUNK = tl.constexpr(CHUNK)
 _BLOCKS = tl.constexpr(CHUNK // BLOCK)
+_BLOCK_HALVINGS = tl.constexpr(BLOCK.bit_length() - 1)
+
+
+@triton.jit
+def _is_between(gates, tokens, shift):
+    """Tell which gates lie between tokens and the middle of their segments of ``2**(shift + 1)`` tokens.
+
+    A token in the second half is a query, whose own gate is included; one in the first half is a key.
+    """
+    inside = (1 << shift) - 1
+    is_up_to = (gates & inside) <= (tokens & inside)
+    return ((gates >> shift) == (tokens >> shift)) & ((((tokens >> shift) & 1) == 1) == is_up_to)
+
+
+@triton.jit
+def is_pair(queries, keys, shift):
+    """Tell which queries and keys are cut at the middle of a segment of ``2**(shift + 1)`` tokens."""
+    return (((queries >> shift) & 1) == 1) & ((keys >> shift) == (queries >> shift) - 1)
 
 
 @triton.jit
@@ -240,24 +260,21 @@ def output_kernel(
     queries = softmax_rows(queries, real_dims)
     by_head = tl.reshape(queries, [HEADS, _BLOCK, BLOCK_D])
 
-    # The queries' own block, pair by pair. The gates between accumulate as the key moves away from the queries.
-    to = tl.arange(0, _BLOCK)[:, None]
+    # The queries' own block: pairs of one token, then the others by the segment at whose middle they are cut
+    to, own_keys = tl.arange(0, _BLOCK)[:, None], tl.arange(0, _BLOCK)[None, :]
     block_rows = (head * padded_length + block * _BLOCK) * D + dims
-    between = tl.zeros([_BLOCK, BLOCK_D], tl.float32)
-    own_scores = tl.zeros([HEADS, _BLOCK, _BLOCK], tl.float32)
-    for back in range(_BLOCK):
-        at = _BLOCK - 1 - back
-        # No query follows the last key, so its gate may come from any row.
-        gate = tl.load(gates + block_rows + (at + 1) % _BLOCK * D, mask=real_dims, other=0.0)
-        between += tl.where(to > at, gate, 0.0)
-        feature = tl.load(features + block_rows + at * D, mask=real_dims, other=0.0)
-        decayed = tl.where(to >= at, feature * tl.exp(between), 0.0)
-        scores = tl.sum(by_head * decayed[None, :, :], axis=2)
-        is_key = tl.arange(0, _BLOCK)[None, None, :] == at
-        own_scores = tl.where(is_key, scores[:, :, None], own_scores)
+    own_features = tl.load(features + block_rows + to * D, mask=real_dims, other=0.0)
+    own_gates = tl.load(gates + block_rows + to * D, mask=real_dims, other=0.0)
+    diagonal = tl.reshape(tl.sum(by_head * own_features[None, :, :], axis=2), [HEADS * _BLOCK, 1])
+    own_scores = tl.where(rows % _BLOCK == own_keys, diagonal, 0.0)
+    for shift in range(_BLOCK_HALVINGS):
+        between = _is_between(own_keys, to, shift).to(tl.float32)
+        decay = tl.exp(tl.dot(between, finite(own_gates), input_precision="ieee"))
+        cut_queries = tl.reshape(by_head * decay[None, :, :], [HEADS * _BLOCK, BLOCK_D])
+        products = tl.dot(cut_queries, tl.trans(own_features * decay), input_precision=PRECISION)
+        own_scores += tl.where(is_pair(rows % _BLOCK, own_keys, shift), products, 0.0)
 
     # Earlier blocks of the chunk
-    own_gates = tl.load(gates + block_rows + to * D, mask=real_dims, other=0.0)
     decay = tl.exp(tl.cumsum(own_gates, axis=0))
     queries = tl.reshape(by_head * decay[None, :, :], [HEADS * _BLOCK, BLOCK_D])
     sums = block_gates + (head * (padded_length // _CHUNK) + chunk) * _BLOCKS * D
@@ -272,7 +289,7 @@ def output_kernel(
 
     # State at the start of the chunk
     queries = queries * tl.exp(_gates_between(sums, tl.full([1, 1], -1, tl.int32), own, dims, D))
-    own_scores = tl.reshape(own_scores, [HEADS * _BLOCK, _BLOCK]).to(activation)
+    own_scores = own_scores.to(activation)
     own_tokens = block * _BLOCK + to
     memory = entering + (head * (padded_length // _CHUNK) + chunk) * D * D
     value_rows = value + sequence * value_batch_stride + kv_head * D

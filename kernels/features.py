@@ -8,7 +8,7 @@ import triton.language as tl
 
 from liger_export.kernels.plans import MIXER_NUMBERS
 
-__all__ = ["GLA", "begins_document", "key_features", "log_gates", "rotated", "softmax_rows"]
+__all__ = ["GLA", "begins_document", "finite", "key_features", "log_gates", "rotated", "softmax_rows"]
 
 GLA = tl.constexpr(MIXER_NUMBERS["gla"])
 
@@ -37,6 +37,12 @@ def log_gates(keys, real, gate_normalizer):
     # The exponent is never positive, so that the strongest gates stay exact.
     gates = tl.minimum(keys, 0.0) - tl.log(1 + tl.exp(-tl.abs(keys)))
     return tl.where(real, gates / gate_normalizer, 0.0)
+
+
+@triton.jit
+def finite(log_decays):
+    """Replace minus infinity by a number whose exponential is 0 too, but which is 0 times 0."""
+    return tl.maximum(log_decays, -1e4)
 
 
 @triton.jit

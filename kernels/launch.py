@@ -13,6 +13,7 @@ from liger_export.kernels.plans import (
     BATCHED_COLUMNS,
     BLOCK,
     CHUNK,
+    HALVINGS,
     Plan,
     batched_step_plan,
     chunkwise_plans,
@@ -21,8 +22,18 @@ from liger_export.kernels.plans import (
 from liger_export.kernels.runner import call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.targets import DEPENDENT_LAUNCH_CAPABILITY
+from liger_export.kernels.training_plans import SCANNED_CHUNKS, state_plans
 
-__all__ = ["chunkwise", "no_triton", "oldest_first", "require_offsets", "shape_of", "step", "step_in_place"]
+__all__ = [
+    "chunkwise",
+    "gate_selections",
+    "no_triton",
+    "oldest_first",
+    "require_offsets",
+    "shape_of",
+    "step",
+    "step_in_place",
+]
 
 Tensors = tuple[Tensor, ...]
 
@@ -91,7 +102,7 @@ def chunkwise(
     """Run any number of tokens T from any state, states out of place and the window oldest first.
 
     Arguments as for ``step``, with T instead of 1. Padding may only end a row. Besides its results, a call allocates
-    T / 64 copies of the state, two copies of the keys in float32, and two in their dtype.
+    T / 64 copies of the state (twice as many from 449 tokens), and of the keys two in float32 and two in their dtype.
 
     Returns:
         Output [B, T, H * D], and the next three state tensors.
@@ -105,7 +116,7 @@ def chunkwise(
     query, key, value = projections
     require_offsets(projections)
     try:
-        from liger_export.kernels.chunkwise import output_kernel, pass_kernel, prepare_kernel
+        from liger_export.kernels.chunkwise import output_kernel, prepare_kernel
         from liger_export.kernels.window import leave_kernel, window_kernel
     except ImportError as error:
         raise no_triton() from error
@@ -114,38 +125,76 @@ def chunkwise(
     memory, *window = state
     lengths = (length, length + -length % CHUNK)
     prepared, rotated_keys, entering = _chunkwise_buffers(shape, query, lengths[1])
-    _, _, decayed_keys, block_gates = prepared
     output = query.new_empty(batch, length, width)
     next_memory, *next_window = (torch.empty_like(tensor) for tensor in state)
     query_strides, key_strides, value_strides = (part.stride()[:2] for part in projections)
     divisor, weight = float(gate_normalizer), float(recurrent_weight)  # Triton compiles integers in
-    arguments = {
-        prepare_kernel: (
-            *(key, cos, sin, position_ids, counts, *prepared, rotated_keys),
-            *(*key_strides, *lengths, divisor),
+    plans = chunkwise_plans(shape)
+    launches = [
+        (
+            prepare_kernel,
+            plans["prepare_kernel"],
+            (
+                *(key, cos, sin, position_ids, counts, *prepared, rotated_keys),
+                *(*key_strides, *lengths, divisor),
+            ),
         ),
-        pass_kernel: (
-            *(value, decayed_keys, block_gates, counts, memory, entering, next_memory),
-            *(*value_strides, lengths[1]),
+        *_state_launches(shape, value, prepared, counts, (memory, entering, next_memory)),
+        (
+            window_kernel,
+            plans["window_kernel"],
+            (
+                *(query, value, rotated_keys, cos, sin, position_ids, counts, *window, output),
+                *(*query_strides, *value_strides, *lengths),
+            ),
         ),
-        window_kernel: (
-            *(query, value, rotated_keys, cos, sin, position_ids, counts, *window, output),
-            *(*query_strides, *value_strides, *lengths),
+        (
+            output_kernel,
+            plans["output_kernel"],
+            (
+                *(query, value, *prepared, counts, entering, output),
+                *(*query_strides, *value_strides, *lengths, weight),
+            ),
         ),
-        output_kernel: (
-            *(query, value, *prepared, counts, entering, output),
-            *(*query_strides, *value_strides, *lengths, weight),
+        (
+            leave_kernel,
+            plans["leave_kernel"],
+            (*(value, rotated_keys, position_ids, counts, *window, *next_window), *(*value_strides, *lengths)),
         ),
-        leave_kernel: (
-            *(value, rotated_keys, position_ids, counts, *window, *next_window),
-            *(*value_strides, *lengths),
-        ),
-    }
-    plans = chunkwise_plans(shape).values()
-    launches = [(kernel, plan, tensors) for (kernel, tensors), plan in zip(arguments.items(), plans, strict=True)]
+    ]
     outside = (*projections, cos, sin, position_ids, *state)
     launch_all(("chunkwise", shape, query.device, call_key(outside)), launches, batch, length)
     return output, next_memory, *next_window
+
+
+def _state_launches(
+    shape: AttentionShape, value: Tensor, prepared: Tensors, counts: Tensor, states: Tensors
+) -> list[tuple[Any, Plan, tuple[Any, ...]]]:
+    """Launches that pass the state from chunk to chunk.
+
+    Args:
+        value: [B, T, G * D].
+        prepared: results of ``prepare_kernel``.
+        counts: int32 [B], tokens without padding.
+        states: before the first token; outputs before each chunk and after the last token.
+    """
+    from liger_export.kernels.chunk_states import chunk_states_kernel, scan_kernel
+    from liger_export.kernels.chunkwise import pass_kernel
+
+    features, gates, decayed_keys, block_gates = prepared
+    padded, strides = gates.shape[2], value.stride()[:2]
+    if padded < SCANNED_CHUNKS * CHUNK:
+        passed = (value, decayed_keys, block_gates, counts, *states, *strides, padded)
+        return [(pass_kernel, chunkwise_plans(shape)["pass_kernel"], passed)]
+    memory, entering, next_memory = states
+    added, decays = torch.empty_like(entering), entering.new_empty(entering.shape[:-1])
+    selections, plans = gate_selections(value.device, value.dtype), state_plans(shape)
+    chunked = (value, features, gates, selections, counts, added, decays, *strides, padded)
+    scanned = (added, decays, memory, entering, next_memory, padded)
+    return [
+        (chunk_states_kernel, plans["chunk_states_kernel"], chunked),
+        (scan_kernel, plans["scan_kernel"], scanned),
+    ]
 
 
 def _chunkwise_buffers(shape: AttentionShape, query: Tensor, padded: int) -> tuple[Tensors, Tensor, Tensor]:
@@ -156,6 +205,17 @@ def _chunkwise_buffers(shape: AttentionShape, query: Tensor, padded: int) -> tup
     block_gates = features.new_empty(*heads, padded // BLOCK, head_dim)
     entering = features.new_empty(*heads, padded // CHUNK, head_dim, head_dim)
     return (features, gates, decayed_keys, block_gates), rotated_keys, entering
+
+
+@cache
+def gate_selections(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Make the matrices [8, 64, 64] of ``chunk_states.selection``."""
+    tokens, gates = torch.arange(CHUNK, device=device)[:, None], torch.arange(CHUNK, device=device)
+    up_to = gates <= tokens
+    between = [
+        (gates >> shift == tokens >> shift) & (((tokens >> shift) & 1 == 1) == up_to) for shift in range(HALVINGS)
+    ]
+    return torch.stack([*between, ~up_to, up_to]).to(dtype)
 
 
 def oldest_first(window: Tensor, seen: Tensor) -> Tensor:

@@ -10,23 +10,26 @@ __all__ = [
     "BLOCK",
     "BUNDLE_NAMES",
     "CHUNK",
+    "HALVINGS",
     "MIXER_NUMBERS",
     "MULTIPROCESSORS",
     "TOP_LOGITS",
     "Axis",
+    "Constants",
     "Plan",
-    "backward_plans",
     "batched_step_plan",
     "chunkwise_plans",
     "dequantize_plan",
     "linear_plan",
     "pointwise_plans",
+    "sizes_of",
     "step_plan",
 ]
 
 # plugins/ort/cuda_operators.cpp repeats BLOCK, CHUNK, PART and BATCHED_COLUMNS, and top_logits.h TOP_LOGITS.
 BLOCK = 16  # tokens
 CHUNK = 64  # tokens
+HALVINGS = CHUNK.bit_length() - 1  # of a chunk, down to one token
 TOP_LOGITS = 256  # largest logits that leave the GPU, a power of two
 BATCHED_COLUMNS = 16384  # columns of all states in a batch from which the batched step kernel is used
 MIXER_NUMBERS = {"gla": 0, "hgrn2": 1}
@@ -45,12 +48,13 @@ PREPARE = {"num_warps": 4, "num_stages": 1}
 PASS = {"num_warps": 2, "num_stages": 3}
 WINDOW = {"num_warps": 4, "num_stages": 2}
 OUTPUT = {"num_warps": 4, "num_stages": 2}
-STATES = {"num_warps": 2, "num_stages": 3}
-GRADIENT = {"num_warps": 4, "num_stages": 1}
 LEAVE = {"num_warps": 4, "num_stages": 1}
 QUERIES, KEYS = 64, 32  # queries per program of the window kernel, and keys per iteration
 PART = 2048  # logits per program in the first pass of argmax
 ROWS = 32  # window rows per program of the leave kernel
+
+
+Constants = dict[str, int | bool | str | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Plan:
     """
 
     kernel: str
-    constants: dict[str, int | bool | str | float]
+    constants: Constants
     options: dict[str, int]
     grid: tuple[Axis, Axis, Axis]
     variant: str = ""
@@ -108,9 +112,9 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
     width = block_of(shape.head_dim) // 2
     while width > 16 and batch * shape.num_key_value_heads * -(-shape.head_dim // width) < MIN_PROGRAMS:
         width //= 2
-    constants: dict[str, int | bool | str | float] = {
+    constants: Constants = {
         "MIXER": MIXER_NUMBERS[shape.mixer],
-        **_sizes(shape),
+        **sizes_of(shape),
         "W": shape.window,
         "BLOCK_R": block_of(shape.num_queries_per_kv, 8),
         "BLOCK_D": block_of(shape.head_dim),
@@ -132,9 +136,9 @@ def batched_step_plan(shape: AttentionShape, *, ring: bool) -> Plan | None:
         return None
     if shape.num_queries_per_kv > 8 or shape.window > 64:
         return None
-    constants: dict[str, int | bool | str | float] = {
+    constants: Constants = {
         "MIXER": MIXER_NUMBERS[shape.mixer],
-        **_sizes(shape),
+        **sizes_of(shape),
         "W": shape.window,
         "BLOCK_R": block_of(shape.num_queries_per_kv, 1),
         "BLOCK_W": block_of(shape.window, shape.head_dim // 2),
@@ -150,7 +154,7 @@ def batched_step_plan(shape: AttentionShape, *, ring: bool) -> Plan | None:
 @cache
 def chunkwise_plans(shape: AttentionShape) -> dict[str, Plan]:
     """Plan the kernels for several tokens. Returns plans by function name, in execution order."""
-    sizes, head_dim, block_d = _sizes(shape), shape.head_dim, block_of(shape.head_dim)
+    sizes, head_dim, block_d = sizes_of(shape), shape.head_dim, block_of(shape.head_dim)
     kv_heads, sequences = Axis(shape.num_key_value_heads), Axis(of="batch")
     key_only = {name: sizes[name] for name in ("G", "D")}
     precision = {"PRECISION": shape.precision}
@@ -192,53 +196,6 @@ def chunkwise_plans(shape: AttentionShape) -> dict[str, Plan]:
             {**key_only, "W": shape.window, "BLOCK_D": block_d, "BLOCK_W": ROWS},
             LEAVE,
             (Axis(-(-shape.window // ROWS)), kv_heads, sequences),
-        ),
-    )
-    return {plan.kernel: plan for plan in plans}
-
-
-@cache
-def backward_plans(shape: AttentionShape) -> dict[str, Plan]:
-    """Plan the kernels of the gradient that follow ``prepare_kernel``. Returns plans by name, in execution order."""
-    sizes, head_dim, block_d = _sizes(shape), shape.head_dim, block_of(shape.head_dim)
-    kv_heads, query_heads = Axis(shape.num_key_value_heads), Axis(shape.num_key_value_heads * shape.num_queries_per_kv)
-    sequences = Axis(of="batch")
-    width = block_d * (2 if shape.activation == "float32" else 1)
-    heads = min(block_of(shape.num_queries_per_kv, 1), max(256 // width, 1))
-    # Wide rows take much shared memory: load fewer of them per iteration, and do not prefetch.
-    rows, keys = min(QUERIES, max(8192 // width, 16)), min(KEYS, max(8192 // width, 16))
-    window = {**WINDOW, "num_stages": 1} if width > 128 else WINDOW
-    precision: dict[str, int | bool | str | float] = {"PRECISION": shape.precision}
-    tile, tiles = {"BLOCK_K": 32, "BLOCK_V": 32, **precision}, Axis((-(-head_dim // 32)) ** 2)
-    band = {**sizes, "W": shape.window, "BLOCK_D": block_d, "BLOCK_M": rows, "BLOCK_N": keys, **precision}
-    plans = (
-        Plan(
-            "prepare_queries_kernel",
-            {**sizes, "BLOCK_D": block_d},
-            PREPARE,
-            (Axis(CHUNK // BLOCK, "length", CHUNK), query_heads, sequences),
-        ),
-        Plan(
-            "states_kernel",
-            {"G": sizes["G"], "D": head_dim, **tile},
-            STATES,
-            (tiles, kv_heads, sequences),
-        ),
-        Plan("state_gradients_kernel", {**sizes, "HEADS": heads, **tile}, STATES, (tiles, kv_heads, sequences)),
-        Plan("window_query_gradient_kernel", band, window, (Axis(1, "length", rows), query_heads, sequences)),
-        Plan("window_key_gradient_kernel", band, window, (Axis(1, "length", keys), kv_heads, sequences)),
-        Plan(
-            "gradient_kernel",
-            {
-                "MIXER": MIXER_NUMBERS[shape.mixer],
-                **sizes,
-                "HEADS": heads,
-                "BLOCK_D": block_d,
-                "BLOCK_V": max(min(block_d, 4096 // block_d), 16),
-                **precision,
-            },
-            GRADIENT,
-            (Axis(1, "length", BLOCK), kv_heads, sequences),
         ),
     )
     return {plan.kernel: plan for plan in plans}
@@ -290,7 +247,7 @@ def linear_plan(shape: LinearShape) -> Plan:
 
     In its grid, "batch" is the number of tokens and "length" the number of rows of the result.
     """
-    constants: dict[str, int | bool | str | float] = {"GATED": shape.is_gated, "PDL": False}
+    constants: Constants = {"GATED": shape.is_gated, "PDL": False}
     kernel, variant = "linear_kernel", ""
     if shape.bits < 16:
         kernel, variant = "integer_linear_kernel", f"_{shape.bits}_{shape.block_size}"
@@ -330,12 +287,13 @@ def _tiling(shape: LinearShape) -> tuple[int, int, int, int]:
 
 def dequantize_plan(bits: int, block_size: int) -> Plan:
     """Plan the kernel that dequantizes a weight for products with many tokens. In its grid, "batch" counts rows."""
-    constants: dict[str, int | bool | str | float] = {"BITS": bits, "GROUP": block_size, "BLOCK": 1024}
+    constants: Constants = {"BITS": bits, "GROUP": block_size, "BLOCK": 1024}
     grid = (Axis(1, "length", 1024), Axis(of="batch"), Axis())
     return Plan("dequantize_kernel", constants, {"num_warps": 4, "num_stages": 1}, grid, f"_{bits}_{block_size}")
 
 
-def _sizes(shape: AttentionShape) -> dict[str, int]:
+def sizes_of(shape: AttentionShape) -> dict[str, int]:
+    """Return the sizes that kernels take as constants."""
     return {"G": shape.num_key_value_heads, "R": shape.num_queries_per_kv, "D": shape.head_dim}
 
 

@@ -7,17 +7,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from liger_export.checkpoint import open_liger
 from liger_export.evaluate import evaluate
 from liger_export.finetune import FinetuneSettings, finetune, transfer
 from liger_export.linearize import LinearizeSettings
-from tests.tiny import relative_l2, write_liger
+from tests.tiny import Shape, relative_l2, write_liger
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes"]
+FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 ANY_PORT = ["--main_process_port", "0"]
 ROOT = Path(__file__).parents[1]
 
@@ -41,10 +45,12 @@ cli.main()
 """
 
 
-def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "COLUMNS": "160", "NO_COLOR": "1"}
+def launch(
+    *arguments: object, processes: int = 2, options: Sequence[str] = ("--multi_gpu",), cpu: bool = True
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1"} | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [*LAUNCH, *ANY_PORT, *map(str, arguments)]
+    command = [*LAUNCH, str(processes), *options, *ANY_PORT, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
 
@@ -76,6 +82,24 @@ def test_two_processes_finetune_as_one_and_resume(liger_checkpoint: Path, text: 
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
         path.name for path in (tmp_path / "one").iterdir()
     )
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("options", [["--multi_gpu"], FSDP2], ids=["ddp", "fsdp2"])
+def test_two_gpus_finetune_as_one(options: list[str], text: Path, tmp_path: Path) -> None:
+    """In bfloat16, with the kernels."""
+    shape = Shape(heads=4, key_value_heads=2, head_dim=32, window=16)
+    checkpoint, adapters = write_liger(tmp_path / "liger", shape), []
+    for processes, of in ((1, ["--num_machines", "1"]), (2, options)):
+        arguments: list[object] = ["-m", "liger_export", "finetune", checkpoint, "--data", text, "--lr", 0.02]
+        arguments += ["-o", tmp_path / f"{processes}", "--sequence-length", 128, "--max-steps", 8, "--save-steps", 4]
+        result = launch(*arguments, "--batch-size", 4 // processes, processes=processes, options=of, cpu=False)
+        assert result.returncode == 0, result.stderr
+        adapters.append(load_file(tmp_path / f"{processes}" / "adapter_model.safetensors"))
+    one, two = adapters
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert relative_l2(two[name], weight) < 5e-2, name
 
 
 @pytest.fixture

@@ -145,9 +145,17 @@ class LigerDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, positions: Positions, state: State) -> tuple[Tensor, State]:
-        """Return the residual stream [B, T, hidden_size] after the layer, and the layer's next state."""
+    def forward(
+        self, hidden_states: Tensor, positions: Positions, state: State, *, is_carried: bool = True
+    ) -> tuple[Tensor, State]:
+        """Return the residual stream [B, T, hidden_size] after the layer, and the layer's next state.
+
+        A state that no later call reads (``is_carried`` false) has no gradient. ``torch.compile`` would otherwise make
+        a backward pass for it, which no kernel has.
+        """
         attended, state = self.self_attn(self.input_layernorm(hidden_states), positions, state)
+        if not is_carried:
+            state = tuple(tensor.detach() for tensor in state)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), state
 
@@ -225,19 +233,20 @@ class LigerModel(LigerPreTrainedModel):
         if order is not None:
             hidden_states = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states))
 
-        hidden_states, layer_states = self._run_layers(hidden_states, position_ids, past.layers)
+        returns_cache = use_cache if use_cache is not None else not self.training
+        hidden_states, layer_states = self._run_layers(hidden_states, position_ids, past.layers, returns_cache)
         if order is not None:
             hidden_states = torch.empty_like(hidden_states).scatter(
                 1, order.unsqueeze(-1).expand_as(hidden_states), hidden_states
             )
         cache = None
-        if use_cache if use_cache is not None else not self.training:
+        if returns_cache:
             seen = tokens_of_last_document(position_ids, past.seen)
             cache = LigerCache(layer_states, seen, past.columns + length)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=cache)
 
     def _run_layers(
-        self, hidden_states: Tensor, position_ids: Tensor, states: list[State]
+        self, hidden_states: Tensor, position_ids: Tensor, states: list[State], is_carried: bool
     ) -> tuple[Tensor, list[State]]:
         """Return the normalized hidden states [B, T, hidden_size] and every layer's next state."""
         if hidden_states.is_cuda:
@@ -246,7 +255,7 @@ class LigerModel(LigerPreTrainedModel):
         positions = Positions(cos, sin, position_ids)
         next_states = []
         for layer, state in zip(self.layers, states, strict=True):
-            hidden_states, next_state = layer(hidden_states, positions, state)
+            hidden_states, next_state = layer(hidden_states, positions, state, is_carried=is_carried)
             next_states.append(next_state)
         return self.norm(hidden_states), next_states
 
@@ -323,9 +332,10 @@ class LigerForCausalLM(LigerPreTrainedModel, GenerationMixin):  # type: ignore[m
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
         )
         in_parts = self.training and not logits_to_keep and can_compute_in_parts(self.lm_head)
-        if labels is not None and in_parts and kwargs.keys() <= {"num_items_in_batch"}:
+        loss_options = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None
+        if labels is not None and in_parts and loss_options.keys() <= {"num_items_in_batch"}:
             return CausalLMOutputWithPast(
-                loss=next_token_loss(decoded.last_hidden_state, self.lm_head, labels, **kwargs),
+                loss=next_token_loss(decoded.last_hidden_state, self.lm_head, labels, **loss_options),
                 past_key_values=decoded.past_key_values,
             )
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:])

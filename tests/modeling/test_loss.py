@@ -74,3 +74,13 @@ def test_an_adapted_head_computes_all_logits(liger_checkpoint: Path) -> None:
     tokens = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)).train()
     assert adapted(tokens, labels=tokens).logits is not None
+
+
+def test_adapted_projections_leave_the_loss_in_parts(liger_checkpoint: Path) -> None:
+    """PEFT passes options of the model that are None."""
+    model = load_model(liger_checkpoint)
+    tokens = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(0))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).train()
+    trained = adapted(input_ids=tokens, labels=tokens)
+    assert trained.logits is None
+    assert trained.loss.item() == pytest.approx(adapted.eval()(tokens, labels=tokens).loss.item(), rel=1e-6)

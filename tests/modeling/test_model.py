@@ -228,3 +228,13 @@ def test_conflicting_arguments_are_rejected() -> None:
         model()
     with pytest.raises(ValueError, match="attention_mask or position_ids"):
         model(tokens, attention_mask=torch.ones_like(tokens), position_ids=torch.arange(4).expand(2, -1))
+
+
+@pytest.mark.parametrize("use_cache", [None, True])
+def test_only_a_state_that_is_returned_has_a_gradient_in_training(use_cache: bool | None) -> None:
+    """Compiled layers would compute the others' gradients too, for which there is no kernel."""
+    model, states = random_model(Shape()).train(), []
+    model.model.layers[0].register_forward_hook(lambda layer, arguments, output: states.extend(output[1]))
+    output = model(random_tokens(20), use_cache=use_cache)
+    assert [state.requires_grad for state in states] == [use_cache is True] * 3
+    assert (output.past_key_values is not None) == (use_cache is True)
