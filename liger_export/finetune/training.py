@@ -162,7 +162,7 @@ def _check_resumed(work: WorkDirectory, now: dict[str, Any]) -> None:
 
 def _arguments(settings: FinetuneSettings, output: Path) -> TrainingArguments:
     on_cuda = torch.cuda.is_available() and not runs_on_cpu()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
@@ -183,3 +183,6 @@ def _arguments(settings: FinetuneSettings, output: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         seed=settings.seed,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # otherwise the Trainer splits each batch over all GPUs, in threads of one process
+    return arguments
