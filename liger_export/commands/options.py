@@ -54,7 +54,7 @@ Lowering = Annotated[
     typer.Option(
         "--lowering",
         show_default="fused if it can run here",
-        help="Graph to run: stock or fused.",
+        help="Graph to run: stock or fused; or wasm, webgpu or standard, made for other runtimes.",
         rich_help_panel="Graph and device",
     ),
 ]

@@ -49,7 +49,8 @@ LOWERINGS = {
     WASM: "For onnxruntime-web on WebAssembly (`convert --targets web`). Set `session.disable_quant_qdq` to 1 in the "
     "session options.",
     WEBGPU: "For onnxruntime-web on WebGPU (`convert --targets web`). It takes one sequence.",
-    STANDARD: "In ONNX's own operators only (`convert --opset 27`), for an ONNX Runtime from 1.32 on.",
+    STANDARD: "In ONNX's own operators only (`convert --opset 27`), for an ONNX Runtime from 1.32 on. It "
+    "takes one sequence.",
     PORTABLE: "The graphs of an engine directory (`build-engine`): `step` takes one token of one sequence, `prefill` a "
     "fixed number of them.",
 }

@@ -22,6 +22,7 @@ __all__ = [
     "MANIFEST_FILE",
     "MODEL_FILES",
     "OLDEST_FORMAT",
+    "ONE_SEQUENCE",
     "PORTABLE",
     "PREFIX_FILE",
     "REPORT_FILE",
@@ -45,6 +46,7 @@ PREFIX_FILE = "prefix.safetensors"  # see runtime.shipped_prefix
 STOCK, FUSED, FUSED_CUDA, PORTABLE = "stock", "fused", "cuda", "portable"
 WASM, WEBGPU = "wasm", "webgpu"  # for onnxruntime-web's two execution providers
 STANDARD = "standard"  # in ONNX's own operators
+ONE_SEQUENCE = (WEBGPU, STANDARD)  # graphs that take one sequence
 # Graphs that share the weights, by lowering. The CUDA graph is the fused graph with larger operators.
 MODEL_FILES = {
     STOCK: "model.onnx",

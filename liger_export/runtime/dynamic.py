@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 
 from liger_export.ort import ort
-from liger_export.package import FUSED, Manifest
+from liger_export.package import FUSED, ONE_SEQUENCE, Manifest
 from liger_export.runtime.buffers import CPU, CUDA, Array, Buffer, new_buffer, rows_of
 from liger_export.runtime.calls import NO_CAPTURE, Call, Graph
 from liger_export.runtime.dtypes import numpy_dtype
@@ -160,11 +160,11 @@ class DynamicExecutor:
     def run(self, token_ids: Tokens, position: int, past: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
         """See ``Executor``.
 
-        ONNX Runtime's CPU kernel can continue several sequences only by one token per call. With more tokens, the rows
-        run one after the other.
+        ONNX Runtime's CPU kernel can continue several sequences only by one token per call. With more tokens, and in a
+        graph that takes one sequence, the rows run one after the other.
         """
         batch, length = token_ids.shape
-        if batch > 1 and length > 1 and position > 0:
+        if batch > 1 and (self.lowering in ONE_SEQUENCE or (length > 1 and position > 0)):
             rows = [{name: tensor[row : row + 1] for name, tensor in past.items()} for row in range(batch)]
             results = [self.run(token_ids[row : row + 1], position, rows[row]) for row in range(batch)]
             nexts = {name: np.concatenate([present[name] for _, present in results]) for name in past}

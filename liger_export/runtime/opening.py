@@ -10,7 +10,18 @@ from tokenizers import Tokenizer
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
 from liger_export.files import read_ahead, reading, require_regular
 from liger_export.ort import library_path, ort, session_options
-from liger_export.package import FUSED, FUSED_CUDA, MODEL_FILES, PORTABLE, STOCK, Manifest, read_manifest
+from liger_export.package import (
+    FUSED,
+    FUSED_CUDA,
+    MODEL_FILES,
+    PORTABLE,
+    STANDARD,
+    STOCK,
+    WASM,
+    WEBGPU,
+    Manifest,
+    read_manifest,
+)
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.chat_template import ChatTemplate
 from liger_export.runtime.cuda import has_gpu
@@ -28,6 +39,8 @@ MOST_THREADS = 1024  # more than processors have; ONNX Runtime would try to star
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 # TF32 would keep only 10 bits of the mantissa. Steps are captured as CUDA graphs; see DynamicExecutor.
 CUDA_OPTIONS = {"use_tf32": "0", "enable_cuda_graph": "1"}
+# Graphs for other runtimes, with the option of ``convert`` that makes them. They run on the CPU, if asked for.
+FOR_OTHERS = {WASM: "--targets web", WEBGPU: "--targets web", STANDARD: "--opset 27"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,8 @@ def load(
             CUDA, and the CPU otherwise. An engine directory supports one device.
         lowering: ``stock`` or ``fused``. None selects fused if the package has it and its operators are installed. The
             session's ``lowering`` and ``device`` tell what was selected; the fused graph for a GPU is called ``cuda``.
-            An engine directory supports neither value.
+            ``wasm``, ``webgpu`` and ``standard`` select a graph for other runtimes, on the CPU. An engine directory
+            supports none of them.
         threads: ONNX Runtime's threads within an operator; None lets it choose.
         verify: Compare the SHA-256 of weights and engines with the manifest, which about doubles the time to open the
             package. Otherwise only their size is compared. All other files are small and always compared.
@@ -144,7 +158,7 @@ def has_bfloat16() -> bool:
 
 def _check_names(manifest: Manifest, lowering: str | None, device: str | None) -> None:
     """Raise InputError for a lowering or device that the directory does not support."""
-    lowerings, devices, where = [STOCK, FUSED], list(PROVIDERS), ""
+    lowerings, devices, where = [STOCK, FUSED, *FOR_OTHERS], list(PROVIDERS), ""
     if manifest.engine is not None:
         lowerings, devices, where = [PORTABLE], [engine_device(manifest.engine)], " in this engine directory"
     if device not in (None, *devices):
@@ -160,6 +174,8 @@ def choose_graph(manifest: Manifest, lowering: str | None, device: str | None) -
     has_operators, has_cuda = library_path() is not None, PROVIDERS[CUDA] in ort.get_available_providers()
     if lowering == FUSED and FUSED not in manifest.graphs:
         raise PackageError("The package has no fused graph.", "Convert it with --lowering fused.")
+    if lowering in FOR_OTHERS:
+        return _for_others(manifest, lowering, device)
     if lowering == FUSED and not has_operators:
         raise EnvironmentMismatchError(
             "liger-export was installed without its ONNX Runtime operators because no C++ compiler was found.",
@@ -187,12 +203,22 @@ def choose_graph(manifest: Manifest, lowering: str | None, device: str | None) -
     return Choice(FUSED_CUDA, CUDA) if on_cuda else Choice(FUSED if uses_fused else STOCK, CPU)
 
 
+def _for_others(manifest: Manifest, lowering: str, device: str | None) -> Choice:
+    if lowering not in manifest.graphs:
+        raise PackageError(f"The package has no {lowering} graph.", f"Convert it with {FOR_OTHERS[lowering]}.")
+    if device == CUDA:
+        raise InputError(f"The {lowering} graph runs on the CPU here.", "Omit the device, or use cpu.")
+    return Choice(lowering, CPU)
+
+
 def _open(directory: Path, choice: Choice, threads: int | None, trace: Path | None) -> ort.InferenceSession:
     options = session_options(threads)
     if trace is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(trace)
-    if choice.lowering != STOCK:
+    if choice.lowering == WASM:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the browser runs it
+    if choice.lowering in (FUSED, FUSED_CUDA):
         options.register_custom_ops_library(str(library_path()))
     if choice.device == CUDA:
         ort.preload_dlls()  # CUDA's libraries as installed by pip

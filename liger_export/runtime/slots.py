@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from liger_export.errors import InputError
+from liger_export.package import ONE_SEQUENCE
 from liger_export.runtime.buffers import CUDA, Array
 from liger_export.runtime.calls import NO_CAPTURE, Call, Graph
 from liger_export.runtime.cuda import Cuda
@@ -143,11 +144,15 @@ class Slots:
         """Return slots on the weights of an executor.
 
         Raises:
-            InputError: The executor is one of an engine directory.
+            InputError: The executor is one of an engine directory or of a graph that takes one sequence.
         """
         if not isinstance(executor, DynamicExecutor):
             raise InputError(
                 "An engine directory runs one sequence at a time.", "Open the package that it was built from."
+            )
+        if executor.lowering in ONE_SEQUENCE:
+            raise InputError(
+                f"The {executor.lowering} graph takes one sequence.", "Open the package with the lowering stock."
             )
         manifest, lowering, device = executor.graph.manifest, executor.lowering, executor.device
         return cls(Graph(executor.model, manifest, lowering=lowering, device=device), count)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,21 @@ def test_a_stock_package_runs_on_the_cpu(package: Path) -> None:
     assert (session.lowering, session.device) == ("stock", "cpu")
     with pytest.raises(PackageError, match=r"no fused graph.*--lowering fused"):
         load(package, lowering="fused")
+
+
+@pytest.mark.parametrize(
+    ("lowering", "option"), [("wasm", "--targets web"), ("webgpu", "--targets web"), ("standard", "--opset 27")]
+)
+def test_a_graph_for_another_runtime_runs_on_the_cpu_if_the_package_has_it(
+    package: Path, lowering: str, option: str
+) -> None:
+    with pytest.raises(PackageError, match=f"no {lowering} graph.*{option}"):
+        load(package, lowering=lowering)
+    manifest = read_manifest(package)
+    manifest = replace(manifest, graphs={**manifest.graphs, lowering: manifest.graphs["stock"]})
+    assert opening.choose_graph(manifest, lowering, None) == opening.Choice(lowering, "cpu")
+    with pytest.raises(InputError, match="runs on the CPU here"):
+        opening.choose_graph(manifest, lowering, "cuda")
 
 
 def test_without_the_operator_library_a_fused_package_runs_its_stock_graph(

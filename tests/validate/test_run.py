@@ -10,6 +10,7 @@ import pytest
 from liger_export.config import MIXERS
 from liger_export.convert import convert
 from liger_export.errors import DataError, InputError, NotFiniteError, OutputError
+from liger_export.export import STANDARD_OPSET
 from liger_export.files import sha256_file
 from liger_export.linearize import LinearizeSettings
 from liger_export.parity import ParityReport
@@ -149,3 +150,18 @@ def test_packages_with_fewer_bits_have_their_own_bounds(mixer: str, precision: P
     assert ("perplexity: lost" if precision.quantizes else "logits: mean KL (nats)") in bounds
     bound = 5e-3 if is_bfloat16 else 1e-3
     assert {bounds[f"{law}: mean KL (nats)"] for law in ("any split, logits", "single steps")} == {bound}
+
+
+@pytest.mark.slow
+def test_graphs_for_other_runtimes_meet_the_bounds_too(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4}
+    checkpoint = write_liger(tmp_path / "liger", num_hidden_layers=1, initializer_range=0.2, **sizes)
+    convert(
+        checkpoint, tmp_path / "package", precision=Precision(weights="int4"), targets=("web",), opset=STANDARD_OPSET
+    )
+    for lowering in ("wasm", "webgpu", "standard"):
+        settings = ValidationSettings(max_tokens=4096, memory_tokens=128, lowering=lowering)
+        report = validate(tmp_path / "package", checkpoint, settings)
+        assert failed(report) == []
+        assert report.lowering == lowering
+        assert any(check.name.startswith(f"{lowering} against stock") for check in report.checks)
