@@ -61,7 +61,7 @@ def node(installed: Path, *arguments: object) -> subprocess.CompletedProcess[str
 def test_the_text_is_that_of_the_python_runtime(prompt: str, installed: Path, shipped_package: Path) -> None:
     session = load(shipped_package, lowering="stock")
     expected = "".join(session.generate(prompt, max_new_tokens=64, sampling=Sampling(temperature=0)))
-    done = node(installed, shipped_package, prompt, "-n", 64)
+    done = node(installed, shipped_package, prompt, 64)
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected + "\n"
     assert done.stderr == ""  # nothing is logged
