@@ -7,26 +7,20 @@ import onnx
 import pytest
 
 from liger_export.convert import convert
-from liger_export.linearize import LinearizeSettings
 from liger_export.package import MODEL_FILES
 from liger_export.parity.compare import mean_kl
 from liger_export.precision import Precision
 from liger_export.runtime import load
+from tests.backbones import VARIANTS, write_variant
 from tests.cells import slow_except
 from tests.plugins.sessions import needs_library
-from tests.test_matrix import VARIANTS
-from tests.tiny import Shape, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 60)]
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
 BOUND = 1e-3  # mean KL: both graphs round activations to 8 bits, which amplifies differences in the last bit
 
 
-def package_of(directory: Path, precision: Precision, variant: str = "llama") -> Path:
-    backbone, overrides = VARIANTS[variant]
-    shape, sizes = Shape(window=8), {"num_hidden_layers": 3, **SIZES}  # as for CUDA, so that they share traces
-    settings = LinearizeSettings()
-    write_liger(directory / "liger", shape, backbone=backbone, settings=settings, **{**sizes, **overrides})
+def package_of(directory: Path, precision: Precision, variant: str = "llama", **sizes: int) -> Path:
+    write_variant(directory / "liger", "gla", variant, **sizes)
     convert(directory / "liger", directory / "package", lowering="fused", precision=precision)
     return directory / "package"
 
@@ -61,11 +55,10 @@ def test_integer_layers_compute_what_stock_does_on_every_backbone(variant: str, 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("weights", "block_size"), [("int4", 32), ("int8", 32), ("int4", 64), ("int8", 64)])
 def test_integer_layers_compute_what_stock_does_in_every_scheme(
-    weights: str, block_size: int, symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str, block_size: int, symmetric: bool, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(SIZES, "intermediate_size", 128)
     precision = Precision(weights=weights, block_size=block_size, symmetric=symmetric)
-    assert distance(package_of(tmp_path, precision)) < BOUND
+    assert distance(package_of(tmp_path, precision, intermediate_size=128)) < BOUND
 
 
 @needs_library
@@ -73,7 +66,8 @@ def test_integer_layers_compute_what_stock_does_in_every_scheme(
 def test_layers_that_are_not_quantized_keep_their_operators(
     weights: str, down: str, products: int, tmp_path: Path
 ) -> None:
-    package = package_of(tmp_path, Precision(weights=weights, overrides=(("*.down_proj.weight", down),)))
+    precision = Precision(weights=weights, overrides=(("*.down_proj.weight", down),))
+    package = package_of(tmp_path, precision, num_hidden_layers=3)
     names = operators(package)
     assert (names.count("FusedMatMul"), names.count("IntegerLinear")) == (products, 13 - products)
     assert ("SkipSimplifiedLayerNormalization" in names) == (weights == "fp32")

@@ -12,32 +12,26 @@ from onnx_ir.passes.common import InlinePass
 from liger_export.convert import convert
 from liger_export.export.cuda import KERNELS, attach_kernels, fuse_for_cuda
 from liger_export.export.fused import lower_to_fused
-from liger_export.linearize import LinearizeSettings
 from liger_export.onnx_functions.rotary_angles import rotary_angles_function
 from liger_export.onnx_functions.schemas import DOMAIN
 from liger_export.ort import library_path
 from liger_export.package import MODEL_FILES
 from liger_export.precision import Precision
 from liger_export.runtime import load
+from tests.backbones import VARIANTS, write_variant
 from tests.cells import slow_except
 from tests.plugins.sessions import needs_library
-from tests.test_matrix import VARIANTS
-from tests.tiny import Shape, write_liger
+from tests.tiny import WIDE
 
 TOKENS = np.random.default_rng(0).integers(1, 260, (1, 40))
 MICROSOFT = "com.microsoft"
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
 
 
 def cuda_graph(
-    directory: Path, variant: str = "llama", mixer: str = "gla", seed: int = 0, **precision: str
+    directory: Path, variant: str = "llama", mixer: str = "gla", *, layers: int = 2, seed: int = 0, **precision: str
 ) -> tuple[Path, ir.Model]:
     """A package and its graph for CUDA."""
-    backbone, overrides = VARIANTS[variant]
-    settings, sizes = LinearizeSettings(mixer=mixer), {"num_hidden_layers": 3, **SIZES}
-    shape = Shape(window=8)
-    values = {**sizes, **overrides}
-    write_liger(directory / "liger", shape, backbone=backbone, settings=settings, seed=seed, **values)
+    write_variant(directory / "liger", mixer, variant, num_hidden_layers=layers, seed=seed)
     package = directory / "package"
     convert(directory / "liger", package, precision=Precision(**precision))  # type: ignore[arg-type]
     model = ir.load(package / MODEL_FILES["stock"])
@@ -133,7 +127,7 @@ def test_the_graph_for_cuda_computes_what_stock_does_with_integers(weights: str,
     ("weights", "linear", "head"), [("fp16", "Linear", "Logits"), ("int4", "IntegerLinear", "IntegerLinear")]
 )
 def test_a_layer_is_five_nodes(weights: str, linear: str, head: str, tmp_path: Path) -> None:
-    _, model = cuda_graph(tmp_path, weights=weights)
+    _, model = cuda_graph(tmp_path, layers=3, weights=weights)
     names = [node.op_type for node in model.graph]
     layers = [at for at, name in enumerate(names) if name == "Attention"]
     assert [after - before for before, after in pairwise(layers)] == [5, 5]
@@ -146,14 +140,14 @@ def test_a_layer_is_five_nodes(weights: str, linear: str, head: str, tmp_path: P
 def test_a_layer_wider_than_kernels_support_is_left_to_onnx_runtime(
     weights: str, product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liger_export.export.cuda.MAX_COLUMNS", SIZES["hidden_size"])
-    package, model = cuda_graph(tmp_path, weights=weights)
+    monkeypatch.setattr("liger_export.export.cuda.MAX_COLUMNS", WIDE["hidden_size"])
+    package, model = cuda_graph(tmp_path, layers=3, weights=weights)
     assert [node.op_type for node in model.graph].count(product) == 3  # from the intermediate size, one per layer
     assert distance(package, model) < 5e-3
 
 
 def test_every_operator_for_a_gpu_reads_the_kernels(tmp_path: Path) -> None:
-    _, model = cuda_graph(tmp_path)
+    _, model = cuda_graph(tmp_path, layers=3)
     attach_kernels(model.graph, b"some kernels")
     assert bytes(model.graph.initializers[KERNELS].const_value.numpy()) == b"some kernels"
     ours = [node for node in model.graph if node.domain == DOMAIN and node.op_type != "LastPositions"]

@@ -20,23 +20,16 @@ from liger_export.runtime import Sampling, load
 from liger_export.runtime.dynamic import DynamicExecutor
 from liger_export.runtime.sampling import Sampler
 from liger_export.validate import ValidationSettings, validate
+from tests.backbones import VARIANTS, settings_of, write_variant
 from tests.cells import slow_except
 from tests.plugins.sessions import needs_library
-from tests.test_matrix import SCALE, SHAPES, VARIANTS
-from tests.tiny import Shape, write_liger
+from tests.tiny import WIDE, Shape, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 150)]
-SHAPE = Shape(window=8)
-
-
-def settings_of(mixer: str) -> LinearizeSettings:
-    return LinearizeSettings(mixer=mixer, num_slots=4 if mixer == "gsa" else None)
 
 
 def fused_package(directory: Path, mixer: str = "gla", variant: str = "llama", **options: object) -> Path:
-    backbone, overrides = VARIANTS[variant]
-    settings = settings_of(mixer)
-    checkpoint = write_liger(directory / "liger", SHAPE, backbone=backbone, settings=settings, **overrides)
+    checkpoint = write_variant(directory / "liger", mixer, variant)
     convert(checkpoint, directory / "package", lowering="fused", **options)  # type: ignore[arg-type]
     return directory / "package"
 
@@ -79,9 +72,7 @@ def test_nan_of_q_and_k_reaches_all_logits_as_in_stock(mixer: str, tmp_path: Pat
 @pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
 def test_fused_package_meets_every_bound_of_validate(mixer: str, tmp_path: Path) -> None:
     settings = ValidationSettings(max_tokens=4096, memory_tokens=256)
-    checkpoint = write_liger(
-        tmp_path / "liger", SHAPES[mixer], settings=settings_of(mixer), initializer_range=SCALE[mixer]
-    )
+    checkpoint = write_variant(tmp_path / "liger", mixer)
     convert(checkpoint, tmp_path / "package", lowering="fused")
     report = validate(tmp_path / "package", checkpoint, settings)
     assert [check.name for check in report.checks if not check.passed] == []
@@ -96,8 +87,7 @@ def test_fused_package_meets_every_bound_of_validate(mixer: str, tmp_path: Path)
 def test_fused_equals_stock_for_integers_and_half_precision_activations(
     mixer: str, weights: str, tmp_path: Path
 ) -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
-    checkpoint = write_liger(tmp_path / "liger", SHAPE, settings=settings_of(mixer), initializer_range=0.2, **sizes)
+    checkpoint = write_liger(tmp_path / "liger", settings=settings_of(mixer), initializer_range=0.2, **WIDE)
     precision = Precision(weights=weights, activation_precision="fp16")
     convert(checkpoint, tmp_path / "package", lowering="fused", precision=precision)
     stock, fused = load(tmp_path / "package", lowering="stock"), load(tmp_path / "package")
@@ -154,8 +144,7 @@ def test_a_graph_without_candidates_is_sampled_from_its_logits(tmp_path: Path, m
 
 @pytest.mark.parametrize(("weights", "nodes"), [("fp32", 8), ("int4", 5)])
 def test_a_layer_is_few_nodes_over_the_same_weights(weights: str, nodes: int, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
-    checkpoint = write_liger(tmp_path / "liger", num_hidden_layers=3, **sizes)
+    checkpoint = write_variant(tmp_path / "liger", num_hidden_layers=3)
     convert(checkpoint, tmp_path / "package", lowering="fused", precision=Precision(weights=weights))
     fused = operators(tmp_path / "package", "fused")
     layers = [at for at, name in enumerate(fused) if name == "Attention"]

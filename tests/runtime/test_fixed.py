@@ -9,11 +9,11 @@ from liger_export.config import MIXERS
 from liger_export.convert import convert
 from liger_export.engine.build import EngineSettings, build_engine
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
-from liger_export.linearize import LinearizeSettings
 from liger_export.runtime import Session, load
 from liger_export.runtime.cuda import Cuda
 from liger_export.runtime.fixed import FixedExecutor
 from liger_export.validate import ValidationSettings, validate
+from tests.backbones import write_hybrid
 from tests.cells import slow_except
 from tests.runtime.test_guard import (
     assert_close,
@@ -23,13 +23,10 @@ from tests.runtime.test_guard import (
     state_or_none,
     states_by_position,
 )
-from tests.tiny import Shape, edit_json, write_liger
+from tests.tiny import edit_json
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 75)]
 PORTABLE = EngineSettings(backend="onnx", activations="fp32", chunk=32, check_tokens=0)
-# As in tests/test_matrix.py: sums that never decay keep their precision only at the head size of real models.
-SHAPES = {mixer: Shape(window=8) for mixer in MIXERS} | {"lolcats": Shape(2, 1, head_dim=64, window=64)}
-SCALE = dict.fromkeys(MIXERS, 0.3) | {"lolcats": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +44,7 @@ def session(engine: Path) -> Session:
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
 def test_portable_graphs_validate_within_the_float32_tolerances(mixer: str, tmp_path: Path, random_text: Path) -> None:
-    settings = LinearizeSettings(
-        mixer=mixer, num_slots=4 if mixer == "gsa" else None, keep_softmax_every=2, softmax_window=40
-    )
-    checkpoint = write_liger(tmp_path / "liger", SHAPES[mixer], settings=settings, initializer_range=SCALE[mixer])
+    checkpoint = write_hybrid(tmp_path / "liger", mixer)
     convert(checkpoint, tmp_path / "package")
     build_engine(tmp_path / "package", tmp_path / "engine", PORTABLE)
     settings = ValidationSettings(text=random_text, max_tokens=4096, memory_tokens=128)
