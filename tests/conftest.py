@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny Liger checkpoint, an adapter for it and its package."""
 
+import gc
 import hashlib
 import json
 import os
@@ -37,6 +38,16 @@ from tests.tiny import load_model, write_liger
 from tests.traced import read_traced, write_traced
 
 COMPILED = "compiled"
+
+
+def pytest_collection_finish() -> None:
+    """Keep everything that has been imported out of later garbage collections."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # so that nothing seems to be leaked
 
 
 @pytest.fixture
