@@ -26,6 +26,11 @@ every_mixer = pytest.mark.parametrize("mixer", KERNEL_MIXERS)
 every_dtype = pytest.mark.parametrize("dtype", slow_except([torch.float32], DTYPES), ids=str)
 
 
+def one_head(mixer: str, window_size: int = 24) -> Case:
+    """A case for laws that do not depend on the number of heads, on which the interpreter's time does."""
+    return Case(mixer, num_key_value_heads=1, head_dim=32, window_size=window_size)
+
+
 @contextmanager
 def poisoned_outputs() -> Iterator[None]:
     """Fill whatever a launch allocates with NaN."""

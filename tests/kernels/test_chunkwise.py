@@ -13,6 +13,7 @@ from tests.kernels.cases import (
     every_dtype,
     every_mixer,
     inputs_and_reference,
+    one_head,
     options,
     poisoned_outputs,
     run,
@@ -35,7 +36,7 @@ def test_a_sequence_equals_the_naive_reference(mixer: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("cuts", [(5, 6, 7), (16, 48), (1, 66)], ids=str)
 def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: tuple[int, ...]) -> None:
     """Single tokens run the step kernel, so that each continues the other's state."""
-    case = Case(mixer, head_dim=32, window_size=24)
+    case = one_head(mixer)
     inputs, expected = inputs_and_reference(case, 72, torch.float32)
     assert_equal(run(case, inputs, torch.float32, cuts), expected, 1e-5)
 
@@ -59,7 +60,7 @@ def test_shapes(case: Case) -> None:
 @pytest.mark.slow
 @every_mixer
 def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
-    case = Case(mixer, head_dim=32, window_size=4)
+    case = one_head(mixer, window_size=4)
     inputs, expected = inputs_and_reference(case, 130, torch.float32, key_scale=30.0)
     assert_equal(run(case, inputs, torch.float32), expected, 1e-5)
 
@@ -67,7 +68,7 @@ def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
 @pytest.mark.slow
 @every_mixer
 def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
-    case = Case(mixer, head_dim=32, window_size=24)
+    case = one_head(mixer)
     inputs, _ = inputs_and_reference(case, 70, torch.float32)
     alone = run(case, inputs.between(0, 37), torch.float32)
     positions = torch.arange(70).repeat(2, 1)
@@ -93,7 +94,7 @@ def test_a_call_too_long_for_the_kernels_is_refused() -> None:
 @pytest.mark.slow
 @every_mixer
 def test_a_full_window_reads_the_same_at_any_position(mixer: str) -> None:
-    case, generator = Case(mixer, head_dim=32, window_size=4), torch.Generator().manual_seed(0)
+    case, generator = one_head(mixer, window_size=4), torch.Generator().manual_seed(0)
     inputs, _ = inputs_and_reference(case, 5, torch.float32)
     state = tuple(torch.rand(2, *shape, generator=generator).to(DEVICE) for shape in case.state_shapes.values())
     near, *far = (

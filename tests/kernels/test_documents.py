@@ -8,7 +8,8 @@ from torch import Tensor
 
 from liger_export.kernels import launch
 from liger_export.kernels.gradients import projection_gradients
-from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, options, poisoned_outputs
+from tests.cells import slow_except
+from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, one_head, options, poisoned_outputs
 from tests.ops.cases import Case, Sequences, assert_equal, sequences, stacked
 from tests.ops.test_documents import alone, at_positions, packed_positions
 from tests.tiny import relative_l2
@@ -48,22 +49,24 @@ def assert_documents_are_alone(case: Case, length: int, rows: Sequence[Sequence[
         assert error <= BOUND, f"{name}: relative L2 {error:.1e}"
 
 
+@pytest.mark.slow
 @every_mixer
 def test_packed_documents_have_the_results_that_they_have_alone(mixer: str) -> None:
     assert_documents_are_alone(Case(mixer, head_dim=32, window_size=24), 100, ROWS)
 
 
-@pytest.mark.slow
 @every_mixer
-@pytest.mark.parametrize("rows", [[[64], [1]], [[15], [48, 63]], [list(range(1, 70)), [69]]], ids=str)
+@pytest.mark.parametrize(
+    "rows", slow_except([[[64], [1]]], [[[64], [1]], [[15], [48, 63]], [list(range(1, 70)), [69]]]), ids=str
+)
 def test_boundaries_anywhere(mixer: str, rows: list[list[int]]) -> None:
-    assert_documents_are_alone(Case(mixer, head_dim=32, window_size=4), 70, rows)
+    assert_documents_are_alone(one_head(mixer, window_size=4), 70, rows)
 
 
 @pytest.mark.slow
 @every_mixer
 def test_strong_gates_and_boundaries(mixer: str) -> None:
-    assert_documents_are_alone(Case(mixer, head_dim=32, window_size=24), 100, ROWS, scale=30.0)
+    assert_documents_are_alone(one_head(mixer), 100, ROWS, scale=30.0)
 
 
 @every_mixer

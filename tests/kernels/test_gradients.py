@@ -13,6 +13,7 @@ from tests.kernels.cases import (
     every_dtype,
     every_mixer,
     inputs_and_reference,
+    one_head,
     options,
     poisoned_outputs,
 )
@@ -68,13 +69,13 @@ def test_gradients_equal_those_of_the_naive_reference(mixer: str, dtype: torch.d
 @every_mixer
 @pytest.mark.parametrize("length", [16, 65, 147])
 def test_any_length(mixer: str, length: int) -> None:
-    assert_gradients_equal(Case(mixer, head_dim=32, window_size=24), length, torch.float32)
+    assert_gradients_equal(one_head(mixer), length, torch.float32)
 
 
 @pytest.mark.slow
 @every_mixer
 def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
-    assert_gradients_equal(Case(mixer, head_dim=32, window_size=4), 130, torch.float32, key_scale=30.0)
+    assert_gradients_equal(one_head(mixer, window_size=4), 130, torch.float32, key_scale=30.0)
 
 
 @pytest.mark.slow
@@ -96,7 +97,7 @@ def test_shapes(case: Case) -> None:
 @pytest.mark.slow
 @every_mixer
 def test_padding_gets_zeros_and_changes_no_other_gradient(mixer: str) -> None:
-    case = Case(mixer, head_dim=32, window_size=24)
+    case = one_head(mixer)
     inputs, _ = inputs_and_reference(case, 70, torch.float32)
     upstream = output_gradient(case, 70, torch.float32)
     alone = measured_gradients(case, inputs.between(0, 37), upstream[:, :37], torch.float32)

@@ -15,6 +15,7 @@ from tests.kernels.cases import (
     every_dtype,
     every_mixer,
     inputs_and_reference,
+    one_head,
     options,
     poisoned_outputs,
     run,
@@ -56,7 +57,7 @@ def test_shapes(case: Case, in_place: bool) -> None:
 @every_mixer
 @in_place_or_not
 def test_strong_gates_lose_no_digits(mixer: str, in_place: bool) -> None:
-    case = Case(mixer, head_dim=32, window_size=4)
+    case = one_head(mixer, window_size=4)
     inputs, expected = inputs_and_reference(case, 24, torch.float32, key_scale=30.0)
     assert_equal(run(case, inputs, torch.float32, range(1, 24), in_place=in_place), expected, 1e-5)
 
