@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernels.compiled import HAS_TRITON_3_9, NEEDS_TRITON_3_9, prebuilt
 from tests.once import made_once
+from tests.plugins.instructions import QUICK
 from tests.tiny import Shape, write_liger
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if HAS_TRITON_3_9:
             prebuilt(source / "kernels" / "prebuilt", "sm_90")
         builder = [sys.executable, "-m", "build", "--no-isolation", "-C", "cmake.define.LIGER_ALL_INSTRUCTIONS=OFF"]
-        builder += ["-C", "cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O0"]  # quicker to compile
+        builder += ["-C", "cmake.define.CMAKE_CXX_FLAGS_RELEASE=" + " ".join(QUICK)]
         command = [*builder, "--outdir", str(out), str(source)]
         subprocess.run(command, check=True, capture_output=True)
 

@@ -45,7 +45,7 @@ template <int count, class Body>
 LIGER_INLINE void unrolled(const Body& body) {
   call_each(body, std::make_integer_sequence<int, count>());
 }
-#define LIGER_EACH(index) [&](auto index) __attribute__((always_inline))
+#define LIGER_EACH(index) [&](auto index) LIGER_ALWAYS_INLINE
 
 LIGER_INLINE float number_of(float number) { return number; }
 LIGER_INLINE float number_of(Half half) {

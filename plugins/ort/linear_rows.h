@@ -38,7 +38,7 @@ LIGER_INLINE void sum_products(const IntegerWeight<Element>& weight, const Round
   const int8_t* const activations = rounded.integers + token * rounded.row_bytes;
   const float* const token_scales = rounded.scales + token * blocks;
   Numbers sums[rows][tokens] = {};  // in registers
-  const auto add = [&](int64_t at, auto... part) __attribute__((always_inline)) {
+  const auto add = [&](int64_t at, auto... part) LIGER_ALWAYS_INLINE {
     const int64_t block = at / (4 * each);
     unrolled<rows>(LIGER_EACH(r) {
       const uint8_t* const from = integers + r * row_bytes + at;

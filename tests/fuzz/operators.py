@@ -18,13 +18,14 @@ import tempfile
 from pathlib import Path
 
 from tests.fuzz.counts import Counts, Outcome
-from tests.plugins.instructions import SOURCES, instruction_sets
+from tests.plugins.instructions import QUICK, SOURCES, instruction_sets
 
 __all__ = ["build", "fuzz"]
 
 HERE = Path(__file__).parent
-FLAGS = ["-std=c++17", "-g", "-O0", "-Wno-psabi", f"-I{SOURCES}", f"-I{HERE}"]
+FLAGS = ["-std=c++17", "-g", *QUICK, "-Wno-psabi", f"-I{SOURCES}", f"-I{HERE}"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+CHECKED_BY_CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]  # less code than checks in place
 OUTCOMES = {"refused": Outcome.REFUSED, "same": Outcome.SAME, "wrong": Outcome.WRONG}  # words of operators.cpp
 # Leaks are not looked for: that needs to trace the process, which containers forbid.
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -41,7 +42,7 @@ def build(folder: Path) -> Path:
     units += [(SOURCES / "cpu_attention.cpp", flags) for flags in kernels.values()]
     # The largest unit, so it is compiled for one instruction set only, and for addresses only.
     best = "avx2" if "avx2" in sets else "baseline"
-    linear = [*kernels[best], "-g0", "-fno-sanitize=undefined"]
+    linear = [*kernels[best], "-g0", "-fno-sanitize=undefined", *CHECKED_BY_CALLS]
     units.append((SOURCES / "cpu_linear.cpp", linear))
     objects = []
     for number, (source, flags) in enumerate(units):

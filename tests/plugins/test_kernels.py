@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.once import made_once
-from tests.plugins.instructions import SOURCES, instruction_sets
+from tests.plugins.instructions import QUICK, SOURCES, instruction_sets
 
 ARM = ["cmake", "aarch64-linux-gnu-g++", "qemu-aarch64-static"]
 CALLS = {"IntegerLinear": 91, "IntegerLogits": 29}  # of every instruction set
@@ -22,9 +22,8 @@ native = pytest.mark.skipif(not all(map(shutil.which, ("cmake", "g++"))), reason
 emulated = pytest.mark.skipif(not all(map(shutil.which, ARM)), reason=f"needs {', '.join(ARM)}")
 
 
-def build(folder: Path, *options: str) -> None:
-    # -Og compiles the kernels in half the time of -O3.
-    settings = ["-DLIGER_KERNEL_TESTS=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-Og", *options]
+def build(folder: Path, *options: str, flags: tuple[str, ...] = QUICK) -> None:
+    settings = ["-DLIGER_KERNEL_TESTS=ON", f"-DCMAKE_CXX_FLAGS_RELEASE={' '.join(flags)}", *options]
     if "avxvnni" not in instruction_sets("avxvnni"):
         settings.append("-Dhas_avxvnni=OFF")  # nothing here would run it
     subprocess.run(["cmake", "-S", SOURCES, "-B", folder, *settings], check=True, capture_output=True)
@@ -39,7 +38,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [f"-DCMAKE_TOOLCHAIN_FILE={SOURCES / 'aarch64-linux.cmake'}", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
-    return made_once("arm_kernels", lambda folder: build(folder, *options), tmp_path_factory) / "kernel_tests"
+    flags = (*QUICK, "-Og")  # emulation makes up for the time that it takes to compile
+    return (
+        made_once("arm_kernels", lambda folder: build(folder, *options, flags=flags), tmp_path_factory) / "kernel_tests"
+    )
 
 
 def run(*command: str | Path) -> tuple[list[str], dict[str, dict[str, int]]]:
