@@ -200,6 +200,7 @@ def test_graphs_with_other_weights_miss_the_bound(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_activations_that_are_too_narrow_are_an_error_that_names_the_layer(tmp_path: Path) -> None:
     checkpoint = write_overflowing(tmp_path / "liger", "model.layers.0.self_attn.v_proj")
     convert(checkpoint, tmp_path / "package")

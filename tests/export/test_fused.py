@@ -68,8 +68,9 @@ def test_nan_of_q_and_k_reaches_all_logits_as_in_stock(mixer: str, tmp_path: Pat
         assert np.isnan(load(package, lowering=lowering).all_logits(TOKENS)).all()
 
 
+@pytest.mark.slow
 @needs_library
-@pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_fused_package_meets_every_bound_of_validate(mixer: str, tmp_path: Path) -> None:
     settings = ValidationSettings(max_tokens=4096, memory_tokens=256)
     checkpoint = write_variant(tmp_path / "liger", mixer)
@@ -82,7 +83,7 @@ def test_fused_package_meets_every_bound_of_validate(mixer: str, tmp_path: Path)
 
 
 @needs_library
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", slow_except(["gla"], MIXERS))
 @pytest.mark.parametrize("weights", ["int4", "int8"])
 def test_fused_equals_stock_for_integers_and_half_precision_activations(
     mixer: str, weights: str, tmp_path: Path
@@ -171,7 +172,7 @@ def test_a_head_size_without_whole_vectors_is_rejected_before_any_work(tmp_path:
     assert not (tmp_path / "package").exists()
 
 
-@pytest.mark.parametrize("mixer", sorted(set(MIXERS) - set(KERNEL_MIXERS)))
+@pytest.mark.parametrize("mixer", slow_except(["gsa"], sorted(set(MIXERS) - set(KERNEL_MIXERS))))
 def test_a_mixer_without_gpu_kernels_has_a_fused_graph_for_a_cpu_only(mixer: str, tmp_path: Path) -> None:
     checkpoint = write_liger(tmp_path / "liger", settings=settings_of(mixer))
     with pytest.raises(UnsupportedModelError, match=f"no GPU kernels for the mixer {mixer}.*Omit --targets"):

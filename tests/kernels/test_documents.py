@@ -8,6 +8,7 @@ from torch import Tensor
 
 from liger_export.kernels import launch
 from liger_export.kernels.gradients import projection_gradients
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from tests.cells import slow_except
 from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, one_head, options, poisoned_outputs
 from tests.ops.cases import Case, Sequences, assert_equal, sequences, stacked
@@ -55,7 +56,7 @@ def test_packed_documents_have_the_results_that_they_have_alone(mixer: str) -> N
     assert_documents_are_alone(Case(mixer, head_dim=32, window_size=24), 100, ROWS)
 
 
-@every_mixer
+@pytest.mark.parametrize("mixer", slow_except(["gla"], KERNEL_MIXERS))
 @pytest.mark.parametrize(
     "rows", slow_except([[[64], [1]]], [[[64], [1]], [[15], [48, 63]], [list(range(1, 70)), [69]]]), ids=str
 )

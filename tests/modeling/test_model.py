@@ -13,7 +13,6 @@ import liger_export
 from liger_export.config import MIXERS
 from liger_export.modeling import CONFIG_CLASSES, MODEL_CLASSES, LigerForCausalLM, liger_config
 from liger_export.state import state_table
-from tests.cells import slow_except
 from tests.tiny import VOCABULARY, Shape, edit_json, load_model, relative_l2, write_liger
 
 shapes = st.builds(
@@ -70,7 +69,8 @@ def test_any_split_into_calls_gives_the_same_logits_and_state(
         assert relative_l2(measured, expected) < 1e-5
 
 
-@pytest.mark.parametrize("model_type", slow_except([TYPES["gla"]], TYPES.values()), ids=list(TYPES))
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TYPES.values(), ids=list(TYPES))
 def test_single_steps_do_not_drift_from_the_full_sequence(model_type: str) -> None:
     model, tokens = random_model(Shape(), model_type=model_type), random_tokens(1024, batch=1)
     whole, _ = in_calls(model, tokens, [])

@@ -10,6 +10,7 @@ import pytest
 
 from liger_export.errors import OutputError
 from liger_export.publishing import RECORD_FILE, new_directory, require_replaceable
+from tests.cells import slow_except
 from tests.interruption import interrupt, kill, runs_ended_by
 
 
@@ -146,7 +147,7 @@ def test_a_mount_point_is_refused_before_work() -> None:
 
 
 @each_rename
-@pytest.mark.parametrize("ending", [kill, interrupt])
+@pytest.mark.parametrize("ending", slow_except([kill], [kill, interrupt]))
 def test_a_run_that_ends_at_any_moment_leaves_the_output_whole_or_absent(
     tmp_path: Path, in_one_step: bool, ending: Callable[[], None]
 ) -> None:

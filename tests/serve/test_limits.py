@@ -159,6 +159,7 @@ def test_sigterm_lets_streams_end_and_a_second_server_goes_on_without_reading_ag
     assert said["again"]["choices"] == said["fresh"]["choices"]
 
 
+@pytest.mark.slow
 def test_the_next_turn_after_a_restart_reads_only_the_new_message(chat_package: Path, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     lengths = []

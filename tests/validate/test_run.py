@@ -26,10 +26,17 @@ def short(random_text: Path) -> ValidationSettings:
     return ValidationSettings(text=random_text, max_tokens=4096, memory_tokens=128)
 
 
+@pytest.fixture
+def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no memory, which takes a process of its own."""
+    monkeypatch.setattr("liger_export.validate.run.measure_memory", lambda *_: None)
+
+
 def failed(report: ParityReport) -> list[str]:
     return [check.name for check in report.checks if not check.passed]
 
 
+@pytest.mark.slow
 def test_a_converted_package_meets_every_bound_and_holds_its_report(package_copy: Path, liger_checkpoint: Path) -> None:
     report = validate(package_copy, liger_checkpoint, ValidationSettings(max_tokens=4096))
     assert failed(report) == []
@@ -59,6 +66,7 @@ def test_a_read_only_package_is_refused_before_measuring_or_left_unchanged(
     assert {path.name: sha256_file(path) for path in package_copy.iterdir()} == before
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_a_package_with_other_weights_fails(package_copy: Path, tmp_path: Path, short: ValidationSettings) -> None:
     other = write_liger(tmp_path / "other", seed=3)
     report = validate(package_copy, other, short)
@@ -67,6 +75,7 @@ def test_a_package_with_other_weights_fails(package_copy: Path, tmp_path: Path, 
     assert "any split, logits: relative L2" not in failed(report)
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_a_forgotten_adapter_fails(
     liger_checkpoint: Path, adapter: Path, tmp_path: Path, short: ValidationSettings
 ) -> None:
@@ -76,6 +85,7 @@ def test_a_forgotten_adapter_fails(
     assert "logits: relative L2" in failed(report)
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_a_graph_that_loses_state_fails_the_split_law(
     package_copy: Path, liger_checkpoint: Path, short: ValidationSettings
 ) -> None:
@@ -108,11 +118,11 @@ def test_short_text_and_small_settings_are_refused(package: Path, liger_checkpoi
         validate(package, liger_checkpoint, ValidationSettings(memory_tokens=127))
 
 
+@pytest.mark.usefixtures("without_memory")
 @pytest.mark.parametrize("text", [True, False])
 def test_logits_that_are_not_finite_are_an_error_that_names_layer_precision_and_fix(
-    text: bool, random_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: bool, random_text: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("liger_export.validate.run.measure_memory", lambda *_: None)
     checkpoint = write_overflowing(tmp_path / "liger", "model.layers.0.mlp.down_proj")
     convert(checkpoint, tmp_path / "package", precision=Precision(weights="fp16"))
     settings = ValidationSettings(text=random_text if text else None, max_tokens=4096)
