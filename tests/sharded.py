@@ -1,12 +1,9 @@
-"""A process of ``test_accelerate``: compares a model sharded by FSDP's ``fully_shard`` with the unsharded model.
+"""A job of ``test_accelerate``: compares a model sharded by FSDP's ``fully_shard`` with the unsharded model.
 
-    torchrun -m tests.sharded CHECKPOINT lora|transfer
-
-accelerate shards only on GPUs; this script does the same on CPUs. The first process prints the differences as JSON.
+accelerate shards only on GPUs; this does the same on CPUs. The first process prints the differences as JSON.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -37,7 +34,7 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def main(checkpoint: Path, stage: str) -> None:
-    dist.init_process_group("gloo")
+    """Compare loss and gradients, in each process of the group."""
     mesh = init_device_mesh("cpu", (2,))
     whole, sharded = trained(checkpoint, stage), trained(checkpoint, stage)
     for module in list(sharded.modules()):
@@ -55,8 +52,3 @@ def main(checkpoint: Path, stage: str) -> None:
     gradients = [relative_l2(found[name].full_tensor(), expected_gradients[name]) for name in expected_gradients]  # type: ignore[attr-defined]
     if dist.get_rank() == 0:
         print(json.dumps({"loss": relative_l2(loss / 2, expected), "gradient": max(gradients), "of": len(gradients)}))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
