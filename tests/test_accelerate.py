@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Launched:
-    """What two launches of two processes left in a folder."""
+    """A folder with the results of two launches of two processes."""
 
     folder: Path
 
