@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from functools import cache
 
-from liger_export.kernels.shapes import AttentionShape, LinearShape, block_of
+from liger_export.errors import KernelError
+from liger_export.kernels.shapes import MAX_STEP_WINDOW, AttentionShape, LinearShape, block_of
 
 __all__ = [
     "BATCHED_COLUMNS",
@@ -108,7 +109,16 @@ class Plan:
 
 
 def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
-    """Plan the step kernel. The fewer heads in the batch, the fewer columns per program, down to 16."""
+    """Plan the step kernel. The fewer heads in the batch, the fewer columns per program, down to 16.
+
+    Raises:
+        KernelError: the window is too large.
+    """
+    if shape.window > MAX_STEP_WINDOW:
+        raise KernelError(
+            f"The step kernel does not support a window of {shape.window} keys; it supports 1 to {MAX_STEP_WINDOW}.",
+            "Use the chunkwise kernels in PyTorch, or run this layer with the PyTorch implementation of its operator.",
+        )
     width = block_of(shape.head_dim) // 2
     while width > 16 and batch * shape.num_key_value_heads * -(-shape.head_dim // width) < MIN_PROGRAMS:
         width //= 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from liger_export.errors import KernelError
 from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.launch import chunkwise, shape_of, step
-from liger_export.kernels.shapes import KERNEL_MIXERS
+from liger_export.kernels.shapes import KERNEL_MIXERS, MAX_STEP_WINDOW
 from liger_export.ops import ATTENTIONS
 from liger_export.ops.signatures import CALL_INPUTS
 
@@ -38,14 +38,15 @@ def register_cuda_kernels() -> bool:
 def attention(mixer: str, *arguments: Any) -> tuple[Tensor, ...]:
     """Run the operator of a mixer with its own arguments: the step kernel for one token, chunkwise kernels for more.
 
-    Calls that no kernel supports (float64, other head sizes, wider windows) run the PyTorch implementation.
+    One token with a window that the step kernel does not support runs the chunkwise kernels. Calls that no kernel
+    supports (float64, other head sizes, wider windows) run the PyTorch implementation.
     """
     op = ATTENTIONS[mixer]
     call = _supported(mixer, arguments)
     if call is None:
         return op.run(*arguments)
-    launch = step if arguments[0].shape[1] == 1 else chunkwise
     projections, positions, state = call
+    launch = step if projections[0].shape[1] == 1 and state[-1].shape[2] <= MAX_STEP_WINDOW else chunkwise
     return launch(mixer, projections, positions, state, **_options(mixer, arguments))
 
 

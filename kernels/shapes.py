@@ -6,13 +6,22 @@ from typing import Any
 from liger_export.config import LigerConfig
 from liger_export.errors import KernelError
 
-__all__ = ["ACTIVATIONS", "KERNEL_MIXERS", "MAX_COLUMNS", "AttentionShape", "LinearShape", "block_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "KERNEL_MIXERS",
+    "MAX_COLUMNS",
+    "MAX_STEP_WINDOW",
+    "AttentionShape",
+    "LinearShape",
+    "block_of",
+]
 
 KERNEL_MIXERS = ("gla", "hgrn2")
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # torch's name: Triton's name
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 32, 256
-MAX_WINDOW = 256
+MAX_WINDOW = 1024
+MAX_STEP_WINDOW = 256  # of the step kernels, whose programs hold the window
 MAX_QUERIES_PER_KV = 64
 MAX_COLUMNS = 32768  # of a linear layer: one program keeps a token's activations in its registers
 
@@ -29,7 +38,7 @@ class AttentionShape:
         num_key_value_heads: G.
         num_queries_per_kv: R, query heads per key/value head.
         head_dim: D, a multiple of 8 from 32 to 256.
-        window: W, keys in the window, 1 to 256.
+        window: W, keys in the window, 1 to 1,024; the step kernels support up to 256.
         activation: dtype of projections, window and output, a key of ``ACTIVATIONS``. The state is float32.
 
     Raises:

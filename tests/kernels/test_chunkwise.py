@@ -48,6 +48,7 @@ def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: 
         Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=256, window_size=1),
         Case("hgrn2", num_key_value_heads=3, num_queries_per_kv=5, head_dim=40, window_size=7),
         Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=3, head_dim=128, window_size=256),
+        Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=1, head_dim=32, window_size=1024),
         Case("gla", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
     ],
     ids=str,

@@ -96,6 +96,12 @@ def test_shapes(case: Case) -> None:
 
 
 @pytest.mark.slow
+def test_windows_wider_than_the_step_kernels() -> None:
+    case = Case("gla", num_key_value_heads=1, num_queries_per_kv=1, head_dim=32, window_size=260)
+    assert_gradients_equal(case, 290, torch.float32)
+
+
+@pytest.mark.slow
 @every_mixer
 def test_padding_gets_zeros_and_changes_no_other_gradient(mixer: str) -> None:
     case = one_head(mixer)

@@ -18,9 +18,11 @@ from tests.tiny import relative_l2
 
 @every_mixer
 @pytest.mark.parametrize("length", [1, 20])
-@pytest.mark.parametrize("head_dim", [16, 32], ids=["pytorch", "kernel"])
-def test_operators_give_the_same_by_kernels_and_by_pytorch(mixer: str, length: int, head_dim: int) -> None:
-    case = Case(mixer, head_dim=head_dim)
+@pytest.mark.parametrize(
+    ("head_dim", "window"), [(16, 8), (32, 8), (32, 300)], ids=["pytorch", "kernel", "no step kernel"]
+)
+def test_operators_give_the_same_by_kernels_and_by_pytorch(mixer: str, length: int, head_dim: int, window: int) -> None:
+    case = Case(mixer, head_dim=head_dim, window_size=window)
     inputs, _ = inputs_and_reference(case, length, torch.float32)
     projections, positions = call_arguments(inputs, torch.arange(length).repeat(2, 1), torch.float32)
     arguments = (*projections, *positions, *empty_state(case, torch.float32), *case.options)

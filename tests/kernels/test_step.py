@@ -5,6 +5,7 @@ import torch
 
 from liger_export.errors import KernelError
 from liger_export.kernels import launch
+from liger_export.kernels.plans import step_plan
 from liger_export.kernels.shapes import AttentionShape
 from tests.cells import slow_except
 from tests.kernels.cases import (
@@ -101,7 +102,7 @@ def test_neighbours_in_a_batch_change_nothing() -> None:
     ("change", "message"),
     [
         ({"head_dim": 16}, "head size 16"),
-        ({"window_size": 257}, "window of 257 keys"),
+        ({"window_size": 1025}, "window of 1025 keys"),
         ({"mixer": "softmax"}, "mixer softmax"),
         ({"num_queries_per_kv": 65}, "65 query heads"),
     ],
@@ -112,6 +113,12 @@ def test_a_shape_without_a_kernel_is_refused(change: dict[str, object], message:
         AttentionShape(
             case.mixer, case.num_key_value_heads, case.num_queries_per_kv, case.head_dim, case.window_size, "float32"
         )
+
+
+def test_a_window_that_only_the_chunkwise_kernels_support_is_refused() -> None:
+    shape = AttentionShape("gla", 2, 2, 32, 257, "float32")
+    with pytest.raises(KernelError, match="window of 257 keys; it supports 1 to 256"):
+        step_plan(shape, 1, ring=True)
 
 
 def test_more_tokens_and_other_dtypes_are_refused() -> None:
