@@ -73,7 +73,8 @@ def print_tilings(mixer: str, tensors: tuple[Any, ...], name: str) -> None:
     """Time whole gradients with other tilings of a kernel."""
     *arguments, upstream = tensors
     head_dim = arguments[2][0].shape[-1]
-    plans = backward_plans(shape_of(mixer, arguments[0], arguments[2]))
+    chunks = -(-arguments[0][0].shape[1] // CHUNK)
+    plans = backward_plans(shape_of(mixer, arguments[0], arguments[2]), chunks)
     usual = plans[name]
     sizes = [size for size in (16, 32, 64, 128) if size <= head_dim]
     for warps, rows, columns, registers in product((4,), sizes[:3], sizes[1:], (255, 168, 128)):
@@ -84,7 +85,7 @@ def print_tilings(mixer: str, tensors: tuple[Any, ...], name: str) -> None:
             grid=(TILED[name](head_dim, rows, columns), *usual.grid[1:]),
         )
         runner._runners.cache_clear()
-        with patch.object(gradients, "backward_plans", lambda _, other=other: {**plans, name: other}):
+        with patch.object(gradients, "backward_plans", lambda *_, other=other: {**plans, name: other}):
             try:
                 call = partial(projection_gradients, mixer, *arguments, upstream, *OPTIONS)
                 took = f"{graph_microseconds([call]):.0f} us"

@@ -67,7 +67,7 @@ def projection_gradients(
         launches = [*_prepare(call, made), *_states(call, made), *_window(call, made), *_recurrence(call, made)]
     except ImportError as error:
         raise no_triton() from error
-    plans = [chunkwise_plans(shape)["prepare_kernel"], *backward_plans(shape).values()]
+    plans = [chunkwise_plans(shape)["prepare_kernel"], *backward_plans(shape, call.lengths[1] // CHUNK).values()]
     planned = [(kernel, plan, tensors) for (kernel, tensors), plan in zip(launches, plans, strict=True)]
     outside = (*projections, cos, sin, position_ids, *state, output_gradient)
     launch_all(("gradients", shape, counts.device, call_key(outside)), planned, batch, length)

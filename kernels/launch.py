@@ -188,7 +188,7 @@ def _state_launches(
         return [(pass_kernel, chunkwise_plans(shape)["pass_kernel"], passed)]
     memory, entering, next_memory = states
     added, decays = torch.empty_like(entering), entering.new_empty(entering.shape[:-1])
-    selections, plans = gate_selections(value.device, value.dtype), state_plans(shape)
+    selections, plans = gate_selections(value.device, value.dtype), state_plans(shape, padded // CHUNK)
     chunked = (value, features, gates, selections, counts, added, decays, *strides, padded)
     scanned = (added, decays, memory, entering, next_memory, padded)
     return [

@@ -30,14 +30,19 @@ ELEMENTS = 256  # of a state, per program of the scan
 
 
 @cache
-def state_plans(shape: AttentionShape) -> dict[str, Plan]:
+def state_plans(shape: AttentionShape, chunks: int) -> dict[str, Plan]:
     """Plan the kernels that compute the state before each chunk. Returns plans by name, in execution order."""
-    return {plan.name: plan for plan in (_states("chunk_states_kernel", shape), _scan(shape))}
+    return {plan.name: plan for plan in (_states("chunk_states_kernel", shape), _scan(shape, chunks))}
 
 
 @cache
-def backward_plans(shape: AttentionShape) -> dict[str, Plan]:
-    """Plan the kernels of the gradient that follow ``prepare_kernel``. Returns plans by name, in execution order."""
+def backward_plans(shape: AttentionShape, chunks: int) -> dict[str, Plan]:
+    """Plan the kernels of the gradient that follow ``prepare_kernel``. Returns plans by name, in execution order.
+
+    Args:
+        shape: shape of the layer's attention.
+        chunks: of a sequence.
+    """
     sizes, block_d = sizes_of(shape), block_of(shape.head_dim)
     kv_heads, query_heads = Axis(shape.num_key_value_heads), Axis(shape.num_key_value_heads * shape.num_queries_per_kv)
     sequences, blocks = Axis(of="batch"), Axis(1, "length", BLOCK)
@@ -48,9 +53,9 @@ def backward_plans(shape: AttentionShape) -> dict[str, Plan]:
             PREPARE,
             (Axis(CHUNK // BLOCK, "length", CHUNK), query_heads, sequences),
         ),
-        *state_plans(shape).values(),
+        *state_plans(shape, chunks).values(),
         _states("chunk_state_gradients_kernel", shape, R=shape.num_queries_per_kv),
-        _scan(shape, is_reverse=True),
+        _scan(shape, chunks, is_reverse=True),
         *_window(shape),
         Plan("pair_gradients_kernel", *_by_columns(shape, PAIR_TILE, query_heads)),
         Plan("value_gradients_kernel", *_by_columns(shape, TILE, kv_heads)),
@@ -74,9 +79,10 @@ def _states(kernel: str, shape: AttentionShape, **constants: int) -> Plan:
     return Plan(kernel, {"G": shape.num_key_value_heads, "D": shape.head_dim, **constants, **tile}, STATES, grid)
 
 
-def _scan(shape: AttentionShape, *, is_reverse: bool = False) -> Plan:
+def _scan(shape: AttentionShape, chunks: int, *, is_reverse: bool = False) -> Plan:
+    """Plan the scan over the chunks of a sequence, with no more of them per iteration than there are states."""
     constants: Constants = {"G": shape.num_key_value_heads, "D": shape.head_dim}
-    constants |= {"BLOCK": ELEMENTS, "CHUNKS": 16, "REVERSE": is_reverse}
+    constants |= {"BLOCK": ELEMENTS, "CHUNKS": min(block_of(chunks + 1, 2), 16), "REVERSE": is_reverse}
     grid = (Axis(-(-(shape.head_dim**2) // ELEMENTS)), Axis(shape.num_key_value_heads), Axis(of="batch"))
     return Plan("scan_kernel", constants, SCAN, grid, "_reverse" if is_reverse else "")
 
