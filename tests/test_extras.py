@@ -128,9 +128,17 @@ def make(*arguments: str) -> str:
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_demo_can_install_pytorch_for_the_cpu_and_says_how_to_go_on() -> None:
     index = "https://download.pytorch.org/whl/cpu"
-    assert f"pip install --quiet --extra-index-url {index} --editable '.[dev]'" in make("demo", f"TORCH_INDEX={index}")
+    commands = make("demo", f"TORCH_INDEX={index}")
+    assert f"pip install --quiet --extra-index-url {index} --editable '.[bench,serve]'" in commands
     plain = make("demo")
     assert "--extra-index-url" not in plain
     assert f'{PYPROJECT.parent}/.venv/bin/liger-export; "source .venv/bin/activate"' in plain
     assert '"Your own model" in README.md' in plain
     assert "\n## Your own model\n" in (PYPROJECT.parent / "README.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_only_development_installs_what_development_needs() -> None:
+    for goal in ("demo", "chat"):
+        assert ".[dev]" not in make(goal)
+    assert ".[dev]" in make("lint")
