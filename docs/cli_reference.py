@@ -1,11 +1,9 @@
 """The command reference, docs/reference/cli.md, from the commands' own help.
 
-python docs/cli_reference.py > docs/reference/cli.md
+python docs/cli_reference.py
 """
 
-import sys
-from io import StringIO
-from typing import TextIO
+from pathlib import Path
 
 import typer
 from typer.testing import CliRunner
@@ -15,7 +13,7 @@ from liger_export.cli import app
 TITLE = """\
 # Commands
 
-Generated from the commands: what each prints with `--help`.
+The output of every command with `--help`.
 """
 
 
@@ -25,19 +23,13 @@ def help_of(*command: str) -> str:
     return result.stdout.strip("\n")
 
 
-def write_page(file: TextIO) -> None:
-    """Write the page: the program, and a section for each command."""
-    file.write(f"{TITLE}\n```text\n{help_of()}\n```\n")
-    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
-        file.write(f"\n## {name}\n\n```text\n{help_of(name)}\n```\n")
-
-
 def page() -> str:
-    """The text of the page."""
-    file = StringIO()
-    write_page(file)
-    return file.getvalue()
+    """The text of the page: the program, and a section for each command."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    sections = [TITLE, f"```text\n{help_of()}\n```\n"]
+    sections += [f"## {name}\n\n```text\n{help_of(name)}\n```\n" for name in commands]
+    return "\n".join(sections)
 
 
 if __name__ == "__main__":
-    write_page(sys.stdout)
+    (Path(__file__).parent / "reference" / "cli.md").write_text(page(), encoding="utf-8")

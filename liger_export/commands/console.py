@@ -19,10 +19,12 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from liger_export.commands.tables import megabytes
 from liger_export.extras import required_extra
@@ -171,6 +173,18 @@ class ProgressBar:
         return f"{self._stage}: {', '.join(parts)}"
 
 
+class _OnceTotalIsKnown(ProgressColumn):
+    """A column that is empty in stages without a total, instead of showing ``0/?`` and ``-:--:--``."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self._column = column
+
+    def render(self, task: Task) -> RenderableType:
+        """Render the column."""
+        return Text() if task.total is None else self._column.render(task)
+
+
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
@@ -193,7 +207,8 @@ def progress_bar(
     columns: list[ProgressColumn] = [SpinnerColumn(), description, TimeElapsedColumn()]
     if counts:
         amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
-        columns = [description, BarColumn(), amount, TimeElapsedColumn(), TimeRemainingColumn()]
+        left = _OnceTotalIsKnown(TimeRemainingColumn())
+        columns = [description, BarColumn(), _OnceTotalIsKnown(amount), TimeElapsedColumn(), left]
     hidden = not (visible and err.is_terminal)  # a log would get an empty line
     display = Progress(*columns, console=err, transient=True, disable=hidden, speed_estimate_period=SPEED_SECONDS)
     bar = ProgressBar(display, stage, in_bytes=in_bytes)

@@ -79,10 +79,10 @@ def triton(
         str | None, typer.Option(show_default="the package's directory", help="Start of the models' names.")
     ] = None,
     batch: Annotated[
-        int, typer.Option(help="Most sequences that one call continues by a token.", rich_help_panel="Limits")
+        int, typer.Option(help="Maximum sequences per call, of one token each.", rich_help_panel="Limits")
     ] = 8,
     sequences: Annotated[
-        int, typer.Option(help="Most sequences that a model holds; more wait.", rich_help_panel="Limits")
+        int, typer.Option(help="Maximum sequences that a model holds; further ones wait.", rich_help_panel="Limits")
     ] = 64,
     idle: Annotated[
         int,

@@ -147,7 +147,9 @@ def finetune(
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.", rich_help_panel="Training")
     ] = None,
-    save_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between points to resume from.")] = 200,
+    save_steps: Annotated[
+        int, typer.Option(min=1, help="Optimizer steps between points that --resume can continue from.")
+    ] = 200,
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Save memory by recomputing layers in the backward pass.", rich_help_panel="Training")
     ] = False,

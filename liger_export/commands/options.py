@@ -59,7 +59,10 @@ Lowering = Annotated[
     ),
 ]
 WeightPrecision = Annotated[
-    str, typer.Option("--precision", help=f"Weights: {', '.join(PRECISIONS)}.", rich_help_panel="Precision")
+    str,
+    typer.Option(
+        "--precision", help=f"Precision of the weights: {', '.join(PRECISIONS)}.", rich_help_panel="Precision"
+    ),
 ]
 HeadPrecision = Annotated[
     str | None,
@@ -70,10 +73,12 @@ HeadPrecision = Annotated[
 BlockSize = Annotated[
     int,
     typer.Option(
-        "--block-size", help=f"Weights per scale: {', '.join(map(str, BLOCK_SIZES))}.", rich_help_panel="Precision"
+        "--block-size",
+        help=f"Weights that share a scale: {', '.join(map(str, BLOCK_SIZES))}.",
+        rich_help_panel="Precision",
     ),
 ]
-OF_PACKAGE = "as in the package's generation_config.json"
+OF_PACKAGE = "as in the package"
 Temperature = Annotated[
     float | None,
     typer.Option(
@@ -112,7 +117,9 @@ RepetitionPenalty = Annotated[
         show_default=OF_PACKAGE, help="Penalty for repeated tokens; 1 for none.", rich_help_panel="Choice of tokens"
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed for sampling.", rich_help_panel="Choice of tokens")]
+Seed = Annotated[
+    int | None, typer.Option(show_default="random", help="Seed for sampling.", rich_help_panel="Choice of tokens")
+]
 Stop = Annotated[
     list[str] | None,
     typer.Option(metavar="TEXT", help="Text that ends the output; repeatable.", rich_help_panel="Choice of tokens"),

@@ -97,7 +97,7 @@ def convert(
         str | None,
         typer.Option(
             show_default="fp32",
-            help=f"Activations with int4 and int8: {', '.join(FLOATS)}.",
+            help=f"Precision of activations with int4 and int8: {', '.join(FLOATS)}.",
             rich_help_panel="Precision",
         ),
     ] = None,
@@ -117,7 +117,7 @@ def convert(
     calibration: CalibrationText = None,
     calibration_tokens: Annotated[
         int,
-        typer.Option(min=1, help="Tokens to read from the start of the calibration text.", rich_help_panel="Rounding"),
+        typer.Option(min=1, help="Tokens to use from the start of the calibration text.", rich_help_panel="Rounding"),
     ] = CALIBRATION_TOKENS,
     prefix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="System prompt whose state the package ships.")
@@ -199,7 +199,7 @@ def inspect(
     contract: Annotated[
         bool, typer.Option("--contract", help="Describe the inputs and outputs of its graphs instead.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the contract as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --contract: print JSON.")] = False,
 ) -> None:
     """Describe a package or engine, and verify its files.
 
@@ -240,7 +240,9 @@ def run(
     stop: Stop = None,
     lookup: Annotated[
         int,
-        typer.Option(min=0, help="Guess up to this many tokens from the text and read them together; same text."),
+        typer.Option(
+            min=0, help="Guess up to this many tokens from earlier text and check them in one call; same output."
+        ),
     ] = 0,
     parse_special_tokens: Annotated[
         bool,

@@ -21,11 +21,12 @@ MEGABYTE = 1_000_000
 
 def serve(
     packages: Annotated[
-        list[str], typer.Argument(metavar="[NAME=]PACKAGE...", help="Package directories. NAME is what requests say.")
+        list[str],
+        typer.Argument(metavar="[NAME=]PACKAGE...", help="Package directories. NAME is the model's name in requests."),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel="Network")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", rich_help_panel="Network")] = 8000,
-    slots: Annotated[int, typer.Option(help="Answers of a model at once.", rich_help_panel="Limits")] = 8,
+    slots: Annotated[int, typer.Option(help="Answers that a model generates at once.", rich_help_panel="Limits")] = 8,
     queue: Annotated[
         int,
         typer.Option(help="Answers that wait for a slot; more are refused with status 429.", rich_help_panel="Limits"),
@@ -33,37 +34,39 @@ def serve(
     api_key_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Keys, one a line, of which clients must send one.", rich_help_panel="Network"
+            metavar="FILE", help="File with one key per line; clients must send one of them.", rich_help_panel="Network"
         ),
     ] = None,
-    max_request_bytes: Annotated[int, typer.Option(help="Largest request.", rich_help_panel="Limits")] = 4 * MEGABYTE,
+    max_request_bytes: Annotated[int, typer.Option(help="Maximum bytes of a request.", rich_help_panel="Limits")] = 4
+    * MEGABYTE,
     max_prompt_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a prompt.", rich_help_panel="Limits")
+        int, typer.Option(help="Maximum tokens of a prompt.", rich_help_panel="Limits")
     ] = 131_072,
     max_new_tokens: Annotated[
         int,
         typer.Option(
             "-n",
             "--max-new-tokens",
-            help="Most tokens of an answer, and the default of chats.",
+            help="Maximum tokens of an answer; also the default for chats.",
             rich_help_panel="Limits",
         ),
     ] = 4096,
     timeout: Annotated[
-        float, typer.Option(help="Most seconds of an answer, with its time in the queue.", rich_help_panel="Limits")
+        float,
+        typer.Option(help="Maximum seconds for an answer, including its time in the queue.", rich_help_panel="Limits"),
     ] = 600.0,
     grace: Annotated[
-        float, typer.Option(help="Seconds that answers go on after SIGTERM.", rich_help_panel="Limits")
+        float, typer.Option(help="Seconds that answers may continue after SIGTERM.", rich_help_panel="Limits")
     ] = 10.0,
     memory: Annotated[
         int, typer.Option(metavar="MB", help="Memory for states of earlier texts.", rich_help_panel="States")
     ] = 1000,
     state_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Directory for states that outlive the server.", rich_help_panel="States"),
+        typer.Option(metavar="DIR", help="Directory to keep states in when the server ends.", rich_help_panel="States"),
     ] = None,
     state_size: Annotated[
-        int, typer.Option(metavar="MB", help="Size of that directory.", rich_help_panel="States")
+        int, typer.Option(metavar="MB", help="Maximum size of that directory.", rich_help_panel="States")
     ] = 10_000,
     threads: Threads = None,
     verify: Verify = False,
@@ -72,8 +75,7 @@ def serve(
 ) -> None:
     """Serve packages to OpenAI's clients and to browsers.
 
-    Clients of OpenAI's API get its answers, and a browser gets a chat page.
-    Texts that start like earlier ones are not read again from their start.
+    Browsers get a chat page. If a text begins like an earlier one, only the rest is read.
 
     Example:
       liger-export serve package --state-dir states --port 8000

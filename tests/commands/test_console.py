@@ -147,3 +147,21 @@ def test_a_short_operation_prints_nothing_to_a_log(capsys: pytest.CaptureFixture
         bar.start(10)
         bar.advance(10)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("in_bytes", [True, False])
+def test_a_stage_without_a_total_shows_neither_an_amount_nor_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, in_bytes: bool
+) -> None:
+    output = StringIO()
+    monkeypatch.setattr(console, "err", Console(file=output, force_terminal=True, width=100))
+    with progress_bar("tracing", in_bytes=in_bytes):
+        pass
+    stage = output.getvalue()
+    assert "tracing" in stage
+    assert "/?" not in stage
+    assert "-:--:--" not in stage
+    with progress_bar("writing", in_bytes=in_bytes) as bar:
+        bar.start(8)
+        bar.advance(4)
+    assert "4/8" in output.getvalue()
