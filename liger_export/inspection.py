@@ -94,7 +94,7 @@ def _describe(directory: Path, manifest: Manifest) -> Summary:
         *_calibration_row(manifest),
         *_prefix_row(manifest),
         ("generation", _generation(directory)),
-        ("state per session", f"{bytes_per_session(manifest.state):,} bytes, whatever the length of the text"),
+        ("state per session", f"{bytes_per_session(manifest.state):,} bytes, for a text of any length"),
         *_state_rows(manifest),
         ("memory growth", _growth(manifest)),
         *((name, f"{entry['bytes']:,} bytes") for name, entry in manifest.files.items()),

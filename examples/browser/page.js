@@ -23,7 +23,7 @@ function show(role, text) {
 
 function showMemory() {
   element("length").textContent = `${session.read.length} tokens read`;
-  element("state").textContent = `${megabytes(session.stateBytes)}, whatever the length`;
+  element("state").textContent = `${megabytes(session.stateBytes)} at any length`;
   element("memory").textContent = megabytes(wasmBytes());
 }
 

@@ -34,15 +34,15 @@ from liger_export.errors import InputError, LigerExportError, OutputError
 __all__ = ["chat"]
 
 HELP = """\
-/reset       start over
-/save FILE   write the conversation and its state to a file
-/load FILE   go on with a saved conversation
-/stats       tokens, speed and memory of the last answer
-/help        this text
-/exit        end, as Ctrl-D does
-Ctrl-C       stop an answer; what was said stays in the conversation
+/reset       start a new conversation
+/save FILE   save the conversation and its state to a file
+/load FILE   continue a saved conversation
+/stats       show tokens, speed and memory of the last answer
+/help        show this text
+/exit        end the program, like Ctrl-D
+Ctrl-C       stop an answer; the part that was printed stays in the conversation
 A backslash at the end of a line continues the message on the next line.
-A message that starts with a slash needs a space before it."""
+Put a space before a message that starts with a slash."""
 
 
 def chat(
@@ -147,7 +147,7 @@ def _run_command(conversation: Conversation, line: str) -> bool:
             print_faint(HELP)
         case "/reset", "":
             conversation.reset()
-            print_faint("The conversation starts over.")
+            print_faint("This is a new conversation.")
         case "/stats", "":
             print_faint(_describe(conversation))
         case (("/save" | "/load"), ""):
@@ -205,11 +205,12 @@ def _describe(conversation: Conversation) -> str:
         rate = f" at {(cost.tokens - 1) / cost.rest_seconds:,.0f} tokens/s" if cost.rest_seconds else ""
         lines = [
             f"answer        {cost.tokens:,} tokens{rate}, the first after {cost.first_seconds * 1e3:,.0f} ms",
-            f"read for it   {cost.read_tokens:,} of the {cost.prompt_tokens:,} tokens before it",
+            f"prompt        {cost.prompt_tokens:,} tokens, of which {cost.read_tokens:,} were read; "
+            "the state held the others",
         ]
     lines += [
         f"conversation  {len(conversation.messages)} messages, {session.length:,} tokens",
-        f"state         {megabytes(session.state_bytes)}, whatever the length",
+        f"state         {megabytes(session.state_bytes)} at any length",
     ]
     return "\n".join(lines)
 

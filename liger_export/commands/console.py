@@ -112,7 +112,7 @@ def note_ignored(defaults: GenerationDefaults) -> None:
     """Print which of a package's generation settings have no effect."""
     if defaults.ignored:
         settings = ", ".join(f"{name} {value}" for name, value in defaults.ignored.items())
-        print_note(f"not applied, of generation_config.json: {settings}")
+        print_note(f"ignored settings of generation_config.json: {settings}")
 
 
 def print_faint(text: str) -> None:

@@ -60,7 +60,7 @@ def validate(
         lowering=lowering,
         record=json is None or can_record(package),
     )
-    with progress_bar("comparing with PyTorch", counts=False, visible=not quiet) as bar:
+    with progress_bar("loading", counts=False, visible=not quiet) as bar:
         report = run(package, reference, settings, adapters=tuple(adapter or ()), progress=bar)
     show(parity_table(report))
     if report.device == ROUNDED:

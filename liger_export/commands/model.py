@@ -217,7 +217,7 @@ def _train(run: "partial[FinetuneResult]", *, quiet: bool) -> None:
         result = run(progress=bar)
     if is_main:
         if not can_draw():
-            print_note("no picture of the loss: it needs matplotlib (extra bench)")
+            print_note("no plot of the loss was written: matplotlib is not installed (extra bench)")
         show(heldout_table(result.before, result.after))
         show(
             f"{result.trained_parameters:,} parameters, {result.steps:,} steps, {result.after.tokens:,} tokens held out"

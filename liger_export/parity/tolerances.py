@@ -82,7 +82,7 @@ class Tolerances:
         yield Check("perplexity: PyTorch", torch, detail=detail)
         if self.stored in PERPLEXITY_INCREASE:
             bound, loss = PERPLEXITY_INCREASE[self.stored], f"stored as {self.stored}"
-            yield Check("perplexity: lost", package / torch - 1, bound, detail=loss)
+            yield Check("perplexity: increase", package / torch - 1, bound, detail=loss)
 
     def allowing(self, noise: Wide) -> "Tolerances":
         """Return tolerances for a package whose roundings alone cause distances of ``noise``, by position [T]."""

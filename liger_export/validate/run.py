@@ -109,6 +109,7 @@ def validate(
     is_emulated = session.manifest.activations == "bfloat16" and session.device == CPU
     reference = TorchReference(checkpoint, adapters)
     reference.require_config(session.manifest.model_config)
+    progress.stage("measuring memory")
     growth = None if is_emulated else measure_memory(package, session, settings.memory_tokens)
     if growth is not None and settings.record:
         record_memory(package, session.manifest, growth)
@@ -121,10 +122,11 @@ def validate(
         versions={name: version(name) for name in LIBRARIES},
     )
     subjects = laws.Subjects(session, reference, _tolerances(session.manifest))
+    progress.stage("comparing with PyTorch")
     try:
         for check in _checks(package, subjects, _tokens(package, session, settings), growth):
             report.checks.append(check)
-            progress.stage(f"measured {check.name}")
+            progress.stage(f"comparing with PyTorch, {len(report.checks)} checks done")
     except NotFiniteError as error:
         report.checks.append(Check("logits: not finite", 1.0, 0.0, detail=error.cause))
         _record(report, package, settings)

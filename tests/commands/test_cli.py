@@ -139,7 +139,7 @@ def test_run_uses_the_packages_generation_defaults_and_options_override_them(
 ) -> None:
     edit_json(checkpoint_copy / "generation_config.json", do_sample=True, top_k=1, repetition_penalty=5.0, num_beams=4)
     made = liger_export("convert", checkpoint_copy, "-o", tmp_path / "package")
-    note = "note: not applied, of generation_config.json: num_beams 4"
+    note = "note: ignored settings of generation_config.json: num_beams 4"
     assert note in made.stderr
     command = ("run", tmp_path / "package", "def", "-n", 12)
     greedy = liger_export("run", package, "def", "-n", 12).stdout

@@ -100,7 +100,7 @@ def test_64_tokens_equal_pythons_and_memory_does_not_grow(site: Path, int4_packa
         page.save_picture(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 5000
         send(page, PROMPT, 256)
-        assert text_of(page, "#state") == "328 kB, whatever the length"
+        assert text_of(page, "#state") == "328 kB at any length"
         assert text_of(page, "#memory") == wasm
         assert page.heap_bytes() - heap < 100_000
 

@@ -26,7 +26,7 @@ function show(role, text) {
 
 function showState() {
   const bytes = sizes.get(element("model").value);
-  element("state").textContent = bytes === undefined ? "State: ?" : `State: ${megabytes(bytes)}, whatever the length`;
+  element("state").textContent = bytes === undefined ? "State: ?" : `State: ${megabytes(bytes)} at any length`;
 }
 
 async function loadModels() {
