@@ -91,8 +91,8 @@ def chat(
     if is_terminal:
         with suppress(ImportError):
             import readline  # noqa: F401 (line editing and history of input, in memory only)
-        name = f"{session.manifest.model_config.model_type} from {session.manifest.source['name']}"
-        print_faint(f"{name}, {session.lowering} graph on {session.device}. /help lists the commands, Ctrl-D ends.\n")
+        graph = f"{session.lowering} graph on {session.device}"
+        print_faint(f"{package}: {graph}. /help lists the commands, Ctrl-D ends.\n")
     converse(conversation, is_terminal=is_terminal)
 
 
@@ -202,11 +202,11 @@ def _describe(conversation: Conversation) -> str:
     """Describe what the last answer cost, and the state."""
     session, cost, lines = conversation.session, conversation.cost, []
     if cost is not None:
+        kept = cost.prompt_tokens - cost.read_tokens
         rate = f" at {(cost.tokens - 1) / cost.rest_seconds:,.0f} tokens/s" if cost.rest_seconds else ""
         lines = [
             f"answer        {cost.tokens:,} tokens{rate}, the first after {cost.first_seconds * 1e3:,.0f} ms",
-            f"prompt        {cost.prompt_tokens:,} tokens, of which {cost.read_tokens:,} were read; "
-            "the state held the others",
+            f"prompt        {cost.prompt_tokens:,} tokens: {cost.read_tokens:,} read, {kept:,} kept in the state",
         ]
     lines += [
         f"conversation  {len(conversation.messages)} messages, {session.length:,} tokens",

@@ -36,6 +36,7 @@ __all__ = [
     "accept_every_character",
     "exporter",
     "interrupt",
+    "is_narrow",
     "note_ignored",
     "print_error",
     "print_failure",
@@ -55,6 +56,7 @@ out = Console()
 err = Console(stderr=True)
 
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
+WIDE_COLUMNS = 100  # of a terminal that shows the widest tables
 SPEED_SECONDS = 600.0  # over which the time left is estimated: a step can take a minute
 _interrupted = threading.Event()
 
@@ -96,6 +98,11 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def is_narrow() -> bool:
+    """Return True if standard output is a terminal in which the rows of wide tables would be folded."""
+    return out.is_terminal and out.width < WIDE_COLUMNS
 
 
 def show(*results: RenderableType) -> None:

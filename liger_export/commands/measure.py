@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from liger_export.commands.console import exporter, print_failure, print_note, progress_bar, quiet_transformers, show
+from liger_export.commands.console import (
+    exporter,
+    is_narrow,
+    print_failure,
+    print_note,
+    progress_bar,
+    quiet_transformers,
+    show,
+)
 from liger_export.commands.options import Adapters, Device, JsonFile, Lowering, PackageArgument, Quiet, RunnableArgument
 from liger_export.commands.tables import bench_table, evaluation_table, parity_table, position_tables, profile_table
 from liger_export.files import new_file, require_writable
@@ -62,7 +70,7 @@ def validate(
     )
     with progress_bar("loading", counts=False, visible=not quiet) as bar:
         report = run(package, reference, settings, adapters=tuple(adapter or ()), progress=bar)
-    show(parity_table(report))
+    show(parity_table(report, details=not is_narrow()))
     if report.device == ROUNDED:
         print_note(
             "no GPU was used: the CPU computed each operator in float32 and rounded to bfloat16; no memory check"

@@ -192,7 +192,7 @@ def finetune(
         precision=Precision(weights=precision, lm_head=lm_head, block_size=block_size),
     )
     run = partial(train, checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite)
-    _train(partial(run, log_dir=log_dir), quiet=quiet)
+    _train(partial(run, log_dir=log_dir), output, quiet=quiet)
 
 
 def _training_stage(name: str) -> "Callable[..., FinetuneResult]":
@@ -206,7 +206,7 @@ def _training_stage(name: str) -> "Callable[..., FinetuneResult]":
     return stages[name]
 
 
-def _train(run: "partial[FinetuneResult]", *, quiet: bool) -> None:
+def _train(run: "partial[FinetuneResult]", output: Path, *, quiet: bool) -> None:
     """Train, and print the result; on the main process only, if ``accelerate launch`` started several."""
     from liger_export.distributed import processes
     from liger_export.finetune.plot import can_draw
@@ -219,6 +219,5 @@ def _train(run: "partial[FinetuneResult]", *, quiet: bool) -> None:
         if not can_draw():
             print_note("no plot of the loss was written: matplotlib is not installed (extra bench)")
         show(heldout_table(result.before, result.after))
-        show(
-            f"{result.trained_parameters:,} parameters, {result.steps:,} steps, {result.after.tokens:,} tokens held out"
-        )
+        counts = f"{result.trained_parameters:,} parameters, {result.steps:,} steps"
+        typer.echo(f"{output}: {counts}, {result.after.tokens:,} tokens held out")

@@ -108,7 +108,11 @@ def serve(
         sessions[name] = session
         size = megabytes(session.state_bytes)
         print_faint(f"{name}: {session.lowering} graph on {session.device}, {size} of state for each conversation")
-    run_server(sessions, settings, lambda address: print_faint(f"listening on {address}, Ctrl-C ends"))
+
+    def announce(address: str) -> None:
+        print_faint(f"listening on {address}, for browsers and OpenAI's clients. Ctrl-C ends.")
+
+    run_server(sessions, settings, announce)
 
 
 def _name_and_directory(text: str) -> tuple[str, Path]:

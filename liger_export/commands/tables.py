@@ -38,14 +38,16 @@ def heldout_table(before: "Quality", after: "Quality") -> Table:
     return table
 
 
-def parity_table(report: "ParityReport") -> Table:
-    """Each check of ``validate`` with its bound and verdict."""
+def parity_table(report: "ParityReport", *, details: bool = True) -> Table:
+    """Each check of ``validate`` with its bound and verdict, and on request what it was measured over."""
     title = f"{report.package} against {report.reference}"
-    table = Table("check", "measured", "bound", "", "over", box=SIMPLE, title=title)
+    table = Table("check", "measured", "bound", "", *(["over"] if details else []), box=SIMPLE, title=title)
     for check in report.checks:
         bound = "" if check.bound is None else f"{'>=' if check.at_least else '<='} {check.bound:.3g}"
         verdict = "" if check.bound is None and check.passed else "[green]ok" if check.passed else "[red]MISSED"
-        table.add_row(check.name, _figure(check.value), bound, verdict, f"[dim]{check.detail}")
+        table.add_row(check.name, _figure(check.value), bound, verdict, *([f"[dim]{check.detail}"] if details else []))
+    if not details:
+        table.caption, table.caption_justify = "A wider terminal also shows what each check was measured over.", "left"
     return table
 
 

@@ -10,7 +10,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from liger_export.commands import console
-from liger_export.commands.console import ProgressBar, interrupt, print_error, progress_bar, raise_swallowed_interrupt
+from liger_export.commands.console import (
+    ProgressBar,
+    interrupt,
+    is_narrow,
+    print_error,
+    progress_bar,
+    raise_swallowed_interrupt,
+)
+from liger_export.commands.tables import parity_table
+from liger_export.parity.report import Check, ParityReport
 
 
 def test_a_swallowed_interrupt_is_raised_again() -> None:
@@ -165,3 +174,25 @@ def test_a_stage_without_a_total_shows_neither_an_amount_nor_the_time_left(
         bar.start(8)
         bar.advance(4)
     assert "4/8" in output.getvalue()
+
+
+def test_only_a_narrow_terminal_gets_no_details(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [(True, 80), (True, 120), (False, 80)]
+    consoles = [Console(force_terminal=terminal, width=width) for terminal, width in cases]
+    narrow = []
+    for each in consoles:
+        monkeypatch.setattr(console, "out", each)
+        narrow.append(is_narrow())
+    assert narrow == [True, False, False]
+
+
+def test_a_narrow_terminal_shows_a_check_on_one_line() -> None:
+    check = Check("memory: bytes grown a token, slope", 0.0, 0.0, detail="token 64 to 4,096, in a separate process")
+    report = ParityReport("package", "liger + adapter", "fused", "cpu", "0", {}, [check])
+    for width, details in ((80, False), (120, True)):
+        output = StringIO()
+        Console(file=output, width=width).print(parity_table(report, details=details))
+        [line] = [line for line in output.getvalue().splitlines() if "memory" in line]
+        assert "slope" in line
+        assert "ok" in line
+        assert (check.detail in line) == details
