@@ -79,6 +79,7 @@ def test_commands_in_a_pipe_print_to_standard_error(chat_package: Path) -> None:
     assert "conversation 0 messages, 0 tokens" in described
     assert "conversation 2 messages" in described
     assert "answer 6 tokens at" in described
+    assert " read, 0 kept in the state" in described
     assert "/load FILE" in described
 
 
