@@ -6,7 +6,15 @@ from liger_export.extras import install_command
 
 __all__ = ["main"]
 
-WITHOUT_EXPORTER = {"run", "chat", "inspect", "--help", "--version"}  # these need no PyTorch
+# Extras of the commands that need no PyTorch.
+WITHOUT_EXPORTER = {
+    "run": "cli",
+    "chat": "cli",
+    "inspect": "cli",
+    "--help": "cli",
+    "--version": "cli",
+    "serve": "serve",
+}
 
 
 def main() -> None:
@@ -14,7 +22,8 @@ def main() -> None:
     try:
         from liger_export.cli import main as run
     except ModuleNotFoundError as error:
-        extra = "cli" if set(sys.argv[1:2]) <= WITHOUT_EXPORTER else "export"
+        command = next(iter(sys.argv[1:]), "--help")
+        extra = WITHOUT_EXPORTER.get(command, "export")
         sys.stderr.write(
             f"error: The command line needs {error.name}, which is not installed.\n"
             f"fix:   Run: {install_command(extra)}\n"

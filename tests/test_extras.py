@@ -95,7 +95,7 @@ def test_run_and_inspect_need_only_the_cli_extra(package: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "extra"), [(["run", "package", "def"], "cli"), (["inspect", "package"], "cli"), ([], "cli"),
-                             (["validate", "package"], "export")],
+                             (["serve", "package"], "serve"), (["validate", "package"], "export")],
 )  # fmt: skip
 def test_a_missing_command_line_is_installed_without_torch_where_possible(arguments: list[str], extra: str) -> None:
     done = command_line(*arguments, missing=EXPORTER_LIBRARIES)
