@@ -14,7 +14,7 @@ __all__ = ["OperatorTime", "Profile", "end_profile", "read_trace"]
 MICROSECOND = 1e-6
 # Operators that read all their weights in place, once per call. ONNX Runtime repacks the weights of others, and its
 # trace no longer counts them.
-READ_IN_PLACE = ("IntegerLinear", "IntegerLogits")
+READ_IN_PLACE = ("IntegerLinear", "IntegerLogits", "Linear", "Logits")
 
 Event = dict[str, Any]
 

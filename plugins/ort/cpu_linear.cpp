@@ -1,10 +1,11 @@
-// Linear layers with quantized weights on a CPU. Compiled once per instruction set, into a namespace of that name.
+// Linear layers on a CPU. Compiled once per instruction set, into a namespace of that name.
 //
-// Activations are rounded to 8 bits in blocks. With integers w of a row and a of a token, zero point z, and scales s and
+// With quantized weights, activations are rounded to 8 bits in blocks. With integers w of a row and a of a token, zero point z, and scales s and
 // t of a block, the product is the sum over blocks of s t (w . a) - s z t sum(a).
 
 #include "cpu_linear.h"
 
+#include "linear_dense.h"
 #include "linear_panels.h"
 
 namespace liger {
@@ -30,8 +31,8 @@ LIGER_INLINE void add(const Element* from, float* to, int64_t count) {
 }
 
 // Writes results of a token from sums, which are read up to a multiple of WIDTH; `up` is read if the call is gated.
-template <class Element>
-void finish(const IntegerLinearCall<Element>& call, int64_t token, int64_t row, int64_t count, float* sums, float* up) {
+template <class Element, class Weight>
+void finish(const CpuLinearCall<Element, Weight>& call, int64_t token, int64_t row, int64_t count, float* sums, float* up) {
   const int64_t rows = call.result_rows(), place = token * rows + row;
   if (call.bias) add(call.bias + row, sums, count);
   if (call.is_gated) {
@@ -97,11 +98,25 @@ void multiply(const IntegerLinearCall<Element>& call, int64_t piece, void* memor
   return call.weight.bits == 4 ? multiply_bits<4>(call, piece, memory) : multiply_bits<8>(call, piece, memory);
 }
 
+template <class Element>
+void multiply_dense(const DenseLinearCall<Element>& call, int64_t piece) {
+  const int64_t first = piece * LINEAR_PIECE, count = std::min(LINEAR_PIECE, call.result_rows() - first);
+  for (int64_t token = 0; token < call.tokens; token += DENSE_TOKENS) {
+    float sums[DENSE_TOKENS][LINEAR_PIECE] = {}, up[DENSE_TOKENS][LINEAR_PIECE] = {};
+    multiply_any(call, first, count, token, sums[0]);
+    if (call.is_gated) multiply_any(call, call.result_rows() + first, count, token, up[0]);
+    for (int64_t t = 0; t < std::min(DENSE_TOKENS, call.tokens - token); ++t) {
+      finish(call, token + t, first, count, sums[t], up[t]);
+    }
+  }
+}
+
 }  // namespace
 
 extern const LinearKernels linear;
 const LinearKernels linear = {{round_token<float>, multiply<float>, memory_of_piece<float>},
-                              {round_token<Half>, multiply<Half>, memory_of_piece<Half>}};
+                              {round_token<Half>, multiply<Half>, memory_of_piece<Half>},
+                              {normalize_token<Half>, multiply_dense<Half>}};
 
 }  // namespace LIGER_INSTRUCTIONS
 }  // namespace liger

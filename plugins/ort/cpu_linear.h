@@ -1,4 +1,4 @@
-// Linear layers with quantized weights on a CPU: a call's data, and one function table per instruction set.
+// Linear layers on a CPU: a call's data, and one function table per instruction set.
 
 #pragma once
 
@@ -25,6 +25,15 @@ struct IntegerWeight {
   }
 };
 
+// A weight that is not quantized, [rows, width], read where it lies.
+template <class Element>
+struct DenseWeight {
+  int64_t rows, width;  // the latter is a multiple of 16
+  const Element* numbers;
+
+  int64_t columns() const { return width; }
+};
+
 // A call's activations, rounded to 8-bit integers, one scale per block.
 struct RoundedActivations {
   static constexpr int64_t PADDING = 128;  // activations of two vectors of any instruction set
@@ -39,18 +48,27 @@ struct RoundedActivations {
 
 // One call: T tokens, a weight of N rows and K columns. If it is gated, the weight's first N / 2 rows are the gate and the
 // others what is gated, and the result has N / 2 columns. The pointers to norm, bias and residual may be null.
-template <class Element>
-struct IntegerLinearCall {
+template <class Element, class Weight>
+struct CpuLinearCall {
   int64_t tokens;
   bool is_gated;
   bool to_float;  // the output is float32 for any Element
   float epsilon;  // of the norm
-  IntegerWeight<Element> weight;
+  Weight weight;
   const Element *hidden, *norm, *bias, *residual;  // [T, K], [K], [N], [T, N]
   void* output;                                    // [T, N] or [T, N / 2]
-  RoundedActivations rounded;
 
   int64_t result_rows() const { return is_gated ? weight.rows / 2 : weight.rows; }
+};
+
+template <class Element>
+struct IntegerLinearCall : CpuLinearCall<Element, IntegerWeight<Element>> {
+  RoundedActivations rounded;
+};
+
+template <class Element>
+struct DenseLinearCall : CpuLinearCall<Element, DenseWeight<Element>> {
+  float* normalized;  // [tokens, columns]
 };
 
 // Results are computed in pieces of this many columns, for all tokens at once.
@@ -68,9 +86,17 @@ struct IntegerLinearKernels {
   int64_t (*memory_of_piece)(const IntegerLinearCall<Element>&);
 };
 
+template <class Element>
+struct DenseLinearKernels {
+  // Fills a token's row of call.normalized.
+  void (*normalize)(const DenseLinearCall<Element>&, int64_t token);
+  void (*multiply)(const DenseLinearCall<Element>&, int64_t piece);
+};
+
 struct LinearKernels {
   IntegerLinearKernels<float> of_float;
   IntegerLinearKernels<Half> of_half;
+  DenseLinearKernels<Half> dense;
 };
 
 // The kernels for the best instruction set of this processor.

@@ -1,4 +1,4 @@
-// liger::IntegerLinear and liger::IntegerLogits on a CPU.
+// liger::IntegerLinear and liger::IntegerLogits on a CPU, and liger::Linear and liger::Logits with float16 weights.
 //
 // The weight is read where ONNX Runtime has it: with external data, in the mapped file. Threads share a call's pieces, so
 // that one that is interrupted computes fewer.
@@ -24,6 +24,47 @@ const IntegerLinearKernels<Element>& kernels_of() {
   }
 }
 
+// Runs a call's pieces on the threads of ONNX Runtime: body(piece, worker).
+template <class Body>
+void for_each_piece(const ort::Context& context, int64_t pieces, int64_t workers, const Body& body) {
+  std::atomic<int64_t> next{0};
+  context.parallel(workers, [&](size_t worker) {
+    for (int64_t piece = next++; piece < pieces; piece = next++) body(piece, worker);
+  });
+}
+
+// Runs body(token) for every token.
+template <class Body>
+void for_each_token(const ort::Context& context, int64_t tokens, const Body& body) {
+  if (tokens > MAX_STREAMED_TOKENS) return context.parallel(tokens, body);
+  for (int64_t token = 0; token < tokens; ++token) body(token);  // sooner done than shared
+}
+
+int64_t workers_for(int64_t pieces) {
+  static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
+  return std::min(pieces, threads);
+}
+
+template <class Element, class Weight>
+int64_t pieces_of(const CpuLinearCall<Element, Weight>& call) {
+  return (call.result_rows() + LINEAR_PIECE - 1) / LINEAR_PIECE;
+}
+
+// What calls with any weight have in common.
+template <class Element, class Weight>
+void fill(CpuLinearCall<Element, Weight>& call, const LinearCall& from, bool is_gated, bool to_float, float epsilon) {
+  call.tokens = from.tokens;
+  call.is_gated = is_gated;
+  call.to_float = to_float;
+  call.epsilon = epsilon;
+  call.weight.rows = from.rows;
+  call.hidden = from.hidden.template as<Element>();
+  call.norm = from.norm.template as<Element>();
+  call.bias = from.bias.template as<Element>();
+  call.residual = from.residual.template as<Element>();
+  call.output = from.output.data;
+}
+
 template <class Element, bool is_logits>
 class CpuLinear : LinearSignature<true, is_logits> {
   using Signature = LinearSignature<true, is_logits>;
@@ -42,8 +83,7 @@ class CpuLinear : LinearSignature<true, is_logits> {
     IntegerLinearCall<Element> call = call_of(Signature::call(context));
     if (call.tokens == 0) return;
     const auto& kernels = kernels_of<Element>();
-    static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
-    const int64_t pieces = (call.result_rows() + LINEAR_PIECE - 1) / LINEAR_PIECE, workers = std::min(pieces, threads);
+    const int64_t pieces = pieces_of(call), workers = workers_for(pieces);
     const int64_t of_worker = aligned(kernels.memory_of_piece(call));
     const int64_t of_integers = product({call.tokens, RoundedActivations::padded(call.weight.columns())});
     const int64_t of_scales = aligned(product({call.tokens, call.weight.blocks, sizeof(float)}));
@@ -53,39 +93,48 @@ class CpuLinear : LinearSignature<true, is_logits> {
     call.rounded.scales = reinterpret_cast<float*>(memory += of_integers);
     call.rounded.sums = reinterpret_cast<float*>(memory += of_scales);
     memory += of_scales;
-    if (call.tokens > MAX_STREAMED_TOKENS) {
-      context.parallel(call.tokens, [&](size_t token) { kernels.round(call, token); });
-    } else {  // sooner done than shared
-      for (int64_t token = 0; token < call.tokens; ++token) kernels.round(call, token);
-    }
-    std::atomic<int64_t> next{0};
-    context.parallel(workers, [&](size_t worker) {
-      for (int64_t piece = next++; piece < pieces; piece = next++) {
-        kernels.multiply(call, piece, memory + worker * of_worker);
-      }
+    for_each_token(context, call.tokens, [&](size_t token) { kernels.round(call, token); });
+    for_each_piece(context, pieces, workers, [&](int64_t piece, size_t worker) {
+      kernels.multiply(call, piece, memory + worker * of_worker);
     });
   }
 
  private:
   IntegerLinearCall<Element> call_of(const LinearCall& from) const {
     IntegerLinearCall<Element> call{};
-    call.tokens = from.tokens;
-    call.is_gated = is_gated;
-    call.to_float = is_logits;
-    call.epsilon = epsilon;
-    call.weight.rows = from.rows;
+    fill(call, from, is_gated, is_logits, epsilon);
     call.weight.blocks = from.columns / block_size;
     call.weight.block_size = block_size;
     call.weight.bits = static_cast<int>(bits);
     call.weight.integers = from.weight.template as<uint8_t>();
     call.weight.scales = from.scales.template as<Element>();
     call.weight.zero_points = from.zero_points.template as<uint8_t>();
-    call.hidden = from.hidden.template as<Element>();
-    call.norm = from.norm.template as<Element>();
-    call.bias = from.bias.template as<Element>();
-    call.residual = from.residual.template as<Element>();
-    call.output = from.output.data;
     return call;
+  }
+};
+
+template <bool is_logits>
+class CpuDenseLinear : LinearSignature<false, is_logits> {
+  using Signature = LinearSignature<false, is_logits>;
+
+ public:
+  using Signature::inputs, Signature::name, Signature::outputs;
+
+  explicit CpuDenseLinear(const ort::Info& info) : Signature(info) {}
+
+  void run(const ort::Context& context) const {
+    const LinearCall from = Signature::call(context);
+    if (from.columns % 16) throw ort::Error(std::string("liger::") + name + " needs a multiple of 16 columns on a CPU");
+    if (from.tokens == 0) return;
+    DenseLinearCall<Half> call{};
+    fill(call, from, Signature::is_gated, is_logits, Signature::epsilon);
+    call.weight.width = from.columns;
+    call.weight.numbers = from.weight.template as<Half>();
+    const DenseLinearKernels<Half>& kernels = linear_kernels().dense;
+    call.normalized = reinterpret_cast<float*>(memory_of_calls(product({call.tokens, from.columns, sizeof(float)})));
+    for_each_token(context, call.tokens, [&](size_t token) { kernels.normalize(call, token); });
+    const int64_t pieces = pieces_of(call);
+    for_each_piece(context, pieces, workers_for(pieces), [&](int64_t piece, size_t) { kernels.multiply(call, piece); });
   }
 };
 
@@ -103,6 +152,11 @@ void add(const OrtApi* api, OrtCustomOpDomain* domain, OrtElementType activation
 void add_cpu_linear_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<float>(api, domain, ORT_FLOAT);
   add<Half>(api, domain, ORT_FLOAT16);
+  static const ort::Operator<CpuDenseLinear<false>> linear(ort::CPU, ORT_FLOAT16);
+  static const ort::Operator<CpuDenseLinear<true>> logits(ort::CPU, ORT_FLOAT16);
+  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{&linear, &logits}) {
+    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
+  }
 }
 
 }  // namespace liger

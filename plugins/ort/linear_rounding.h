@@ -24,8 +24,8 @@ LIGER_INLINE int64_t place_of_part(int64_t part) {
   return bits == 4 ? part / parts * 2 * BYTES + part % parts * PART : part * PART;
 }
 
-template <class Element>
-float norm_factor(const IntegerLinearCall<Element>& call, const Element* hidden) {
+template <class Element, class Weight>
+float norm_factor(const CpuLinearCall<Element, Weight>& call, const Element* hidden) {
   if (call.norm == nullptr) return 1;
   const int64_t columns = call.weight.columns();
   float numbers[WIDTH];

@@ -75,6 +75,27 @@ def test_layers_that_are_not_quantized_keep_their_operators(
 
 
 @needs_library
+@pytest.mark.parametrize("variant", slow_except(["qwen3"], VARIANTS))
+def test_float16_layers_compute_what_stock_does_on_every_backbone(variant: str, tmp_path: Path) -> None:
+    package = package_of(tmp_path, Precision(weights="fp16"), variant, hidden_size=64, intermediate_size=96)
+    names = operators(package)
+    assert (names.count("Linear"), names.count("Logits")) == (4 * names.count("Attention"), 1)
+    assert not {"FusedMatMul", "Gemm", "MatMul"} & set(names)
+    assert distance(package) < BOUND
+
+
+@needs_library
+def test_float16_rows_that_are_not_a_multiple_of_16_keep_their_operator(tmp_path: Path) -> None:
+    package = package_of(tmp_path, Precision(weights="fp16"), hidden_size=64, intermediate_size=40)
+    names = operators(package)
+    assert (names.count("FusedMatMul"), names.count("Linear")) == (
+        names.count("Attention"),
+        3 * names.count("Attention"),
+    )
+    assert distance(package) < BOUND
+
+
+@needs_library
 def test_half_precision_head_writes_float32_logits(tmp_path: Path) -> None:
     package = package_of(tmp_path, Precision(weights="int4", activation_precision="fp16"))
     assert operators(package).count("IntegerLogits") == 1

@@ -214,6 +214,31 @@ inline Case linear(const std::string& name, Random& random, OrtElementType activ
   return made;
 }
 
+// float16 numbers, the only ones for which a CPU has the operator.
+inline Case dense_linear(const std::string& name, Random& random, Values values) {
+  const bool is_logits = name == "Logits", is_gated = random.chance(30);
+  const int64_t columns = 16 * random.between(1, 9), batch = random.chance(10) ? 0 : random.between(1, 2);
+  const int64_t rows = is_gated ? 2 * random.between(1, 40) : random.between(1, 140);
+  const int64_t length = random.between(1, random.chance(30) ? 24 : 3);
+  Case made{name, ORT_FLOAT16, {}, {}, {is_logits ? ORT_FLOAT : ORT_FLOAT16}, values, -1, false};
+  made.attributes.integers = {{"gated", is_gated}};
+  made.attributes.numbers = {{"epsilon", 1e-5f}};
+  const auto add = [&](bool is_present, OrtElementType type, const std::vector<int64_t>& shape) {
+    made.inputs.push_back(is_present ? filled(type, shape, random, values) : OrtValue{ORT_UNDEFINED, {}, nullptr});
+  };
+  add(true, ORT_FLOAT16, {batch, length, columns});
+  add(true, ORT_FLOAT16, {rows, columns});
+  add(random.chance(50), ORT_FLOAT16, {columns});
+  add(!is_logits && random.chance(50), ORT_FLOAT16, {rows});
+  add(!is_logits && !is_gated && random.chance(50), ORT_FLOAT16, {batch, length, rows});
+  add(random.chance(10), ORT_UINT8, {random.between(0, 3)});
+  return made;
+}
+
+inline bool is_linear(const Case& made) {
+  return made.name.find("Linear") != std::string::npos || made.name.find("Logits") != std::string::npos;
+}
+
 inline Case simple(const std::string& name, Random& random, OrtElementType activation, Values values) {
   Case made{name, activation, {}, {}, {activation}, values, -1, false};
   const int64_t batch = random.between(random.chance(10) ? 0 : 1, 3), length = random.between(1, 4);
@@ -262,8 +287,7 @@ inline void spoil(Case& made, Random& random) {
     const auto type = random.pick({ORT_FLOAT, ORT_FLOAT16, ORT_BFLOAT16, ORT_INT64, ORT_UINT8});
     replace(input, filled(type, input.shape, random, made.values));
   } else if (kind == 6) {
-    const bool is_linear = made.name.rfind("Integer", 0) == 0;
-    const size_t at = is_attention(made) ? 5 : is_linear ? 0 : made.inputs.size() - 1;
+    const size_t at = is_attention(made) ? 5 : is_linear(made) ? 0 : made.inputs.size() - 1;
     const OrtValue& changed = made.inputs[at];
     const size_t count = host::bytes_of(changed.type, changed.shape) / host::item_size(changed.type);
     if (count == 0) return;
@@ -280,11 +304,12 @@ inline Case case_of(uint64_t seed, uint64_t number) {
   const Values values = random.pick({Values::ordinary, Values::ordinary, Values::special, Values::huge});
   const OrtElementType activation = random.pick({ORT_FLOAT, ORT_FLOAT16});
   const std::string name = random.pick({"Attention", "Attention", "GSAAttention", "LoLCATsAttention", "GatedSiLU", "MostLikely", "LastPositions",
-                                        "Candidates", "IntegerLinear", "IntegerLogits"});
+                                        "Candidates", "IntegerLinear", "IntegerLogits", "Linear", "Logits"});
   const bool is_typed = name != "MostLikely" && name != "Candidates";
   const bool is_attention = name.find("Attention") != std::string::npos;
   Case made = is_attention                    ? attention(name, random, activation, values)
               : name.rfind("Integer", 0) == 0 ? linear(name, random, activation, values)
+              : name == "Linear" || name == "Logits" ? dense_linear(name, random, values)
                                              : simple(name, random, is_typed ? activation : ORT_FLOAT, values);
   for (int64_t defects = random.pick({0, 0, 1, 1, 2}); defects > 0; --defects) spoil(made, random);
   return made;

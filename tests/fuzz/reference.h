@@ -483,8 +483,62 @@ inline Results linear(const Case& made) {
   return {{result}};
 }
 
+// A layer whose weight is not quantized.
+inline Results dense_linear(const Case& made) {
+  const std::vector<OrtValue>& inputs = made.inputs;
+  const bool is_gated = made.attributes.integers.at("gated") != 0, is_logits = made.name == "Logits";
+  const OrtElementType activation = made.activation;
+  if (inputs[0].type != activation || inputs[0].shape.size() != 3 || inputs[1].shape.size() != 2) return {};
+  const int64_t batch = inputs[0].shape[0], length = inputs[0].shape[1], columns = inputs[0].shape[2];
+  const int64_t rows = inputs[1].shape[0], results = is_gated ? rows / 2 : rows;
+  const auto fits = [&](size_t at, bool may_be, const std::vector<int64_t>& shape) {
+    return inputs[at].type == ORT_UNDEFINED || (may_be && is(inputs[at], activation, shape));
+  };
+  if (columns < 1 || columns % 16 || rows < 1 || (is_gated && rows % 2) || !is(inputs[1], activation, {rows, columns}) ||
+      !fits(2, true, {columns}) || !fits(3, !is_logits, {rows}) ||
+      !fits(4, !is_logits && !is_gated, {batch, length, rows})) {
+    return {};  // the sixth input, kernels for GPUs, is not read
+  }
+  const Numbers hidden = numbers_of(inputs[0]), weight = numbers_of(inputs[1]), norm = numbers_of(inputs[2]);
+  const Numbers bias = numbers_of(inputs[3]), residual = numbers_of(inputs[4]);
+  Result result{{batch, length, results}, {}, {}};
+  for (int64_t token = 0; token < batch * length; ++token) {
+    Numbers read(hidden.begin() + token * columns, hidden.begin() + (token + 1) * columns);
+    const double squares = std::inner_product(read.begin(), read.end(), read.begin(), 0.0);
+    for (size_t at = 0; at < norm.size(); ++at) {
+      read[at] *= norm[at] / std::sqrt(squares / static_cast<double>(columns) + 1e-5);
+      if (std::abs(read[at]) >= 65520) read[at] = std::copysign(INFINITY, read[at]);
+    }
+    // A product, and by how much it may differ: normalized numbers are rounded to float16, and sums to float32.
+    const auto product = [&](int64_t row, double& slack) {
+      double sum = bias.empty() ? 0 : bias[row], magnitudes = std::abs(sum);
+      for (int64_t at = 0; at < columns; ++at) {
+        sum += read[at] * weight[row * columns + at];
+        magnitudes += std::abs(read[at] * weight[row * columns + at]);
+      }
+      slack = std::isfinite(magnitudes) ? magnitudes * (norm.empty() ? 1e-6 : 1e-3) : 0;
+      return sum;
+    };
+    for (int64_t row = 0; row < results; ++row) {
+      double slack = 0, number = product(row, slack);
+      if (is_gated) {
+        double of_up = 0;
+        const double gate = number * sigmoid(number), up = product(results + row, of_up);
+        slack = (std::abs(gate) + 1.1 * slack) * (std::abs(up) + of_up) - std::abs(gate * up);
+        number = gate * up;
+      }
+      number = residual.empty() ? number : number + residual[token * results + row];
+      if (!is_logits && std::abs(number) >= 65520) number = std::copysign(INFINITY, number);
+      result.numbers.push_back(number);
+      result.slack.push_back(slack);
+    }
+  }
+  return {{result}};
+}
+
 inline Results reference(const Case& made) {
   if (made.name.rfind("Integer", 0) == 0) return linear(made);
+  if (is_linear(made)) return dense_linear(made);
   if (is_attention(made)) return attention(made);
   if (made.name == "GatedSiLU") return gated_silu(made);
   if (made.name == "MostLikely") return most_likely(made);

@@ -21,5 +21,8 @@ def test_every_call_is_refused_or_answered_as_by_the_reference(program: Path) ->
     assert counts.faults == []
     assert counts.total() == 2000
     assert min(counts.total(outcome) for outcome in (Outcome.REFUSED, Outcome.SAME)) > 400
-    attentions, linears = {"Attention", "GSAAttention", "LoLCATsAttention"}, {"IntegerLinear", "IntegerLogits"}
+    attentions, linears = (
+        {"Attention", "GSAAttention", "LoLCATsAttention"},
+        {"IntegerLinear", "IntegerLogits", "Linear", "Logits"},
+    )
     assert set(counts.by_kind) == {"Candidates", "GatedSiLU", "LastPositions", "MostLikely", *attentions, *linears}

@@ -148,6 +148,19 @@ void compare_linear(const std::string& damage) {
   }
 }
 
+void compare_dense() {
+  Random random(0);
+  for (int number = 0; number < 60; ++number) {
+    const Case made = dense_linear(number % 4 ? "Linear" : "Logits", random, Values::ordinary);
+    const Results expected = reference(made);
+    for (const auto& compiled : liger::compiled_linear()) {
+      liger::linear_in_use = compiled;
+      compare(made, expected, compiled.instructions, made.name + " " + std::to_string(number));
+    }
+    for (const OrtValue& value : made.inputs) std::free(value.data);
+  }
+}
+
 void compare_others() {
   Random random(0);
   std::vector<Case> cases;
@@ -186,6 +199,9 @@ void compare_others() {
 int main(int count, char** arguments) {
   const std::string damage = count > 1 ? arguments[1] : "";
   fuzz::compare_linear(damage);
-  if (damage.empty()) fuzz::compare_others();
+  if (damage.empty()) {
+    fuzz::compare_dense();
+    fuzz::compare_others();
+  }
   for (const auto& [kind, number] : fuzz::calls) std::printf("%s: %d calls\n", kind.c_str(), number);
 }

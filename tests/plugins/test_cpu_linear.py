@@ -78,3 +78,15 @@ def test_wrong_attributes_and_shapes_are_refused_with_what_is_wanted() -> None:
         linear(feed_of(1) | {"scales": np.zeros((ROWS, 4), np.float32)})
     with pytest.raises(Fail, match="gated layer does not support a residual"):
         linear(feed_of(1) | {"residual": np.zeros((1, 1, ROWS // 2), np.float32)}, gated=1)
+
+
+def test_float16_weights_need_a_multiple_of_16_columns() -> None:
+    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT16, [1, 1, 24])
+    weight = numpy_helper.from_array(np.zeros((3, 24), np.float16), "weight")
+    node = helper.make_node("Linear", ["hidden", "weight"], ["result"], domain=DOMAIN, gated=0, epsilon=1e-5)
+    result = helper.make_tensor_value_info("result", TensorProto.FLOAT16, None)
+    graph = helper.make_graph([node], "linear", [hidden], [result], [weight])
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPSET)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
+    with pytest.raises(Fail, match="Linear needs a multiple of 16 columns on a CPU"):
+        session(model.SerializeToString()).run(None, {"hidden": np.zeros((1, 1, 24), np.float16)})
