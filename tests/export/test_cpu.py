@@ -75,8 +75,8 @@ def test_layers_that_are_not_quantized_keep_their_operators(
 
 
 @needs_library
-@pytest.mark.parametrize("variant", slow_except(["qwen3"], VARIANTS))
-def test_float16_layers_compute_what_stock_does_on_every_backbone(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", slow_except(["qwen3"], ["qwen3", "llama-biased"]))
+def test_float16_layers_compute_what_stock_does(variant: str, tmp_path: Path) -> None:
     package = package_of(tmp_path, Precision(weights="fp16"), variant, hidden_size=64, intermediate_size=96)
     names = operators(package)
     assert (names.count("Linear"), names.count("Logits")) == (4 * names.count("Attention"), 1)
