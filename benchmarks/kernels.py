@@ -78,7 +78,7 @@ def prefill() -> None:
 
 
 def training() -> None:
-    """Time many tokens and their gradients, with the window; in flash-linear-attention, of the recurrence alone."""
+    """Time many tokens and their gradients. Ours include the window, which flash-linear-attention does not have."""
     arguments = layer(1, T)
     upstream = torch.randn(1, T, H * D, device=CUDA, dtype=torch.bfloat16)
 

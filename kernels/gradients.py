@@ -49,7 +49,8 @@ def projection_gradients(
     require_offsets((*projections, output_gradient))
     cos, sin, position_ids = (tensor.contiguous() for tensor in positions)
     counts = (position_ids >= 0).sum(1, dtype=torch.int32)
-    made = _Buffers.of(shape, projections[0], length + -length % CHUNK)
+    padded = length + -length % CHUNK
+    made = _Buffers.of(shape, projections[0], padded)
     gradients = tuple(torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in projections)
     call = _Call(
         projections=projections,
@@ -59,7 +60,7 @@ def projection_gradients(
         state=state,
         output_gradient=output_gradient,
         gradients=gradients,
-        lengths=(length, length + -length % CHUNK),
+        lengths=(length, padded),
         selections=gate_selections(counts.device, projections[0].dtype),
         options=(float(gate_normalizer), float(recurrent_weight)),  # Triton compiles integers in
     )
@@ -67,7 +68,7 @@ def projection_gradients(
         launches = [*_prepare(call, made), *_states(call, made), *_window(call, made), *_recurrence(call, made)]
     except ImportError as error:
         raise no_triton() from error
-    plans = [chunkwise_plans(shape)["prepare_kernel"], *backward_plans(shape, call.lengths[1] // CHUNK).values()]
+    plans = [chunkwise_plans(shape)["prepare_kernel"], *backward_plans(shape, padded // CHUNK).values()]
     planned = [(kernel, plan, tensors) for (kernel, tensors), plan in zip(launches, plans, strict=True)]
     outside = (*projections, cos, sin, position_ids, *state, output_gradient)
     launch_all(("gradients", shape, counts.device, call_key(outside)), planned, batch, length)
