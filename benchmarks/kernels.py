@@ -78,7 +78,7 @@ def prefill() -> None:
 
 
 def training() -> None:
-    """Time many tokens and their gradients. Ours include the window, which flash-linear-attention does not have."""
+    """Time many tokens and their gradients. Ours include the window; the peer is timed with and without one."""
     arguments = layer(1, T)
     upstream = torch.randn(1, T, H * D, device=CUDA, dtype=torch.bfloat16)
 
@@ -97,7 +97,15 @@ def training() -> None:
         output, _ = chunk_gla(query.softmax(-1), key.softmax(-1), value, gates, scale=1.0)
         torch.autograd.grad(output, heads, upstream.view_as(output))
 
+    window, inputs = windowed_flex(requires_grad=True)
+    into_window = torch.randn(1, H, T, D, device=CUDA, dtype=torch.bfloat16)
+
+    def theirs_and_window() -> None:
+        theirs()
+        torch.autograd.grad(window(), inputs, into_window)
+
     print(f"fla chunk_gla with feature maps, and gradients, T {T}: {graph_microseconds([theirs]):.0f} us", flush=True)
+    print(f"the same and windowed flex attention: {graph_microseconds([theirs_and_window]):.0f} us", flush=True)
 
 
 def peers() -> None:
@@ -139,16 +147,21 @@ def flash_linear_attention() -> None:
 @torch.no_grad()
 def windowed_flex_attention() -> None:
     """Time PyTorch's FlexAttention over the window."""
+    attend, _ = windowed_flex(requires_grad=False)
+    print(f"windowed flex attention, T {T}: {graph_microseconds([attend]):.0f} us", flush=True)
+
+
+def windowed_flex(requires_grad: bool) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
+    """Return FlexAttention over the window as a function of nothing, and its query, key and value."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def in_window(batch: Any, head: Any, query_at: Any, key_at: Any) -> Any:
         return (query_at >= key_at) & (query_at - key_at < W)
 
-    query, key, value = (torch.randn(1, n, T, D, device=CUDA, dtype=torch.bfloat16) for n in (H, G, G))
+    options: dict[str, Any] = {"device": CUDA, "dtype": torch.bfloat16, "requires_grad": requires_grad}
+    inputs = [torch.randn(1, heads, T, D, **options) for heads in (H, G, G)]
     mask = create_block_mask(in_window, None, None, T, T, device=CUDA)
-    flex = torch.compile(flex_attention)
-    time = graph_microseconds([partial(flex, query, key, value, block_mask=mask, enable_gqa=True)])
-    print(f"windowed flex attention, T {T}: {time:.0f} us", flush=True)
+    return partial(torch.compile(flex_attention), *inputs, block_mask=mask, enable_gqa=True), inputs
 
 
 PARTS: dict[str, tuple[Callable[[], None], ...]] = {

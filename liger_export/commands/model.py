@@ -22,7 +22,7 @@ from liger_export.precision import Precision
 
 if TYPE_CHECKING:  # these modules load PyTorch
     from liger_export.config import LigerConfig
-    from liger_export.finetune import FinetuneResult
+    from liger_export.finetune import FinetuneResult, FinetuneSettings
 
 __all__ = ["finetune", "linearize"]
 
@@ -126,10 +126,25 @@ def finetune(
     heldout: Annotated[
         Path | None, typer.Option(show_default="the end of --data", help="Text to measure quality on.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.", rich_help_panel="Adapter")] = 8,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="Defaults of --rank, --target and --lr: paper, or best, which recovers more with a larger adapter.",
+            rich_help_panel="Adapter",
+        ),
+    ] = "paper",
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="paper 8, best 16", help="LoRA rank.", rich_help_panel="Adapter"),
+    ] = None,
     target: Annotated[
-        str, typer.Option(help="Projections to adapt, separated by commas.", rich_help_panel="Adapter")
-    ] = "q_proj,k_proj,v_proj",
+        str | None,
+        typer.Option(
+            show_default="paper q_proj,k_proj,v_proj, best all",
+            help="Projections to adapt, separated by commas.",
+            rich_help_panel="Adapter",
+        ),
+    ] = None,
     sequence_length: Annotated[
         int, typer.Option(min=2, help="Tokens per training block.", rich_help_panel="Training")
     ] = 1024,
@@ -141,8 +156,11 @@ def finetune(
         int, typer.Option(min=1, help="Forward passes per optimizer step.", rich_help_panel="Training")
     ] = 1,
     learning_rate: Annotated[
-        float, typer.Option("--lr", help="Peak learning rate.", rich_help_panel="Training")
-    ] = 1e-4,
+        float | None,
+        typer.Option(
+            "--lr", show_default="paper 0.0001, best 0.0015", help="Peak learning rate.", rich_help_panel="Training"
+        ),
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel="Training")] = 2.0,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.", rich_help_panel="Training")
@@ -171,19 +189,19 @@ def finetune(
     To train on several GPUs, run it as `accelerate launch -m liger_export finetune`.
 
     Example:
-      liger-export finetune liger --data texts/ -o adapter --rank 16
+      liger-export finetune liger --data texts/ -o adapter --recipe best
     """
     with exporter():
         from liger_export.finetune import FinetuneSettings
-    train = _training_stage(stage)
+    train, defaults = _training_stage(stage), _recipe(recipe)
     settings = FinetuneSettings(
-        rank=rank,
-        target_modules=tuple(name.strip() for name in target.split(",")),
+        rank=defaults.rank if rank is None else rank,
+        target_modules=tuple(name.strip() for name in target.split(",")) if target else defaults.target_modules,
         sequence_length=sequence_length,
         packing=packing,
         batch_size=batch_size,
         gradient_accumulation=accumulate,
-        learning_rate=learning_rate,
+        learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
         epochs=epochs,
         max_steps=max_steps,
         save_steps=save_steps,
@@ -193,6 +211,15 @@ def finetune(
     )
     run = partial(train, checkpoint, data, output, settings, heldout=heldout, resume=resume, overwrite=overwrite)
     _train(partial(run, log_dir=log_dir), output, quiet=quiet)
+
+
+def _recipe(name: str) -> "FinetuneSettings":
+    """The settings of a recipe. Raises InputError."""
+    from liger_export.finetune import RECIPES
+
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe {name!r}.", f"Choose one of: {', '.join(RECIPES)}.")
+    return RECIPES[name]
 
 
 def _training_stage(name: str) -> "Callable[..., FinetuneResult]":

@@ -7,7 +7,9 @@ from liger_export.errors import InputError
 from liger_export.metrics import Quality
 from liger_export.precision import Precision
 
-__all__ = ["FinetuneResult", "FinetuneSettings"]
+__all__ = ["RECIPES", "FinetuneResult", "FinetuneSettings"]
+
+ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class FinetuneSettings:
     """
 
     rank: int = 8
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    target_modules: tuple[str, ...] = ATTENTION_INPUTS
     sequence_length: int = 1024
     packing: bool = False
     batch_size: int = 8
@@ -60,6 +62,17 @@ class FinetuneSettings:
     def tokens_per_step(self, devices: int) -> int:
         """Return the number of tokens that an optimizer step reads on so many devices."""
         return devices * self.gradient_accumulation * self.batch_size * self.sequence_length
+
+
+# Settings by name. "best" recovered more at equal tokens (docs/results/quality.md, "Recipes").
+RECIPES = {
+    "paper": FinetuneSettings(),
+    "best": FinetuneSettings(
+        rank=16,
+        target_modules=(*ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj"),
+        learning_rate=1.5e-3,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,8 @@ def test_main_path_from_base_to_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     steps = [
         ("linearize", base, "-o", "liger", "--window", 8),
-        ("finetune", "liger", "--data", text, "-o", "adapter", "--sequence-length", 32, "--max-steps", 3, "--lr", 0.01),
+        ("finetune", "liger", "--data", text, "-o", "adapter", "--sequence-length", 32, "--max-steps", 3,
+         "--recipe", "best", "--rank", 4, "--lr", 0.01),
         ("convert", "liger", "--adapter", "adapter", "-o", "package"),
         ("validate", "package", "--reference", "liger", "--adapter", "adapter", "--text", text, "--json", "out.json",
          "--max-tokens", 4096),
@@ -99,6 +100,8 @@ def test_main_path_from_base_to_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert json.loads((tmp_path / "out.json").read_text())["passed"] is True
     assert (tmp_path / "package" / "parity.json").read_text() == (tmp_path / "out.json").read_text()
     assert "before" in results[1].stdout
+    adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["r"], len(adapter["target_modules"])) == (4, 7)
     assert "as written" in results[4].stdout
     assert "yes, " in results[4].stdout
     assert results[5].stdout.startswith("def add")
@@ -342,3 +345,9 @@ def test_quiet_hides_progress_and_keeps_results(
     result = liger_export("convert", checkpoint_copy, "-o", tmp_path / "package", *options)
     assert (" so far" in stderr.getvalue()) == (not options)
     assert "stock lowering" in result.stdout
+
+
+@pytest.mark.parametrize(("option", "names"), [("--recipe", "paper, best"), ("--stage", "lora, transfer")])
+def test_finetune_names_the_recipes_and_stages_that_exist(option: str, names: str, tmp_path: Path) -> None:
+    result = liger_export("finetune", tmp_path, "--data", tmp_path, "-o", tmp_path / "out", option, "better")
+    assert_refused(result, "'better'", names)

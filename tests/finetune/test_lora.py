@@ -11,7 +11,7 @@ from liger_export.checkpoint import Adapter, Checkpoint
 from liger_export.data import token_blocks
 from liger_export.errors import DataError, InputError, OutputError
 from liger_export.evaluate import open_model
-from liger_export.finetune import FinetuneSettings, finetune
+from liger_export.finetune import RECIPES, FinetuneSettings, finetune
 from liger_export.metrics import measure_quality
 from tests.recorder import Recorder
 from tests.tiny import load_model
@@ -47,6 +47,11 @@ def test_training_improves_the_heldout_loss_and_saves_the_measured_adapter(
     model = PeftModel.from_pretrained(load_model(liger_checkpoint), str(output))
     blocks = token_blocks_of(liger_checkpoint, code_text)
     assert measure_quality(model, blocks).loss == pytest.approx(result.after.loss, rel=1e-5)
+
+
+def test_the_papers_recipe_is_the_default() -> None:
+    assert RECIPES["paper"] == FinetuneSettings()
+    assert RECIPES["best"].target_modules[:3] == FinetuneSettings().target_modules
 
 
 def token_blocks_of(checkpoint: Path, text: Path) -> torch.Tensor:
