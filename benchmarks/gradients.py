@@ -5,6 +5,7 @@ window 64. Times are medians of a kernel in PyTorch's profiler, in microseconds,
 
     python benchmarks/gradients.py
     python benchmarks/gradients.py --shapes smollm2 --tilings pair_gradients_kernel
+    python benchmarks/gradients.py --mixer gsa
 """
 
 import argparse
@@ -23,7 +24,9 @@ from liger_export.kernels import gradients, runner
 from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.launch import chunkwise, shape_of
 from liger_export.kernels.plans import CHUNK, Axis
+from liger_export.kernels.shapes import TRAINED_MIXERS
 from liger_export.kernels.training_plans import backward_plans
+from liger_export.ops import SIGNATURES
 
 W = 64
 SHAPES = {  # sequences, tokens, key/value heads, query heads per key/value head, head size
@@ -38,15 +41,26 @@ def _state_tiles(head_dim: int, rows: int, columns: int) -> Axis:
     return Axis(-(-head_dim // rows) * -(-head_dim // columns), "length", CHUNK)
 
 
+def _row_tiles(head_dim: int, rows: int, columns: int) -> Axis:
+    return Axis(-(-head_dim // rows), "length", CHUNK)
+
+
+def _column_tiles(head_dim: int, rows: int, columns: int) -> Axis:
+    return Axis(-(-head_dim // columns), "length", CHUNK)
+
+
 TILED = {  # kernels and the first axis of their grid, by head size and the rows and columns of a tile
-    "pair_gradients_kernel": lambda head_dim, rows, columns: Axis(-(-head_dim // rows), "length", CHUNK),
-    "value_gradients_kernel": lambda head_dim, rows, columns: Axis(-(-head_dim // columns), "length", CHUNK),
+    "pair_gradients_kernel": _row_tiles,
+    "pair_gradients_kernel_added": _row_tiles,
+    "slot_scores_kernel": _row_tiles,
+    "value_gradients_kernel": _column_tiles,
+    "slot_query_gradients_kernel": _column_tiles,
     "chunk_states_kernel": _state_tiles,
     "chunk_state_gradients_kernel": _state_tiles,
 }
 
 
-def layer(batch: int, length: int, kv_heads: int, queries: int, head_dim: int) -> tuple[Any, ...]:
+def layer(mixer: str, batch: int, length: int, kv_heads: int, queries: int, head_dim: int) -> tuple[Any, ...]:
     """Return random projections, positions, the empty state, and a gradient of the output."""
     sizes = (kv_heads * queries, kv_heads, kv_heads, kv_heads * queries)
     *projections, upstream = (
@@ -55,7 +69,8 @@ def layer(batch: int, length: int, kv_heads: int, queries: int, head_dim: int) -
     angles = torch.rand(batch, length, head_dim // 2, device="cuda") * 6
     position_ids = torch.arange(length, device="cuda").repeat(batch, 1)
     window = torch.zeros(batch, kv_heads, W, head_dim, device="cuda", dtype=torch.bfloat16)
-    state = (torch.zeros(batch, kv_heads, head_dim, head_dim, device="cuda"), window, window)
+    memory = torch.zeros(batch, kv_heads, head_dim, head_dim, device="cuda")
+    state = (*([memory] * len(SIGNATURES[mixer].recurrent_states)), window, window)
     return tuple(projections), (angles.cos(), angles.sin(), position_ids), state, upstream
 
 
@@ -65,7 +80,7 @@ def print_kernels(call: Callable[[], object], repeats: int = 10) -> None:
         for _ in range(repeats):
             call()
         torch.cuda.synchronize()
-    for event in sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)[:14]:
+    for event in sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)[:18]:
         print(f"  {event.self_device_time_total / event.count:8.1f} us  {event.key[:60]}")
 
 
@@ -97,18 +112,19 @@ def print_tilings(mixer: str, tensors: tuple[Any, ...], name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mixer", choices=TRAINED_MIXERS, default="gla")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tilings", choices=TILED, help="time other tilings of a kernel too")
     args = parser.parse_args()
     for name in args.shapes:
-        *arguments, upstream = tensors = layer(*SHAPES[name])
-        forward = partial(chunkwise, "gla", *arguments, *OPTIONS)
-        backward = partial(projection_gradients, "gla", *arguments, upstream, *OPTIONS)
+        *arguments, upstream = tensors = layer(args.mixer, *SHAPES[name])
+        forward = partial(chunkwise, args.mixer, *arguments, *OPTIONS)
+        backward = partial(projection_gradients, args.mixer, *arguments, upstream, *OPTIONS)
         for what, call in (("forward", forward), ("gradients", backward)):
             print(f"{name} {what}: {graph_microseconds([call]):.0f} us", flush=True)
             print_kernels(call)
         if args.tilings:
-            print_tilings("gla", tensors, args.tilings)
+            print_tilings(args.mixer, tensors, args.tilings)
 
 
 if __name__ == "__main__":

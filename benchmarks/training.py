@@ -6,6 +6,7 @@ hardly faster than an H200 runs them, so compare on an idle machine.
 
     python benchmarks/training.py --lengths 1024 8192 --windows 64 256 --json training.json
     python benchmarks/training.py --shape 8b --lengths 2048 --tokens 4096
+    python benchmarks/training.py --mixers gla gsa lolcats
 """
 
 import argparse
@@ -23,6 +24,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from liger_export.bench.timing import Spread
+from liger_export.config import MIXERS
 from liger_export.linearize import LinearizeSettings, liger_config_values
 from liger_export.modeling import MODEL_CLASSES
 
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=MODELS, default="smollm2", help="SmolLM2-135M, Llama-3.2-1B or Llama-3-8B")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024], help="tokens in a sequence")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens in a batch")
-    parser.add_argument("--mixers", nargs="+", default=["gla"])
+    parser.add_argument("--mixers", nargs="+", choices=MIXERS, default=["gla"])
     parser.add_argument("--windows", type=int, nargs="+", default=[64])
     parser.add_argument("--rounds", type=int, default=4, help="how often the models take turns")
     parser.add_argument("--repeats", type=int, default=5, help="steps in each turn")

@@ -19,7 +19,16 @@ is left of the documents before it. Padding, which may only end a row, writes no
 import triton
 import triton.language as tl
 
-from liger_export.kernels.features import begins_document, finite, key_features, log_gates, rotated, softmax_rows
+from liger_export.kernels.features import (
+    GSA,
+    begins_document,
+    finite,
+    forgotten,
+    key_features,
+    log_gates,
+    rotated,
+    softmax_rows,
+)
 from liger_export.kernels.plans import BLOCK, CHUNK
 
 __all__ = ["is_pair", "output_kernel", "pass_kernel", "prepare_kernel"]
@@ -76,7 +85,7 @@ def prepare_kernel(
         cos, sin: float32 [B, T, D / 2].
         position_ids: int64 [B, T]; a 0 after the first token begins a document.
         counts: int32 [B], tokens of this call, without padding.
-        features: output, float32 [B, G, padded_length, D], the key features.
+        features: output, float32 [B, G, padded_length, D], the key features; for gsa, what is written to each slot.
         gates: output, float32 [B, G, padded_length, D], the log decays; minus infinity where a document begins.
         decayed_keys: output, [B, G, padded_length, D], key features decayed to the end of their block.
         block_gates: output, float32 [B, G, padded_length / 16, D], gates summed over each block.
@@ -105,8 +114,11 @@ def prepare_kernel(
     decay_to_end = tl.exp(tl.cumsum(later_gates, axis=0, reverse=True))
 
     wide_keys = keys.to(tl.float32)
-    written = tl.where(is_token, key_features(wide_keys, dims < D, MIXER), 0.0)
     key_gates = log_gates(wide_keys, real, gate_normalizer)
+    if MIXER == GSA:
+        written = forgotten(key_gates)
+    else:
+        written = tl.where(is_token, key_features(wide_keys, dims < D, MIXER), 0.0)
     key_gates = tl.where(begins_document(positions, tokens, is_token), float("-inf"), key_gates)
     head = sequence * G + kv_head
     here = (head * padded_length + tokens) * D + dims

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from liger_export.kernels.chunk_states import AFTER, UP_TO, decays, selection, split
 from liger_export.kernels.chunkwise import is_pair
-from liger_export.kernels.features import GLA, finite, rotated, softmax_rows
+from liger_export.kernels.features import GLA, GSA, finite, rotated, softmax_rows
 from liger_export.kernels.plans import BLOCK, CHUNK, HALVINGS
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "finish_queries_kernel",
     "pair_gradients_kernel",
     "prepare_queries_kernel",
+    "unrotated",
     "value_gradients_kernel",
 ]
 
@@ -37,6 +38,7 @@ _HALVINGS = tl.constexpr(HALVINGS)
 @triton.jit
 def prepare_queries_kernel(
     query,
+    scores,
     cos,
     sin,
     counts,
@@ -44,6 +46,8 @@ def prepare_queries_kernel(
     rotated_queries,
     query_batch_stride,
     query_stride,
+    score_batch_stride,
+    score_stride,
     length,
     padded_length,
     G: tl.constexpr,
@@ -55,11 +59,12 @@ def prepare_queries_kernel(
 
     Args:
         query: [B, T, G * R * D].
+        scores: [B, T, G * R * D], whose softmax the query features are: for gsa from ``slots``, otherwise the queries.
         cos, sin: float32 [B, T, D / 2].
         counts: int32 [B], tokens of this call, without padding.
         query_features: output, [B, G * R, padded_length, D].
         rotated_queries: output, [B, G * R, padded_length, D].
-        query_batch_stride, query_stride: elements between sequences and between tokens.
+        query_batch_stride and the other strides: elements between sequences and between tokens.
         length: T. padded_length: T rounded up to a multiple of 64.
         G: key/value heads. R: query heads per key/value head. D: head size. BLOCK_D: D rounded up to a power of two.
     """
@@ -70,7 +75,9 @@ def prepare_queries_kernel(
     real = is_token & (dims < D)
     query_row = query + sequence * query_batch_stride + tokens * query_stride + query_head * D
     queries = tl.load(query_row + dims, mask=real, other=0.0)
-    features = tl.where(is_token, softmax_rows(queries.to(tl.float32), dims < D), 0.0)
+    score_row = scores + sequence * score_batch_stride + tokens * score_stride + query_head * D
+    own_scores = tl.load(score_row + dims, mask=real, other=0.0).to(tl.float32)
+    features = tl.where(is_token, softmax_rows(own_scores, dims < D), 0.0)
     here = ((sequence * G * R + query_head) * padded_length + tokens) * D + dims
     tl.store(query_features + here, features.to(query_features.dtype.element_ty), mask=dims < D)
 
@@ -104,6 +111,7 @@ def pair_gradients_kernel(
     G: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
+    ADDS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -121,6 +129,7 @@ def pair_gradients_kernel(
         value_batch_stride and the other strides: elements between sequences and between tokens.
         padded_length: T rounded up to a multiple of 64.
         G: key/value heads. R: query heads per key/value head. D: head size.
+        ADDS: add to what ``into_keys`` and ``into_gates`` hold, and leave ``into_queries`` as it is.
         BLOCK_K: dimensions of features per program. BLOCK_V: columns of a state per iteration.
         PRECISION: of float32 products.
     """
@@ -196,7 +205,11 @@ def pair_gradients_kernel(
         key_gradient += into_key
         added = (queries * into_query + keys * into_key).to(activation)
         gate_gradient = tl.dot(tl.trans(selected), added, gate_gradient, input_precision=PRECISION)
-    tl.store(into_queries + own + tile, query_gradient, mask=dims < D)
+    if ADDS:
+        key_gradient += tl.load(into_keys + own + tile, mask=dims < D, other=0.0)
+        gate_gradient += tl.load(into_gates + own + tile, mask=dims < D, other=0.0)
+    else:
+        tl.store(into_queries + own + tile, query_gradient, mask=dims < D)
     tl.store(into_keys + own + tile, key_gradient, mask=dims < D)
     tl.store(into_gates + own + tile, gate_gradient, mask=dims < D)
 
@@ -210,7 +223,7 @@ def value_gradients_kernel(
     selections,
     counts,
     leaving,
-    window_value_gradient,
+    other_gradient,
     value_gradient,
     gradient_batch_stride,
     gradient_stride,
@@ -224,7 +237,7 @@ def value_gradients_kernel(
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Compute the gradients of values, with those of the window. Grid (chunks * ceil(D / BLOCK_V), G, B).
+    """Compute the gradients of values, and add others. Grid (chunks * ceil(D / BLOCK_V), G, B).
 
     Args:
         output_gradient: [B, T, G * R * D].
@@ -232,7 +245,7 @@ def value_gradients_kernel(
         selections: of gates between tokens (``chunk_states``).
         counts: int32 [B], tokens of this call, without padding.
         leaving: float32 [B, G, padded_length / 64, D, D], U after each chunk.
-        window_value_gradient: from ``window_backward``.
+        other_gradient: float32 [B, G, padded_length, D], to add: the window's.
         value_gradient: output, [B, T, G * D].
         gradient_batch_stride, gradient_stride: elements between sequences and between tokens.
         length: T. padded_length: T rounded up to a multiple of 64.
@@ -278,14 +291,14 @@ def value_gradients_kernel(
                 products = tl.dot(cut_keys, tl.trans(cut_queries), input_precision=PRECISION)
                 scores += tl.where(is_pair(columns, rows, shift), products, 0.0)
         gradient = tl.dot(scores.to(activation), upstream, gradient, input_precision=PRECISION)
-    windowed = tl.load(window_value_gradient + here + inner, mask=is_token & (inner < D), other=0.0)
-    result = tl.where(is_token, recurrent_weight * gradient + windowed, 0.0)
+    others = tl.load(other_gradient + here + inner, mask=is_token & (inner < D), other=0.0)
+    result = tl.where(is_token, recurrent_weight * gradient + others, 0.0)
     target = value_gradient + (sequence * length + tokens) * (G * D) + kv_head * D + inner
     tl.store(target, result.to(value_gradient.dtype.element_ty), mask=(tokens < length) & (inner < D))
 
 
 @triton.jit
-def _unrotated(turned, tokens, real, angles, cos, sin, dims, D: tl.constexpr):
+def unrotated(turned, tokens, real, angles, cos, sin, dims, D: tl.constexpr):
     """Gradient of rows from the gradient of the rotated rows [.., D] at ``turned``, which is the inverse rotation."""
     partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
     cosine = tl.load(cos + angles, mask=real, other=0.0)
@@ -332,7 +345,7 @@ def finish_queries_kernel(
     gradient = tl.load(into_queries + head_rows + tokens * D + dims, mask=real, other=0.0)
     gradient = features * (gradient - tl.sum(features * gradient, axis=1)[:, None])
     angles = (sequence * length + tokens) * (D // 2) + dims % (D // 2)
-    windowed = _unrotated(rotated_query_gradient + head_rows, tokens, real, angles, cos, sin, dims, D)
+    windowed = unrotated(rotated_query_gradient + head_rows, tokens, real, angles, cos, sin, dims, D)
     target = query_gradient + (sequence * length + tokens) * (G * R * D) + query_head * D + dims
     result = (recurrent_weight * gradient + windowed).to(query_gradient.dtype.element_ty)
     tl.store(target, result, mask=(tokens < length) & (dims < D))
@@ -369,7 +382,7 @@ def finish_keys_kernel(
         counts: int32 [B], tokens of this call, without padding.
         features: from ``chunkwise.prepare_kernel``. into_keys, into_gates: from ``pair_gradients_kernel``.
         rotated_key_gradient: from ``window_backward``.
-        key_gradient: output, [B, T, G * D].
+        key_gradient: output, [B, T, G * D]; for gsa float32 [B, G, padded_length, D], without what goes through slots.
         key_batch_stride, key_stride: elements between sequences and between tokens.
         length: T. padded_length: T rounded up to a multiple of 64.
         gate_normalizer: divides the log gates.
@@ -394,12 +407,19 @@ def finish_keys_kernel(
     if MIXER == GLA:
         written = tl.load(features + (head * padded_length + tokens) * D + dims, mask=real, other=0.0)
         gradient = written * (feature_gradient - tl.sum(written * feature_gradient, axis=1)[:, None])
+    elif MIXER == GSA:
+        written = tl.load(features + (head * padded_length + tokens) * D + dims, mask=real, other=0.0)
+        gate_gradient += (written - 1) * feature_gradient
+        gradient = tl.zeros([_BLOCK, BLOCK_D], tl.float32)
     else:
         gradient = -closed / (1 + tl.exp(-keys)) * feature_gradient
     gradient += gate_gradient * closed / gate_normalizer
     angles = (sequence * length + tokens) * (D // 2) + dims % (D // 2)
     turned = rotated_key_gradient + head * padded_length * D
-    windowed = _unrotated(turned, tokens, real, angles, cos, sin, dims, D)
-    target = key_gradient + (sequence * length + tokens) * (G * D) + kv_head * D + dims
+    windowed = unrotated(turned, tokens, real, angles, cos, sin, dims, D)
+    if MIXER == GSA:
+        target = key_gradient + (head * padded_length + tokens) * D + dims
+    else:
+        target = key_gradient + (sequence * length + tokens) * (G * D) + kv_head * D + dims
     result = tl.where(real, recurrent_weight * gradient + windowed, 0.0)
     tl.store(target, result.to(key_gradient.dtype.element_ty), mask=(tokens < length) & (dims < D))

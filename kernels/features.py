@@ -8,9 +8,20 @@ import triton.language as tl
 
 from liger_export.kernels.plans import MIXER_NUMBERS
 
-__all__ = ["GLA", "begins_document", "finite", "key_features", "log_gates", "rotated", "softmax_rows"]
+__all__ = [
+    "GLA",
+    "GSA",
+    "begins_document",
+    "finite",
+    "forgotten",
+    "key_features",
+    "log_gates",
+    "rotated",
+    "softmax_rows",
+]
 
 GLA = tl.constexpr(MIXER_NUMBERS["gla"])
+GSA = tl.constexpr(MIXER_NUMBERS["gsa"])
 
 
 @triton.jit
@@ -37,6 +48,15 @@ def log_gates(keys, real, gate_normalizer):
     # The exponent is never positive, so that the strongest gates stay exact.
     gates = tl.minimum(keys, 0.0) - tl.log(1 + tl.exp(-tl.abs(keys)))
     return tl.where(real, gates / gate_normalizer, 0.0)
+
+
+@triton.jit
+def forgotten(log_decays):
+    """1 - exp of log decays, without cancellation where they are small: what gated slot attention writes to a slot."""
+    series = 1 + log_decays / 9
+    for term in tl.static_range(8, 1, -1):
+        series = 1 + series * log_decays / term
+    return tl.where(log_decays > -0.5, -log_decays * series, 1 - tl.exp(log_decays))
 
 
 @triton.jit

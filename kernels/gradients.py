@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from liger_export.kernels.launch import gate_selections, no_triton, require_offsets, shape_of
-from liger_export.kernels.plans import BLOCK, CHUNK, chunkwise_plans
+from liger_export.kernels.plans import BLOCK, CHUNK, Plan, chunkwise_plans
 from liger_export.kernels.runner import call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.training_plans import backward_plans
@@ -15,7 +15,8 @@ from liger_export.kernels.training_plans import backward_plans
 __all__ = ["projection_gradients"]
 
 Tensors = tuple[Tensor, ...]
-Launches = list[tuple[Any, tuple[Any, ...]]]  # each kernel with its arguments
+Launch = tuple[Any, Plan, tuple[Any, ...]]  # a kernel, its plan and its arguments
+Launches = list[Launch]
 
 
 def projection_gradients(
@@ -30,7 +31,8 @@ def projection_gradients(
     """Gradients of query, key and value for any number of tokens T, from the gradient of the output alone.
 
     Features, gates, states and scores are computed again. While it runs, a call holds 3 * T / 64 states, four copies of
-    the queries and six of the keys in float32, and two of each in their dtype.
+    the queries and six of the keys in float32, and two of each in their dtype. For gsa, T / 64 states are added, two
+    copies of the queries and one of the keys in float32.
 
     Args:
         mixer, projections, positions, state, gate_normalizer, recurrent_weight: the arguments of ``launch.chunkwise``.
@@ -50,7 +52,6 @@ def projection_gradients(
     cos, sin, position_ids = (tensor.contiguous() for tensor in positions)
     counts = (position_ids >= 0).sum(1, dtype=torch.int32)
     padded = length + -length % CHUNK
-    made = _Buffers.of(shape, projections[0], padded)
     gradients = tuple(torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in projections)
     call = _Call(
         projections=projections,
@@ -63,15 +64,15 @@ def projection_gradients(
         lengths=(length, padded),
         selections=gate_selections(counts.device, projections[0].dtype),
         options=(float(gate_normalizer), float(recurrent_weight)),  # Triton compiles integers in
+        plans={"prepare_kernel": chunkwise_plans(shape)["prepare_kernel"], **backward_plans(shape, padded // CHUNK)},
     )
+    made = _Buffers.of(shape, projections[0], padded)
     try:
-        launches = [*_prepare(call, made), *_states(call, made), *_window(call, made), *_recurrence(call, made)]
+        launches = _two_passes(call, made) if mixer == "gsa" else _one_pass(call, made)
     except ImportError as error:
         raise no_triton() from error
-    plans = [chunkwise_plans(shape)["prepare_kernel"], *backward_plans(shape, padded // CHUNK).values()]
-    planned = [(kernel, plan, tensors) for (kernel, tensors), plan in zip(launches, plans, strict=True)]
     outside = (*projections, cos, sin, position_ids, *state, output_gradient)
-    launch_all(("gradients", shape, counts.device, call_key(outside)), planned, batch, length)
+    launch_all(("gradients", shape, counts.device, call_key(outside)), launches, batch, length)
     return gradients
 
 
@@ -82,11 +83,12 @@ class _Call:
     Attributes:
         projections: query, key and value. gradients: those of the projections.
         angles: cos and sin. position_ids: int64 [B, T]. counts: int32 [B], tokens without padding.
-        state: recurrent_state, window_key and window_value.
+        state: recurrent_state, or slot_key and slot_value; window_key and window_value.
         output_gradient: [B, T, H * D].
         lengths: T, and T rounded up to a multiple of 64.
         selections: which gates decay a token (``chunk_states.selection``).
         options: gate normalizer and recurrent weight.
+        plans: of the kernels, by name.
     """
 
     projections: Tensors
@@ -99,22 +101,15 @@ class _Call:
     lengths: tuple[int, int]
     selections: Tensor
     options: tuple[float, float]
+    plans: dict[str, Plan]
 
-    @property
-    def query_strides(self) -> tuple[int, ...]:
-        return self.projections[0].stride()[:2]
+    def launch(self, kernel: Any, *arguments: Any, variant: str = "") -> Launch:
+        return kernel, self.plans[kernel.__name__ + variant], arguments
 
-    @property
-    def key_strides(self) -> tuple[int, ...]:
-        return self.projections[1].stride()[:2]
 
-    @property
-    def value_strides(self) -> tuple[int, ...]:
-        return self.projections[2].stride()[:2]
-
-    @property
-    def gradient_strides(self) -> tuple[int, ...]:
-        return self.output_gradient.stride()[:2]
+def _strides(*rows: Tensor) -> tuple[int, ...]:
+    """Elements between sequences and between tokens of each of some tensors [B, T, width]."""
+    return tuple(stride for tensor in rows for stride in tensor.stride()[:2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,111 +172,213 @@ class _Buffers:
         )
 
 
-def _prepare(call: _Call, made: _Buffers) -> Launches:
-    """Launches that compute features, gates, and rotated queries and keys."""
-    from liger_export.kernels.chunkwise import prepare_kernel
-    from liger_export.kernels.chunkwise_backward import prepare_queries_kernel
+@dataclass(frozen=True, slots=True)
+class _SlotBuffers:
+    """What gsa adds to ``_Buffers``: of its first pass, whose state is the slots' keys."""
 
-    query, key, _ = call.projections
-    prepared = (made.features, made.gates, made.decayed_keys, made.block_gates, made.rotated_keys)
+    entering: Tensor
+    scores: Tensor
+    score_gradient: Tensor
+    key_gradient: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor, made: _Buffers) -> "_SlotBuffers":
+        """Allocate the buffers beside those of the second pass."""
+        return cls(
+            entering=torch.empty_like(made.entering),
+            scores=query.new_empty(query.shape, dtype=torch.float32),
+            score_gradient=torch.empty_like(made.into_queries),
+            key_gradient=torch.empty_like(made.rotated_key_gradient),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A recurrence of a layer: its inputs, and the state before each chunk and its gradient after it.
+
+    A pair adds (upstream . value) sum_m features[m] exp(gates between)[m] written[m] to the loss, where the last factor
+    is of the key. In the first pass of gsa, ``upstream`` is the query, ``value`` the key, and ``features`` the gradient
+    of the scores (``slots``).
+
+    Attributes:
+        value: [B, T, G * D]. upstream: the gradient of the output, [B, T, H * D].
+        features: of the queries, [B, H, padded length, D].
+        state: float32 [B, G, D, D], before the first token.
+        entering, leaving: float32 [B, G, chunks, D, D].
+    """
+
+    value: Tensor
+    upstream: Tensor
+    features: Tensor
+    state: Tensor
+    entering: Tensor
+    leaving: Tensor
+
+
+def _one_pass(call: _Call, made: _Buffers) -> Launches:
+    """Launches for gla and hgrn2."""
+    from liger_export.kernels.chunkwise_backward import finish_queries_kernel
+
+    query, _, value = call.projections
+    query_gradient, key_gradient, value_gradient = call.gradients
+    only = _Pass(value, call.output_gradient, made.query_features, call.state[0], made.entering, made.leaving)
     return [
-        (
-            prepare_kernel,
-            (
-                *(key, *call.angles, call.position_ids, call.counts, *prepared),
-                *(*call.key_strides, *call.lengths, call.options[0]),
-            ),
+        _prepare_keys(call, made),
+        _prepare_queries(call, made, query),
+        *_entering(call, made, only),
+        *_leaving(call, made, only),
+        *_window(call, made),
+        _pairs(call, made, only),
+        _values(call, made, only, made.window_value_gradient, value_gradient),
+        call.launch(
+            finish_queries_kernel,
+            *(*call.angles, call.counts, made.query_features, made.into_queries, made.rotated_query_gradient),
+            *(query_gradient, *call.lengths, call.options[1]),
         ),
-        (
-            prepare_queries_kernel,
-            (
-                *(query, *call.angles, call.counts, made.query_features, made.rotated_queries),
-                *(*call.query_strides, *call.lengths),
-            ),
-        ),
+        _finish_keys(call, made, key_gradient),
     ]
 
 
-def _states(call: _Call, made: _Buffers) -> Launches:
-    """Launches that compute the state before each chunk and its gradient after it."""
-    from liger_export.kernels.chunk_states import chunk_state_gradients_kernel, chunk_states_kernel, scan_kernel
+def _two_passes(call: _Call, made: _Buffers) -> Launches:
+    """Launches for gsa: the first pass again, the gradients of the second, then those of the first."""
+    from liger_export.kernels import slots
 
-    _, _, value = call.projections
-    start, padded = call.state[0], call.lengths[1]
+    query, key, value = call.projections
+    query_gradient, key_gradient, value_gradient = call.gradients
+    own = _SlotBuffers.of(query, made)
+    slot_key, slot_value = call.state[:2]
+    first = _Pass(key, query, own.score_gradient, slot_key, own.entering, made.leaving)
+    second = _Pass(value, call.output_gradient, made.query_features, slot_value, made.entering, made.leaving)
+    written = (made.features, made.gates, call.selections, call.counts)
     return [
-        (
-            chunk_states_kernel,
-            (
-                *(value, made.features, made.gates, call.selections, call.counts, made.added, made.chunk_decays),
-                *(*call.value_strides, padded),
-            ),
+        _prepare_keys(call, made),
+        *_entering(call, made, first),
+        call.launch(
+            slots.slot_scores_kernel,
+            *(query, key, *written, own.entering, own.scores, *_strides(query, key), *call.lengths),
         ),
-        (scan_kernel, (made.added, made.chunk_decays, start, made.entering, made.final_state, padded)),
-        (
-            chunk_state_gradients_kernel,
-            (
-                *(call.output_gradient, made.query_features, made.gates, call.selections, call.counts, made.added),
-                *(*call.gradient_strides, padded),
-            ),
+        _prepare_queries(call, made, own.scores),
+        *_entering(call, made, second),
+        *_leaving(call, made, second),
+        *_window(call, made),
+        _pairs(call, made, second),
+        _values(call, made, second, made.window_value_gradient, value_gradient),
+        call.launch(
+            slots.score_gradients_kernel,
+            *(call.counts, made.query_features, made.into_queries, own.score_gradient, call.lengths[1]),
         ),
-        (scan_kernel, (made.added, made.chunk_decays, start, made.leaving, made.final_state, padded)),
+        *_leaving(call, made, first),
+        _pairs(call, made, first, variant="_added"),
+        call.launch(
+            slots.slot_query_gradients_kernel,
+            *(key, *call.angles, own.score_gradient, *written, own.entering, made.rotated_query_gradient),
+            *(query_gradient, *_strides(key), *call.lengths, call.options[1]),
+        ),
+        _finish_keys(call, made, own.key_gradient),
+        _values(call, made, first, own.key_gradient, key_gradient),
+    ]
+
+
+def _prepare_keys(call: _Call, made: _Buffers) -> Launch:
+    """Compute features, gates and rotated keys."""
+    from liger_export.kernels.chunkwise import prepare_kernel
+
+    key = call.projections[1]
+    prepared = (made.features, made.gates, made.decayed_keys, made.block_gates, made.rotated_keys)
+    return call.launch(
+        prepare_kernel,
+        *(key, *call.angles, call.position_ids, call.counts, *prepared),
+        *(*_strides(key), *call.lengths, call.options[0]),
+    )
+
+
+def _prepare_queries(call: _Call, made: _Buffers, scores: Tensor) -> Launch:
+    """Compute query features, the softmax of ``scores`` [B, T, H * D], and rotated queries."""
+    from liger_export.kernels.chunkwise_backward import prepare_queries_kernel
+
+    query = call.projections[0]
+    return call.launch(
+        prepare_queries_kernel,
+        *(query, scores, *call.angles, call.counts, made.query_features, made.rotated_queries),
+        *(*_strides(query, scores), *call.lengths),
+    )
+
+
+def _entering(call: _Call, made: _Buffers, each: _Pass) -> Launches:
+    """Compute the state before each chunk."""
+    from liger_export.kernels.chunk_states import chunk_states_kernel, scan_kernel
+
+    padded = call.lengths[1]
+    written = (made.features, made.gates, call.selections, call.counts)
+    scanned = (made.added, made.chunk_decays)
+    return [
+        call.launch(chunk_states_kernel, each.value, *written, *scanned, *_strides(each.value), padded),
+        call.launch(scan_kernel, *scanned, each.state, each.entering, made.final_state, padded),
+    ]
+
+
+def _leaving(call: _Call, made: _Buffers, each: _Pass) -> Launches:
+    """Compute the gradient of the state after each chunk. Follows ``_entering`` of any pass, for the decays."""
+    from liger_export.kernels.chunk_states import chunk_state_gradients_kernel, scan_kernel
+
+    padded = call.lengths[1]
+    read = (each.upstream, each.features, made.gates, call.selections, call.counts)
+    scanned = (made.added, made.chunk_decays, each.state, each.leaving, made.final_state)
+    return [
+        call.launch(chunk_state_gradients_kernel, *read, made.added, *_strides(each.upstream), padded),
+        call.launch(scan_kernel, *scanned, padded, variant="_reverse"),
     ]
 
 
 def _window(call: _Call, made: _Buffers) -> Launches:
-    """Launches that compute the window's gradients."""
+    """Compute the window's gradients."""
     from liger_export.kernels.window_backward import window_key_gradient_kernel, window_query_gradient_kernel
 
-    _, _, value = call.projections
+    value = call.projections[2]
     rows = (value, call.output_gradient, made.rotated_queries, made.rotated_keys)
     sums, counted = (made.log_sums, made.means), (call.position_ids, call.counts)
-    numbers = (*call.value_strides, *call.gradient_strides, *call.lengths, call.options[1])
+    numbers = (*_strides(value, call.output_gradient), *call.lengths, call.options[1])
     into_keys = (made.rotated_key_gradient, made.window_value_gradient)
     return [
-        (
+        call.launch(
             window_query_gradient_kernel,
-            (*rows, *counted, *call.state[1:], made.rotated_query_gradient, *sums, *numbers),
+            *(*rows, *counted, *call.state[-2:], made.rotated_query_gradient, *sums, *numbers),
         ),
-        (window_key_gradient_kernel, (*rows, *sums, *counted, *into_keys, *numbers)),
+        call.launch(window_key_gradient_kernel, *(*rows, *sums, *counted, *into_keys, *numbers)),
     ]
 
 
-def _recurrence(call: _Call, made: _Buffers) -> Launches:
-    """Launches that compute the recurrence's gradients, and add the window's."""
-    from liger_export.kernels import chunkwise_backward as kernels
+def _pairs(call: _Call, made: _Buffers, each: _Pass, variant: str = "") -> Launch:
+    """Compute the gradients of features and gates, or with the variant ``_added`` add to those of keys and gates."""
+    from liger_export.kernels.chunkwise_backward import pair_gradients_kernel
 
-    _, key, value = call.projections
-    query_gradient, key_gradient, value_gradient = call.gradients
-    features = (made.query_features, made.features, made.gates, call.selections, call.counts)
-    padded, weight = call.lengths[1], call.options[1]
-    return [
-        (
-            kernels.pair_gradients_kernel,
-            (
-                *(value, call.output_gradient, *features, made.entering, made.leaving),
-                *(made.into_queries, made.into_keys, made.into_gates),
-                *(*call.value_strides, *call.gradient_strides, padded),
-            ),
-        ),
-        (
-            kernels.value_gradients_kernel,
-            (
-                *(call.output_gradient, *features, made.leaving, made.window_value_gradient, value_gradient),
-                *(*call.gradient_strides, *call.lengths, weight),
-            ),
-        ),
-        (
-            kernels.finish_queries_kernel,
-            (
-                *(*call.angles, call.counts, made.query_features, made.into_queries),
-                *(made.rotated_query_gradient, query_gradient, *call.lengths, weight),
-            ),
-        ),
-        (
-            kernels.finish_keys_kernel,
-            (
-                *(key, *call.angles, call.counts, made.features, made.into_keys, made.into_gates),
-                *(made.rotated_key_gradient, key_gradient, *call.key_strides, *call.lengths, *call.options),
-            ),
-        ),
-    ]
+    return call.launch(
+        pair_gradients_kernel,
+        *(each.value, each.upstream, each.features, made.features, made.gates, call.selections, call.counts),
+        *(each.entering, each.leaving, made.into_queries, made.into_keys, made.into_gates),
+        *(*_strides(each.value, each.upstream), call.lengths[1]),
+        variant=variant,
+    )
+
+
+def _values(call: _Call, made: _Buffers, each: _Pass, others: Tensor, gradient: Tensor) -> Launch:
+    """Compute the gradient of ``each.value``, weighted, plus ``others`` [B, G, padded length, D]."""
+    from liger_export.kernels.chunkwise_backward import value_gradients_kernel
+
+    return call.launch(
+        value_gradients_kernel,
+        *(each.upstream, each.features, made.features, made.gates, call.selections, call.counts),
+        *(each.leaving, others, gradient, *_strides(each.upstream), *call.lengths, call.options[1]),
+    )
+
+
+def _finish_keys(call: _Call, made: _Buffers, gradient: Tensor) -> Launch:
+    """Compute the gradients of keys from those of features, gates and rotated keys."""
+    from liger_export.kernels.chunkwise_backward import finish_keys_kernel
+
+    key = call.projections[1]
+    return call.launch(
+        finish_keys_kernel,
+        *(key, *call.angles, call.counts, made.features, made.into_keys, made.into_gates, made.rotated_key_gradient),
+        *(gradient, *_strides(key), *call.lengths, *call.options),
+    )

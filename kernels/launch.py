@@ -22,7 +22,7 @@ from liger_export.kernels.plans import (
 from liger_export.kernels.runner import call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.targets import DEPENDENT_LAUNCH_CAPABILITY
-from liger_export.kernels.training_plans import SCANNED_CHUNKS, state_plans
+from liger_export.kernels.training_plans import SCANNED_CHUNKS, score_plan, state_plans
 
 __all__ = [
     "chunkwise",
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Tensors = tuple[Tensor, ...]
+Launches = list[tuple[Any, Plan, tuple[Any, ...]]]  # each kernel with its plan and its arguments
 
 
 def step(
@@ -49,7 +50,7 @@ def step(
     """Run one token as the operator does: states out of place, the window oldest first.
 
     Args:
-        mixer: one of ``KERNEL_MIXERS``.
+        mixer: one of ``KERNEL_MIXERS``; for ``chunkwise`` one of ``TRAINED_MIXERS``.
         projections: query [B, 1, H * D], key and value [B, 1, G * D]; they may be slices of one packed row.
         positions: cos and sin, float32 [B, 1, D / 2], and position_ids, int64 [B, 1], -1 for no token.
         state: recurrent_state, float32 [B, G, D, D], window_key and window_value [B, G, W, D].
@@ -101,11 +102,13 @@ def chunkwise(
 ) -> Tensors:
     """Run any number of tokens T from any state, states out of place and the window oldest first.
 
-    Arguments as for ``step``, with T instead of 1. Padding may only end a row. Besides its results, a call allocates
-    T / 64 copies of the state (twice as many from 449 tokens), and of the keys two in float32 and two in their dtype.
+    Arguments as for ``step``, with T instead of 1; for gsa the state begins with slot_key and slot_value, both float32
+    [B, G, D, D]. Padding may only end a row. Besides its results, a call allocates T / 64 copies of the recurrent state
+    (twice as many from 449 tokens), two of the keys in float32 and two in their dtype, and for gsa one of the queries
+    in float32.
 
     Returns:
-        Output [B, T, H * D], and the next three state tensors.
+        Output [B, T, H * D], and the next state tensors.
 
     Raises:
         KernelError: no kernel supports this shape, or T is too large for 32-bit offsets.
@@ -122,14 +125,19 @@ def chunkwise(
         raise no_triton() from error
     cos, sin, position_ids = (tensor.contiguous() for tensor in positions)
     counts = (position_ids >= 0).sum(1, dtype=torch.int32)
-    memory, *window = state
+    *recurrent, window_key, window_value = state
+    window = (window_key, window_value)
     lengths = (length, length + -length % CHUNK)
     prepared, rotated_keys, entering = _chunkwise_buffers(shape, query, lengths[1])
     output = query.new_empty(batch, length, width)
-    next_memory, *next_window = (torch.empty_like(tensor) for tensor in state)
+    *next_recurrent, next_key, next_value = (torch.empty_like(tensor) for tensor in state)
     query_strides, key_strides, value_strides = (part.stride()[:2] for part in projections)
     divisor, weight = float(gate_normalizer), float(recurrent_weight)  # Triton compiles integers in
     plans = chunkwise_plans(shape)
+    scores, first_pass = query, Launches()
+    if mixer == "gsa":
+        states = (recurrent[0], torch.empty_like(entering), next_recurrent[0])
+        scores, first_pass = _first_pass(shape, query, key, prepared, counts, states)
     launches = [
         (
             prepare_kernel,
@@ -139,7 +147,8 @@ def chunkwise(
                 *(*key_strides, *lengths, divisor),
             ),
         ),
-        *_state_launches(shape, value, prepared, counts, (memory, entering, next_memory)),
+        *first_pass,
+        *_state_launches(shape, value, prepared, counts, (recurrent[-1], entering, next_recurrent[-1])),
         (
             window_kernel,
             plans["window_kernel"],
@@ -152,24 +161,49 @@ def chunkwise(
             output_kernel,
             plans["output_kernel"],
             (
-                *(query, value, *prepared, counts, entering, output),
-                *(*query_strides, *value_strides, *lengths, weight),
+                *(scores, value, *prepared, counts, entering, output),
+                *(*scores.stride()[:2], *value_strides, *lengths, weight),
             ),
         ),
         (
             leave_kernel,
             plans["leave_kernel"],
-            (*(value, rotated_keys, position_ids, counts, *window, *next_window), *(*value_strides, *lengths)),
+            (
+                *(value, rotated_keys, position_ids, counts, *window, next_key, next_value),
+                *(*value_strides, *lengths),
+            ),
         ),
     ]
     outside = (*projections, cos, sin, position_ids, *state)
     launch_all(("chunkwise", shape, query.device, call_key(outside)), launches, batch, length)
-    return output, next_memory, *next_window
+    return output, *next_recurrent, next_key, next_value
+
+
+def _first_pass(
+    shape: AttentionShape, query: Tensor, key: Tensor, prepared: Tensors, counts: Tensor, states: Tensors
+) -> tuple[Tensor, Launches]:
+    """Scores of gsa, whose softmax reads the slots' values: float32 [B, T, H * D], and the launches that compute them.
+
+    Args:
+        query, key: [B, T, heads * D].
+        prepared: results of ``prepare_kernel``.
+        counts: int32 [B], tokens without padding.
+        states: slot_key before the first token; outputs before each chunk and after the last token.
+    """
+    from liger_export.kernels.slots import slot_scores_kernel
+
+    features, gates, *_ = prepared
+    selections = gate_selections(query.device, query.dtype)
+    scores = query.new_empty(query.shape, dtype=torch.float32)
+    strides, lengths = (*query.stride()[:2], *key.stride()[:2]), (query.shape[1], gates.shape[2])
+    arguments = (query, key, features, gates, selections, counts, states[1], scores, *strides, *lengths)
+    passed = _state_launches(shape, key, prepared, counts, states)
+    return scores, [*passed, (slot_scores_kernel, score_plan(shape), arguments)]
 
 
 def _state_launches(
     shape: AttentionShape, value: Tensor, prepared: Tensors, counts: Tensor, states: Tensors
-) -> list[tuple[Any, Plan, tuple[Any, ...]]]:
+) -> Launches:
     """Launches that pass the state from chunk to chunk.
 
     Args:
@@ -233,15 +267,21 @@ def shape_of(mixer: str, projections: Tensors, state: Tensors) -> AttentionShape
         KernelError: no kernel supports the shape, or a tensor's dtype or layout.
     """
     query, key, value = projections
-    memory, window_key, window_value = state
+    *recurrent, window_key, window_value = state
     _, kv_heads, window, head_dim = window_key.shape
     activation = str(query.dtype).removeprefix("torch.")
     queries_per_kv = query.shape[-1] // (kv_heads * head_dim)
     shape = _shape(mixer, kv_heads, queries_per_kv, head_dim, window, activation)
     if {tensor.dtype for tensor in (*projections, window_key, window_value)} != {query.dtype}:
         raise KernelError("Projections and window differ in dtype.", f"Pass all of them in {activation}.")
-    if memory.dtype != torch.float32:
-        raise KernelError(f"The recurrent state is {memory.dtype}.", "Pass it in float32.")
+    for memory in recurrent:
+        if memory.dtype != torch.float32:
+            raise KernelError(f"The recurrent state is {memory.dtype}.", "Pass it in float32.")
+        if memory.shape[2] != head_dim:
+            raise KernelError(
+                f"The kernels do not support {memory.shape[2]} slots for head size {head_dim}, only as many.",
+                "Run this layer with the PyTorch implementation of its operator.",
+            )
     if key.shape[-1] != kv_heads * head_dim or value.shape != key.shape:
         raise KernelError(
             f"Key and value have rows of {key.shape[-1]} and {value.shape[-1]} elements.",

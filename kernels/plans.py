@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from liger_export.errors import KernelError
-from liger_export.kernels.shapes import MAX_STEP_WINDOW, AttentionShape, LinearShape, block_of
+from liger_export.kernels.shapes import KERNEL_MIXERS, MAX_STEP_WINDOW, AttentionShape, LinearShape, block_of
 
 __all__ = [
     "BATCHED_COLUMNS",
@@ -33,7 +33,7 @@ CHUNK = 64  # tokens
 HALVINGS = CHUNK.bit_length() - 1  # of a chunk, down to one token
 TOP_LOGITS = 256  # largest logits that leave the GPU, a power of two
 BATCHED_COLUMNS = 16384  # columns of all states in a batch from which the batched step kernel is used
-MIXER_NUMBERS = {"gla": 0, "hgrn2": 1}
+MIXER_NUMBERS = {"gla": 0, "hgrn2": 1, "gsa": 2}
 MIN_PROGRAMS = 128  # about one per multiprocessor of a large GPU
 MULTIPROCESSORS = 132  # of an H100 or H200
 
@@ -112,8 +112,13 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
     """Plan the step kernel. The fewer heads in the batch, the fewer columns per program, down to 16.
 
     Raises:
-        KernelError: the window is too large.
+        KernelError: the window is too large, or the mixer has no step kernel.
     """
+    if shape.mixer not in KERNEL_MIXERS:
+        raise KernelError(
+            f"There is no step kernel for the mixer {shape.mixer}; there is for {', '.join(KERNEL_MIXERS)}.",
+            "Run single tokens of this layer with the PyTorch implementation of its operator.",
+        )
     if shape.window > MAX_STEP_WINDOW:
         raise KernelError(
             f"The step kernel does not support a window of {shape.window} keys; it supports 1 to {MAX_STEP_WINDOW}.",
@@ -142,7 +147,7 @@ def step_plan(shape: AttentionShape, batch: int, *, ring: bool) -> Plan:
 
 def batched_step_plan(shape: AttentionShape, *, ring: bool) -> Plan | None:
     """Plan the batched step kernel, for batches of at least ``BATCHED_COLUMNS``. None if the shape is not supported."""
-    if shape.activation == "float32" or shape.head_dim not in (64, 128):
+    if shape.mixer not in KERNEL_MIXERS or shape.activation == "float32" or shape.head_dim not in (64, 128):
         return None
     if shape.num_queries_per_kv > 8 or shape.window > 64:
         return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from liger_export.errors import KernelError
 from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.launch import chunkwise, shape_of, step
-from liger_export.kernels.shapes import KERNEL_MIXERS, MAX_STEP_WINDOW
+from liger_export.kernels.shapes import KERNEL_MIXERS, MAX_STEP_WINDOW, TRAINED_MIXERS
 from liger_export.ops import ATTENTIONS
 from liger_export.ops.signatures import CALL_INPUTS
 
@@ -29,7 +29,7 @@ def register_cuda_kernels() -> bool:
     """
     if importlib.util.find_spec("triton") is None:
         return False
-    for mixer in KERNEL_MIXERS:
+    for mixer in TRAINED_MIXERS:
         torch.library.register_kernel(f"liger::{ATTENTIONS[mixer].name}", "cuda", partial(attention, mixer))
         ATTENTIONS[mixer].register_gradients("cuda", partial(gradient, mixer))
     return True
@@ -39,14 +39,15 @@ def attention(mixer: str, *arguments: Any) -> tuple[Tensor, ...]:
     """Run the operator of a mixer with its own arguments: the step kernel for one token, chunkwise kernels for more.
 
     One token with a window that the step kernel does not support runs the chunkwise kernels. Calls that no kernel
-    supports (float64, other head sizes, wider windows) run the PyTorch implementation.
+    supports (float64, other head sizes, wider windows, one token of gsa) run the PyTorch implementation.
     """
     op = ATTENTIONS[mixer]
     call = _supported(mixer, arguments)
-    if call is None:
+    is_step = arguments[0].shape[1] == 1
+    if call is None or (is_step and mixer not in KERNEL_MIXERS):
         return op.run(*arguments)
     projections, positions, state = call
-    launch = step if projections[0].shape[1] == 1 and state[-1].shape[2] <= MAX_STEP_WINDOW else chunkwise
+    launch = step if is_step and state[-1].shape[2] <= MAX_STEP_WINDOW else chunkwise
     return launch(mixer, projections, positions, state, **_options(mixer, arguments))
 
 
@@ -62,7 +63,7 @@ def gradient(mixer: str, *arguments: Any) -> Tensors | None:
     gate_normalizer, recurrent_weight = ({"gate_normalizer": 1.0} | _options(mixer, tensors_and_options)).values()
     projections, positions, state = call
     gradients: Tensors = _gradient(
-        mixer, *projections, *positions, *state, output_gradient, gate_normalizer, recurrent_weight
+        mixer, *projections, *positions, state, output_gradient, gate_normalizer, recurrent_weight
     )
     return gradients
 
@@ -76,18 +77,15 @@ def _gradient(
     cos: Tensor,
     sin: Tensor,
     position_ids: Tensor,
-    recurrent_state: Tensor,
-    window_key: Tensor,
-    window_value: Tensor,
+    state: Sequence[Tensor],
     output_gradient: Tensor,
     gate_normalizer: float,
     recurrent_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``projection_gradients`` as an operator, so that ``torch.compile`` does not look into it."""
-    state = (recurrent_state, window_key, window_value)
     options = (gate_normalizer, recurrent_weight)
     into_query, into_key, into_value = projection_gradients(
-        mixer, (query, key, value), (cos, sin, position_ids), state, output_gradient, *options
+        mixer, (query, key, value), (cos, sin, position_ids), tuple(state), output_gradient, *options
     )
     return into_query, into_key, into_value
 

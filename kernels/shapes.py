@@ -11,12 +11,14 @@ __all__ = [
     "KERNEL_MIXERS",
     "MAX_COLUMNS",
     "MAX_STEP_WINDOW",
+    "TRAINED_MIXERS",
     "AttentionShape",
     "LinearShape",
     "block_of",
 ]
 
 KERNEL_MIXERS = ("gla", "hgrn2")
+TRAINED_MIXERS = (*KERNEL_MIXERS, "gsa")  # with kernels for several tokens and for gradients, at least in PyTorch
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # torch's name: Triton's name
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 32, 256
@@ -34,7 +36,8 @@ class AttentionShape:
     """The shape of one layer's attention, independent of batch size and sequence length.
 
     Attributes:
-        mixer: one of ``KERNEL_MIXERS``.
+        mixer: one of ``TRAINED_MIXERS``, of which ``KERNEL_MIXERS`` have step kernels. For gsa, D is also the number of
+            slots.
         num_key_value_heads: G.
         num_queries_per_kv: R, query heads per key/value head.
         head_dim: D, a multiple of 8 from 32 to 256.
@@ -67,7 +70,7 @@ class AttentionShape:
 
     def __post_init__(self) -> None:
         for what, is_supported, supported in (
-            (f"mixer {self.mixer}", self.mixer in KERNEL_MIXERS, f"mixers {', '.join(KERNEL_MIXERS)}"),
+            (f"mixer {self.mixer}", self.mixer in TRAINED_MIXERS, f"mixers {', '.join(TRAINED_MIXERS)}"),
             (f"{self.num_key_value_heads} key/value heads", self.num_key_value_heads >= 1, "1 or more"),
             (
                 f"{self.num_queries_per_kv} query heads per key/value head",

@@ -17,7 +17,7 @@ from liger_export.kernels.plans import (
 )
 from liger_export.kernels.shapes import AttentionShape, block_of
 
-__all__ = ["SCANNED_CHUNKS", "backward_plans", "state_plans"]
+__all__ = ["SCANNED_CHUNKS", "backward_plans", "score_plan", "state_plans"]
 
 # Measured on an H200: benchmarks/gradients.py.
 SCANNED_CHUNKS = 8  # chunks of a sequence from which a scan over them is faster than ``pass_kernel``
@@ -36,38 +36,48 @@ def state_plans(shape: AttentionShape, chunks: int) -> dict[str, Plan]:
 
 
 @cache
+def score_plan(shape: AttentionShape) -> Plan:
+    """Plan the kernel that computes the scores of gsa's first pass."""
+    return Plan("slot_scores_kernel", *_by_columns(shape, PAIR_TILE, _query_heads(shape)))
+
+
+@cache
 def backward_plans(shape: AttentionShape, chunks: int) -> dict[str, Plan]:
-    """Plan the kernels of the gradient that follow ``prepare_kernel``. Returns plans by name, in execution order.
+    """Plan the kernels of the gradient that follow ``prepare_kernel``. Returns plans by name.
 
     Args:
         shape: shape of the layer's attention.
         chunks: of a sequence.
     """
     sizes, block_d = sizes_of(shape), block_of(shape.head_dim)
-    kv_heads, query_heads = Axis(shape.num_key_value_heads), Axis(shape.num_key_value_heads * shape.num_queries_per_kv)
-    sequences, blocks = Axis(of="batch"), Axis(1, "length", BLOCK)
+    kv_heads, query_heads, sequences = Axis(shape.num_key_value_heads), _query_heads(shape), Axis(of="batch")
+    blocks, padded_blocks = Axis(1, "length", BLOCK), Axis(CHUNK // BLOCK, "length", CHUNK)
+    rows: Constants = {**sizes, "BLOCK_D": block_d}
     plans = (
-        Plan(
-            "prepare_queries_kernel",
-            {**sizes, "BLOCK_D": block_d},
-            PREPARE,
-            (Axis(CHUNK // BLOCK, "length", CHUNK), query_heads, sequences),
-        ),
+        Plan("prepare_queries_kernel", rows, PREPARE, (padded_blocks, query_heads, sequences)),
         *state_plans(shape, chunks).values(),
         _states("chunk_state_gradients_kernel", shape, R=shape.num_queries_per_kv),
         _scan(shape, chunks, is_reverse=True),
         *_window(shape),
-        Plan("pair_gradients_kernel", *_by_columns(shape, PAIR_TILE, query_heads)),
+        Plan("pair_gradients_kernel", *_by_columns(shape, PAIR_TILE, query_heads, ADDS=False)),
         Plan("value_gradients_kernel", *_by_columns(shape, TILE, kv_heads)),
-        Plan("finish_queries_kernel", {**sizes, "BLOCK_D": block_d}, PREPARE, (blocks, query_heads, sequences)),
+        Plan("finish_queries_kernel", rows, PREPARE, (blocks, query_heads, sequences)),
         Plan(
             "finish_keys_kernel",
-            {"MIXER": MIXER_NUMBERS[shape.mixer], **sizes, "BLOCK_D": block_d},
+            {"MIXER": MIXER_NUMBERS[shape.mixer], **rows},
             PREPARE,
             (blocks, kv_heads, sequences),
         ),
+        score_plan(shape),
+        Plan("score_gradients_kernel", rows, PREPARE, (padded_blocks, query_heads, sequences)),
+        Plan("pair_gradients_kernel", *_by_columns(shape, PAIR_TILE, query_heads, ADDS=True), "_added"),
+        Plan("slot_query_gradients_kernel", *_by_columns(shape, TILE, query_heads)),
     )
     return {plan.name: plan for plan in plans}
+
+
+def _query_heads(shape: AttentionShape) -> Axis:
+    return Axis(shape.num_key_value_heads * shape.num_queries_per_kv)
 
 
 def _states(kernel: str, shape: AttentionShape, **constants: int) -> Plan:
@@ -97,7 +107,7 @@ def _window(shape: AttentionShape) -> tuple[Plan, Plan]:
     sizes = {**sizes_of(shape), "W": shape.window, "BLOCK_D": block_d, "BLOCK_M": rows, "BLOCK_N": keys}
     constants: Constants = {**sizes, "PRECISION": shape.precision}
     kv_heads, sequences = Axis(shape.num_key_value_heads), Axis(of="batch")
-    query_heads = Axis(shape.num_key_value_heads * shape.num_queries_per_kv)
+    query_heads = _query_heads(shape)
     return (
         Plan("window_query_gradient_kernel", constants, options, (Axis(1, "length", rows), query_heads, sequences)),
         Plan("window_key_gradient_kernel", constants, options, (Axis(1, "length", keys), kv_heads, sequences)),
@@ -105,9 +115,9 @@ def _window(shape: AttentionShape) -> tuple[Plan, Plan]:
 
 
 def _by_columns(
-    shape: AttentionShape, size: int, heads: Axis
+    shape: AttentionShape, size: int, heads: Axis, **flags: bool
 ) -> tuple[Constants, dict[str, int], tuple[Axis, Axis, Axis]]:
     """Return constants, options and grid of a kernel with one program for each head, chunk and tile of columns."""
     size = min(block_of(shape.head_dim), size)
-    constants: Constants = {**sizes_of(shape), "BLOCK_K": size, "BLOCK_V": size, "PRECISION": shape.precision}
+    constants: Constants = {**sizes_of(shape), **flags, "BLOCK_K": size, "BLOCK_V": size, "PRECISION": shape.precision}
     return constants, GRADIENT, (Axis(-(-shape.head_dim // size), "length", CHUNK), heads, Axis(of="batch"))

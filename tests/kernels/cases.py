@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_export.kernels import launch
-from liger_export.kernels.shapes import KERNEL_MIXERS
+from liger_export.kernels.shapes import KERNEL_MIXERS, TRAINED_MIXERS
 from tests.cells import slow_except
 from tests.ops.cases import Case, Sequences, reference, sequences
 
@@ -23,12 +23,18 @@ BOUNDS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
 DTYPES = list(BOUNDS) if DEVICE == "cuda" else [torch.float32, torch.float16]
 
 every_mixer = pytest.mark.parametrize("mixer", KERNEL_MIXERS)
+every_trained_mixer = pytest.mark.parametrize("mixer", TRAINED_MIXERS)
 every_dtype = pytest.mark.parametrize("dtype", slow_except([torch.float32], DTYPES), ids=str)
+
+
+def case_of(mixer: str, *, head_dim: int = 32, **sizes: Any) -> Case:
+    """A case that the kernels support, with as many slots as the head size."""
+    return Case(mixer, head_dim=head_dim, num_slots=head_dim, **sizes)
 
 
 def one_head(mixer: str, window_size: int = 24) -> Case:
     """A case for laws that do not depend on the number of heads, on which the interpreter's time does."""
-    return Case(mixer, num_key_value_heads=1, head_dim=32, window_size=window_size)
+    return case_of(mixer, num_key_value_heads=1, window_size=window_size)
 
 
 @contextmanager

@@ -5,13 +5,15 @@ import torch
 
 from liger_export.errors import KernelError
 from liger_export.kernels import launch
+from liger_export.kernels.shapes import KERNEL_MIXERS
 from tests.kernels.cases import (
     BOUNDS,
     DEVICE,
     call_arguments,
+    case_of,
     empty_state,
     every_dtype,
-    every_mixer,
+    every_trained_mixer,
     inputs_and_reference,
     one_head,
     options,
@@ -23,22 +25,23 @@ from tests.tiny import relative_l2
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 @every_dtype
 def test_a_sequence_equals_the_naive_reference(mixer: str, dtype: torch.dtype) -> None:
-    case = Case(mixer, head_dim=32, window_size=24)
+    case = case_of(mixer, window_size=24)
     inputs, expected = inputs_and_reference(case, 147, dtype)
     assert_equal(run(case, inputs, dtype), expected, BOUNDS[dtype])
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 @pytest.mark.parametrize("cuts", [(5, 6, 7), (16, 48), (1, 66)], ids=str)
 def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: tuple[int, ...]) -> None:
-    """Single tokens run the step kernel, so that each continues the other's state."""
+    """Single tokens run the step kernel, if there is one, so that each continues the other's state."""
     case = one_head(mixer)
     inputs, expected = inputs_and_reference(case, 72, torch.float32)
-    assert_equal(run(case, inputs, torch.float32, cuts), expected, 1e-5)
+    launches = (launch.step if mixer in KERNEL_MIXERS else launch.chunkwise, launch.chunkwise)
+    assert_equal(run(case, inputs, torch.float32, cuts, launches=launches), expected, 1e-5)
 
 
 @pytest.mark.slow
@@ -50,6 +53,8 @@ def test_any_split_into_calls_gives_the_same_output_and_state(mixer: str, cuts: 
         Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=3, head_dim=128, window_size=256),
         Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=1, head_dim=32, window_size=1024),
         Case("gla", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
+        case_of("gsa", num_key_value_heads=3, num_queries_per_kv=5, head_dim=40, window_size=7),
+        case_of("gsa", num_key_value_heads=1, num_queries_per_kv=1, head_dim=72, window_size=4),
     ],
     ids=str,
 )
@@ -59,7 +64,7 @@ def test_shapes(case: Case) -> None:
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
     case = one_head(mixer, window_size=4)
     inputs, expected = inputs_and_reference(case, 130, torch.float32, key_scale=30.0)
@@ -67,7 +72,7 @@ def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_padding_at_the_end_of_a_row_leaves_no_trace(mixer: str) -> None:
     case = one_head(mixer)
     inputs, _ = inputs_and_reference(case, 70, torch.float32)
@@ -92,8 +97,16 @@ def test_a_call_too_long_for_the_kernels_is_refused() -> None:
         launch.chunkwise("gla", long, (), empty_state(case, torch.float32, batch=1))
 
 
+def test_other_numbers_of_slots_are_refused() -> None:
+    case = Case("gsa", head_dim=32, num_slots=8)
+    inputs, _ = inputs_and_reference(case, 2, torch.float32)
+    arguments = call_arguments(inputs, torch.arange(2).repeat(2, 1), torch.float32)
+    with pytest.raises(KernelError, match="8 slots for head size 32"):
+        launch.chunkwise("gsa", *arguments, empty_state(case, torch.float32))
+
+
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_a_full_window_reads_the_same_at_any_position(mixer: str) -> None:
     case, generator = one_head(mixer, window_size=4), torch.Generator().manual_seed(0)
     inputs, _ = inputs_and_reference(case, 5, torch.float32)

@@ -8,9 +8,18 @@ from torch import Tensor
 
 from liger_export.kernels import launch
 from liger_export.kernels.gradients import projection_gradients
-from liger_export.kernels.shapes import KERNEL_MIXERS
+from liger_export.kernels.shapes import TRAINED_MIXERS
 from tests.cells import slow_except
-from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, one_head, options, poisoned_outputs
+from tests.kernels.cases import (
+    DEVICE,
+    call_arguments,
+    case_of,
+    empty_state,
+    every_trained_mixer,
+    one_head,
+    options,
+    poisoned_outputs,
+)
 from tests.ops.cases import Case, Sequences, assert_equal, sequences, stacked
 from tests.ops.test_documents import alone, at_positions, packed_positions
 from tests.tiny import relative_l2
@@ -51,12 +60,12 @@ def assert_documents_are_alone(case: Case, length: int, rows: Sequence[Sequence[
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_packed_documents_have_the_results_that_they_have_alone(mixer: str) -> None:
-    assert_documents_are_alone(Case(mixer, head_dim=32, window_size=24), 100, ROWS)
+    assert_documents_are_alone(case_of(mixer, window_size=24), 100, ROWS)
 
 
-@pytest.mark.parametrize("mixer", slow_except(["gla"], KERNEL_MIXERS))
+@pytest.mark.parametrize("mixer", slow_except(["gla"], TRAINED_MIXERS))
 @pytest.mark.parametrize(
     "rows", slow_except([[[64], [1]]], [[[64], [1]], [[15], [48, 63]], [list(range(1, 70)), [69]]]), ids=str
 )
@@ -65,15 +74,15 @@ def test_boundaries_anywhere(mixer: str, rows: list[list[int]]) -> None:
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_strong_gates_and_boundaries(mixer: str) -> None:
     assert_documents_are_alone(one_head(mixer), 100, ROWS, scale=30.0)
 
 
-@every_mixer
+@every_trained_mixer
 def test_a_document_continues_from_a_call_that_ended_in_it(mixer: str) -> None:
     """Rows end in different documents, one of them shorter than the window."""
-    case = Case(mixer, head_dim=32, window_size=24)
+    case = case_of(mixer, window_size=24)
     inputs, positions = packed(case, 50, [[30], [7, 12]])
     state, outputs = empty_state(case, torch.float32), []
     for start, stop in ((0, 35), (35, 50)):

@@ -5,14 +5,16 @@ import torch
 from torch import Tensor
 
 from liger_export.kernels.gradients import projection_gradients
+from liger_export.kernels.shapes import KERNEL_MIXERS, TRAINED_MIXERS
 from liger_export.ops import ATTENTIONS
 from tests.cells import slow_except
 from tests.kernels.cases import (
     DEVICE,
     call_arguments,
+    case_of,
     empty_state,
     every_dtype,
-    every_mixer,
+    every_trained_mixer,
     inputs_and_reference,
     one_head,
     options,
@@ -59,22 +61,22 @@ def assert_gradients_equal(case: Case, length: int, dtype: torch.dtype, *, key_s
         assert error <= BOUNDS[dtype], f"{name}: relative L2 {error:.1e}"
 
 
-@every_mixer
+@pytest.mark.parametrize("mixer", slow_except(KERNEL_MIXERS, TRAINED_MIXERS))
 @every_dtype
 @pytest.mark.parametrize("length", slow_except([37], [1, 37]))
 def test_gradients_equal_those_of_the_naive_reference(mixer: str, dtype: torch.dtype, length: int) -> None:
-    assert_gradients_equal(Case(mixer, head_dim=32, window_size=24), length, dtype)
+    assert_gradients_equal(case_of(mixer, window_size=24), length, dtype)
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 @pytest.mark.parametrize("length", [16, 65, 147])
 def test_any_length(mixer: str, length: int) -> None:
     assert_gradients_equal(one_head(mixer), length, torch.float32)
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
     assert_gradients_equal(one_head(mixer, window_size=4), 130, torch.float32, key_scale=30.0)
 
@@ -88,6 +90,9 @@ def test_strong_gates_neither_overflow_nor_lose_digits(mixer: str) -> None:
         Case("hgrn2", num_key_value_heads=1, num_queries_per_kv=3, head_dim=128, window_size=256),
         Case("gla", num_key_value_heads=3, num_queries_per_kv=3, head_dim=64, window_size=64),
         Case("gla", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
+        case_of("gsa", num_key_value_heads=3, num_queries_per_kv=5, head_dim=40, window_size=7),
+        case_of("gsa", head_dim=64, window_size=2, gate_normalizer=4.0, recurrent_weight=0.9),
+        case_of("gsa", num_key_value_heads=1, num_queries_per_kv=1, head_dim=72, window_size=1),
     ],
     ids=str,
 )
@@ -102,7 +107,7 @@ def test_windows_wider_than_the_step_kernels() -> None:
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_padding_gets_zeros_and_changes_no_other_gradient(mixer: str) -> None:
     case = one_head(mixer)
     inputs, _ = inputs_and_reference(case, 70, torch.float32)
@@ -120,10 +125,10 @@ def test_padding_gets_zeros_and_changes_no_other_gradient(mixer: str) -> None:
 
 
 @pytest.mark.slow
-@every_mixer
+@every_trained_mixer
 def test_gradients_continue_from_a_state(mixer: str) -> None:
     """Gradients of the last tokens alone equal the PyTorch operator's, whose window and state hold the first tokens."""
-    case = Case(mixer, head_dim=32, window_size=8)
+    case = case_of(mixer, window_size=8)
     inputs, _ = inputs_and_reference(case, 30, torch.float32)
     upstream = output_gradient(case, 30, torch.float32)[:, 13:].to(DEVICE, torch.float32)
     first, last = inputs.between(0, 13), inputs.between(13, 30)
@@ -141,12 +146,17 @@ def test_gradients_continue_from_a_state(mixer: str) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
-@every_mixer
+@every_trained_mixer
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
-@pytest.mark.parametrize(("length", "key_scale"), [(1000, 1.0), (4097, 30.0), (8192, 1.0)])
-def test_gradients_of_long_sequences(mixer: str, dtype: torch.dtype, length: int, key_scale: float) -> None:
+@pytest.mark.parametrize(
+    ("length", "key_scale", "head_dim"),
+    [(1000, 1.0, 64), (4097, 30.0, 64), (8192, 1.0, 64), (300, 1.0, 128), (300, 1.0, 256)],
+)
+def test_gradients_of_long_sequences_and_wide_heads(
+    mixer: str, dtype: torch.dtype, length: int, key_scale: float, head_dim: int
+) -> None:
     """Against the PyTorch operator in float64."""
-    case = Case(mixer, num_key_value_heads=3, num_queries_per_kv=3, head_dim=64, window_size=64)
+    case = case_of(mixer, head_dim=head_dim, num_key_value_heads=3, num_queries_per_kv=3, window_size=64)
     inputs = sequences(case, length, key_scale=key_scale)
     inputs = inputs.projected(*(rows.to(dtype).double() for rows in inputs.projections))
     upstream = output_gradient(case, length, dtype)
@@ -160,10 +170,10 @@ def test_gradients_of_long_sequences(mixer: str, dtype: torch.dtype, length: int
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
-@every_mixer
+@every_trained_mixer
 def test_a_second_call_gives_the_same_gradients(mixer: str) -> None:
     """It launches what the first one compiled."""
-    case = Case(mixer, head_dim=32)
+    case = case_of(mixer)
     inputs, _ = inputs_and_reference(case, 37, torch.float32)
     upstream = output_gradient(case, 37, torch.float32)
     first, second = (measured_gradients(case, inputs, upstream, torch.float32) for _ in range(2))

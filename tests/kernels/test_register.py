@@ -11,18 +11,26 @@ from liger_export.kernels.gradients import projection_gradients
 from liger_export.kernels.register import attention, gradient, register_cuda_kernels
 from liger_export.ops import ATTENTIONS
 from tests.cells import slow_except
-from tests.kernels.cases import DEVICE, call_arguments, empty_state, every_mixer, inputs_and_reference
+from tests.kernels.cases import (
+    DEVICE,
+    call_arguments,
+    case_of,
+    empty_state,
+    every_trained_mixer,
+    inputs_and_reference,
+    one_head,
+)
 from tests.ops.cases import Case
 from tests.tiny import relative_l2
 
 
-@every_mixer
+@every_trained_mixer
 @pytest.mark.parametrize("length", [1, 20])
 @pytest.mark.parametrize(
     ("head_dim", "window"), [(16, 8), (32, 8), (32, 300)], ids=["pytorch", "kernel", "no step kernel"]
 )
 def test_operators_give_the_same_by_kernels_and_by_pytorch(mixer: str, length: int, head_dim: int, window: int) -> None:
-    case = Case(mixer, head_dim=head_dim, window_size=window)
+    case = case_of(mixer, head_dim=head_dim, window_size=window)
     inputs, _ = inputs_and_reference(case, length, torch.float32)
     projections, positions = call_arguments(inputs, torch.arange(length).repeat(2, 1), torch.float32)
     arguments = (*projections, *positions, *empty_state(case, torch.float32), *case.options)
@@ -30,10 +38,10 @@ def test_operators_give_the_same_by_kernels_and_by_pytorch(mixer: str, length: i
         assert relative_l2(found, expected) < 1e-5
 
 
-@every_mixer
+@every_trained_mixer
 @pytest.mark.parametrize("length", slow_except([1], [1, 20]))
 def test_gradients_are_the_same_by_kernels_and_by_pytorch(mixer: str, length: int) -> None:
-    case = Case(mixer, head_dim=32)
+    case = one_head(mixer)
     inputs, _ = inputs_and_reference(case, length, torch.float32)
     projections, positions = call_arguments(inputs, torch.arange(length).repeat(2, 1), torch.float32)
     state = (torch.nan_to_num(tensor) for tensor in empty_state(case, torch.float32))
@@ -49,8 +57,9 @@ def test_gradients_are_the_same_by_kernels_and_by_pytorch(mixer: str, length: in
 
 
 @pytest.mark.slow
-def test_compiled_code_takes_the_gradients_of_kernels() -> None:
-    case, op = Case("gla", head_dim=32), ATTENTIONS["gla"]
+@every_trained_mixer
+def test_compiled_code_takes_the_gradients_of_kernels(mixer: str) -> None:
+    case, op = case_of(mixer), ATTENTIONS[mixer]
     inputs, _ = inputs_and_reference(case, 20, torch.float32)
     projections, positions = call_arguments(inputs, torch.arange(20).repeat(2, 1), torch.float32)
     state = [torch.nan_to_num(tensor) for tensor in empty_state(case, torch.float32)]
@@ -61,7 +70,7 @@ def test_compiled_code_takes_the_gradients_of_kernels() -> None:
 
     expected = torch.autograd.grad(loss(*wanted), wanted)
     with patch.dict(op._gradients):
-        op.register_gradients(DEVICE, partial(gradient, "gla"))
+        op.register_gradients(DEVICE, partial(gradient, mixer))
         compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
         with patch.object(register, "projection_gradients", wraps=projection_gradients) as launched:
             found = torch.autograd.grad(compiled(*wanted), wanted)
@@ -70,12 +79,13 @@ def test_compiled_code_takes_the_gradients_of_kernels() -> None:
         assert relative_l2(measured, gradient_by_pytorch) < 1e-5
 
 
-def test_a_shape_without_kernels_has_no_gradients_by_kernels() -> None:
-    case = Case("gla", head_dim=16)
+@pytest.mark.parametrize("case", [Case("gla", head_dim=16), Case("gsa", head_dim=32, num_slots=8)], ids=str)
+def test_a_shape_without_kernels_has_no_gradients_by_kernels(case: Case) -> None:
     inputs, _ = inputs_and_reference(case, 3, torch.float32)
     projections, positions = call_arguments(inputs, torch.arange(3).repeat(2, 1), torch.float32)
     upstream = torch.ones(projections[0].shape, device=DEVICE)
-    assert gradient("gla", *projections, *positions, *empty_state(case, torch.float32), *case.options, upstream) is None
+    arguments = (*projections, *positions, *empty_state(case, torch.float32), *case.options)
+    assert gradient(case.mixer, *arguments, upstream) is None
 
 
 def test_registering_twice_only_changes_cuda() -> None:

@@ -12,6 +12,7 @@ from tests.kernels.cases import (
     BOUNDS,
     DEVICE,
     call_arguments,
+    case_of,
     empty_state,
     every_dtype,
     every_mixer,
@@ -119,6 +120,14 @@ def test_a_window_that_only_the_chunkwise_kernels_support_is_refused() -> None:
     shape = AttentionShape("gla", 2, 2, 32, 257, "float32")
     with pytest.raises(KernelError, match="window of 257 keys; it supports 1 to 256"):
         step_plan(shape, 1, ring=True)
+
+
+def test_a_mixer_without_a_step_kernel_is_refused() -> None:
+    case = case_of("gsa")
+    inputs, _ = inputs_and_reference(case, 1, torch.float32)
+    arguments = call_arguments(inputs, torch.zeros(2, 1, dtype=torch.int64), torch.float32)
+    with pytest.raises(KernelError, match="no step kernel for the mixer gsa"):
+        launch.step("gsa", *arguments, empty_state(case, torch.float32))
 
 
 def test_more_tokens_and_other_dtypes_are_refused() -> None:
