@@ -4,7 +4,8 @@ Kernels:
 
 - ``step``: one token of a layer's attention in one launch; ``batched``: the same for large batches;
 - ``chunkwise`` and ``window``: attention for several tokens in five launches; ``slots``: the first pass of gsa;
-- ``chunk_states``, ``chunkwise_backward`` and ``window_backward``: states of long calls, and gradients;
+- ``chunk_states``: states of long calls; ``chunkwise_backward``, ``window_backward`` and ``projection_backward``:
+  gradients;
 - ``linear``: linear layers for few tokens; ``top_logits``: the largest logits; ``pointwise``: everything else;
 - ``features`` and ``dependent_launch``: functions that the kernels share.
 

@@ -31,8 +31,8 @@ def projection_gradients(
     """Gradients of query, key and value for any number of tokens T, from the gradient of the output alone.
 
     Features, gates, states and scores are computed again. While it runs, a call holds 3 * T / 64 states, four copies of
-    the queries and six of the keys in float32, and two of each in their dtype. For gsa, T / 64 states are added, two
-    copies of the queries and one of the keys in float32.
+    the queries and six of the keys in float32, two of each in their dtype, and 64 products for each query. For gsa,
+    T / 64 states are added, two copies of the queries and one of the keys in float32.
 
     Args:
         mixer, projections, positions, state, gate_normalizer, recurrent_weight: the arguments of ``launch.chunkwise``.
@@ -136,6 +136,7 @@ class _Buffers:
     into_queries: Tensor
     into_keys: Tensor
     into_gates: Tensor
+    products: Tensor
 
     @classmethod
     def of(cls, shape: AttentionShape, query: Tensor, padded: int) -> "_Buffers":
@@ -169,6 +170,7 @@ class _Buffers:
             into_queries=wide(*queries),
             into_keys=wide(*queries),
             into_gates=wide(*queries),
+            products=query.new_empty(*queries[:-1], CHUNK),
         )
 
 
@@ -217,7 +219,7 @@ class _Pass:
 
 def _one_pass(call: _Call, made: _Buffers) -> Launches:
     """Launches for gla and hgrn2."""
-    from liger_export.kernels.chunkwise_backward import finish_queries_kernel
+    from liger_export.kernels.projection_backward import finish_queries_kernel
 
     query, _, value = call.projections
     query_gradient, key_gradient, value_gradient = call.gradients
@@ -229,6 +231,7 @@ def _one_pass(call: _Call, made: _Buffers) -> Launches:
         *_leaving(call, made, only),
         *_window(call, made),
         _pairs(call, made, only),
+        _products(call, made, only),
         _values(call, made, only, made.window_value_gradient, value_gradient),
         call.launch(
             finish_queries_kernel,
@@ -262,6 +265,7 @@ def _two_passes(call: _Call, made: _Buffers) -> Launches:
         *_leaving(call, made, second),
         *_window(call, made),
         _pairs(call, made, second),
+        _products(call, made, second),
         _values(call, made, second, made.window_value_gradient, value_gradient),
         call.launch(
             slots.score_gradients_kernel,
@@ -269,9 +273,11 @@ def _two_passes(call: _Call, made: _Buffers) -> Launches:
         ),
         *_leaving(call, made, first),
         _pairs(call, made, first, variant="_added"),
+        _products(call, made, first),
         call.launch(
             slots.slot_query_gradients_kernel,
-            *(key, *call.angles, own.score_gradient, *written, own.entering, made.rotated_query_gradient),
+            *(key, *call.angles, own.score_gradient, made.products, *written[1:], own.entering),
+            made.rotated_query_gradient,
             *(query_gradient, *_strides(key), *call.lengths, call.options[1]),
         ),
         _finish_keys(call, made, own.key_gradient),
@@ -294,7 +300,7 @@ def _prepare_keys(call: _Call, made: _Buffers) -> Launch:
 
 def _prepare_queries(call: _Call, made: _Buffers, scores: Tensor) -> Launch:
     """Compute query features, the softmax of ``scores`` [B, T, H * D], and rotated queries."""
-    from liger_export.kernels.chunkwise_backward import prepare_queries_kernel
+    from liger_export.kernels.projection_backward import prepare_queries_kernel
 
     query = call.projections[0]
     return call.launch(
@@ -361,20 +367,28 @@ def _pairs(call: _Call, made: _Buffers, each: _Pass, variant: str = "") -> Launc
     )
 
 
+def _products(call: _Call, made: _Buffers, each: _Pass) -> Launch:
+    """Compute the products of features within chunks."""
+    from liger_export.kernels.chunkwise_backward import pair_products_kernel
+
+    written = (made.features, made.gates, call.selections)
+    return call.launch(pair_products_kernel, each.features, *written, made.products, call.lengths[1])
+
+
 def _values(call: _Call, made: _Buffers, each: _Pass, others: Tensor, gradient: Tensor) -> Launch:
-    """Compute the gradient of ``each.value``, weighted, plus ``others`` [B, G, padded length, D]."""
+    """Compute the gradient of ``each.value``, plus ``others`` [B, G, padded length, D]. Follows ``_products``."""
     from liger_export.kernels.chunkwise_backward import value_gradients_kernel
 
     return call.launch(
         value_gradients_kernel,
-        *(each.upstream, each.features, made.features, made.gates, call.selections, call.counts),
+        *(each.upstream, made.products, made.features, made.gates, call.selections, call.counts),
         *(each.leaving, others, gradient, *_strides(each.upstream), *call.lengths, call.options[1]),
     )
 
 
 def _finish_keys(call: _Call, made: _Buffers, gradient: Tensor) -> Launch:
     """Compute the gradients of keys from those of features, gates and rotated keys."""
-    from liger_export.kernels.chunkwise_backward import finish_keys_kernel
+    from liger_export.kernels.projection_backward import finish_keys_kernel
 
     key = call.projections[1]
     return call.launch(

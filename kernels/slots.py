@@ -14,9 +14,9 @@ import triton.language as tl
 
 from liger_export.kernels.chunk_states import UP_TO, decays, selection, split
 from liger_export.kernels.chunkwise import is_pair
-from liger_export.kernels.chunkwise_backward import unrotated
 from liger_export.kernels.features import finite
 from liger_export.kernels.plans import BLOCK, CHUNK, HALVINGS
+from liger_export.kernels.projection_backward import unrotated
 
 __all__ = ["score_gradients_kernel", "slot_query_gradients_kernel", "slot_scores_kernel"]
 
@@ -146,7 +146,7 @@ def slot_query_gradients_kernel(
     cos,
     sin,
     score_gradient,
-    features,
+    products,
     gates,
     selections,
     counts,
@@ -170,7 +170,8 @@ def slot_query_gradients_kernel(
     Args:
         key: [B, T, G * D].
         cos, sin: float32 [B, T, D / 2].
-        score_gradient: from ``score_gradients_kernel``. features, gates: from ``chunkwise.prepare_kernel``.
+        score_gradient: from ``score_gradients_kernel``. products: its products with what is written to the slots, from
+            ``chunkwise_backward.pair_products_kernel``. gates: from ``chunkwise.prepare_kernel``.
         selections: of gates between tokens (``chunk_states``).
         counts: int32 [B], tokens of this call, without padding.
         entering: float32 [B, G, padded_length / 64, D, D], the slots' keys before each chunk.
@@ -188,33 +189,25 @@ def slot_query_gradients_kernel(
     query_head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_head = query_head // R
     head, row_head = sequence * G + kv_head, sequence * G * R + query_head
-    rows, columns = tl.arange(0, _CHUNK)[:, None], tl.arange(0, _CHUNK)[None, :]
     inner = tl.program_id(0) % tiles * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
-    tokens = chunk * _CHUNK + rows
+    tokens = chunk * _CHUNK + tl.arange(0, _CHUNK)[:, None]
     is_token = tokens < tl.load(counts + sequence)
-    own = (head * padded_length + tokens) * D
     states = entering + (head * (padded_length // _CHUNK) + chunk) * D * D
     activation: tl.constexpr = key.dtype.element_ty
+    selected = selection(selections, UP_TO)
     gradient = tl.zeros([_CHUNK, BLOCK_V], tl.float32)
-    products = tl.zeros([_CHUNK, _CHUNK], tl.float32)  # of queries with keys
     for start in range(0, D, BLOCK_K):
         dims, slots = start + tl.arange(0, BLOCK_K)[None, :], start + tl.arange(0, BLOCK_K)[:, None]
-        high, low = split(finite(tl.load(gates + own + dims, mask=dims < D, other=0.0)), activation)
-        written = tl.load(features + own + dims, mask=dims < D, other=0.0)
+        log_decays = finite(tl.load(gates + (head * padded_length + tokens) * D + dims, mask=dims < D, other=0.0))
+        high, low = split(log_decays, activation)
         upstream = score_gradient + (row_head * padded_length + tokens) * D + dims
-        upstream = tl.load(upstream, mask=dims < D, other=0.0)
+        upstream = tl.load(upstream, mask=dims < D, other=0.0) * decays(selected, high, low, PRECISION)
         before = tl.load(states + slots * D + inner, mask=(slots < D) & (inner < D), other=0.0)
-        decayed = upstream * decays(selection(selections, UP_TO), high, low, PRECISION)
-        gradient = tl.dot(decayed, before, gradient, input_precision=PRECISION)
-        products += tl.where(rows == columns, tl.sum(upstream * written, axis=1)[:, None], 0.0)
-        for shift in range(_HALVINGS):
-            decay = decays(selection(selections, shift), high, low, PRECISION)
-            cut_upstream, cut_written = (upstream * decay).to(activation), (written * decay).to(activation)
-            cut = tl.dot(cut_upstream, tl.trans(cut_written), input_precision=PRECISION)
-            products += tl.where(is_pair(rows, columns, shift), cut, 0.0)
+        gradient = tl.dot(upstream, before, gradient, input_precision=PRECISION)
     keys = key + sequence * key_batch_stride + tokens * key_stride + kv_head * D + inner
     keys = tl.load(keys, mask=is_token & (inner < D), other=0.0)
-    gradient = tl.dot(products.to(activation), keys, gradient, input_precision=PRECISION)
+    own_products = tl.load(products + (row_head * padded_length + tokens) * _CHUNK + tl.arange(0, _CHUNK)[None, :])
+    gradient = tl.dot(own_products, keys, gradient, input_precision=PRECISION)
     real = is_token & (inner < D)
     angles = (sequence * length + tokens) * (D // 2) + inner % (D // 2)
     turned = rotated_query_gradient + row_head * padded_length * D

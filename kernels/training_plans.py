@@ -60,6 +60,7 @@ def backward_plans(shape: AttentionShape, chunks: int) -> dict[str, Plan]:
         _scan(shape, chunks, is_reverse=True),
         *_window(shape),
         Plan("pair_gradients_kernel", *_by_columns(shape, PAIR_TILE, query_heads, ADDS=False)),
+        _products(shape),
         Plan("value_gradients_kernel", *_by_columns(shape, TILE, kv_heads)),
         Plan("finish_queries_kernel", rows, PREPARE, (blocks, query_heads, sequences)),
         Plan(
@@ -112,6 +113,14 @@ def _window(shape: AttentionShape) -> tuple[Plan, Plan]:
         Plan("window_query_gradient_kernel", constants, options, (Axis(1, "length", rows), query_heads, sequences)),
         Plan("window_key_gradient_kernel", constants, options, (Axis(1, "length", keys), kv_heads, sequences)),
     )
+
+
+def _products(shape: AttentionShape) -> Plan:
+    """Plan the kernel that computes the products of features within chunks."""
+    constants: Constants = {**sizes_of(shape), "BLOCK_K": min(block_of(shape.head_dim), TILE)}
+    constants["PRECISION"] = shape.precision
+    grid = (Axis(1, "length", CHUNK), _query_heads(shape), Axis(of="batch"))
+    return Plan("pair_products_kernel", constants, GRADIENT, grid)
 
 
 def _by_columns(
