@@ -176,7 +176,7 @@ class _Buffers:
 
 @dataclass(frozen=True, slots=True)
 class _SlotBuffers:
-    """What gsa adds to ``_Buffers``: of its first pass, whose state is the slots' keys."""
+    """Buffers that only gsa needs, for its first pass, whose state is the keys of the slots."""
 
     entering: Tensor
     scores: Tensor

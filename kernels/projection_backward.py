@@ -1,4 +1,4 @@
-"""What gradients need of the projections: features and rotated rows of queries, and the way back from both to q and k.
+"""Kernels between projections and the other gradient kernels: features and rotated rows, and back to queries and keys.
 
 ``chunkwise.prepare_kernel`` computes the same for keys. The gradients in between are those of the recurrence
 (``chunkwise_backward``) and of the window (``window_backward``).
