@@ -76,6 +76,7 @@ struct Layer {
 double microseconds(const CpuKernels& kernels, const Sizes& sizes, std::vector<Layer>& layers) {
   const int64_t floats = kernels.memory_of_head(sizes, layers[0].call.state_rows, layers[0].call.length);
   auto* const memory = reinterpret_cast<float*>(memory_of_calls(floats * sizeof(float)));
+  const TypedKernels<float>& typed = kernels;
   const auto now = [] {
     timespec time;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
@@ -83,7 +84,7 @@ double microseconds(const CpuKernels& kernels, const Sizes& sizes, std::vector<L
   };
   const double start = now();
   for (Layer& layer : layers) {
-    for (int64_t head = 0; head < sizes.num_key_value_heads; ++head) kernels.attend_float(sizes, layer.call, head, memory);
+    for (int64_t head = 0; head < sizes.num_key_value_heads; ++head) typed.attend(sizes, layer.call, head, memory);
   }
   return (now() - start) / (layers.size() * layers[0].call.length);
 }

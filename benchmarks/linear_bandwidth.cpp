@@ -81,7 +81,7 @@ int main(int count, char** arguments) {
   call.hidden = hidden.data();
   call.output = output.data();
   call.rounded = {integers.data(), token_scales.data(), sums.data(), RoundedActivations::padded(columns)};
-  const IntegerLinearKernels<float>& kernels = native::linear.of_float;
+  const IntegerLinearKernels<float>& kernels = native::linear;
   char* const memory = memory_of_calls(kernels.memory_of_piece(call));
 
   double reading = 1e9, rounding = 1e9, multiplying = 1e9;

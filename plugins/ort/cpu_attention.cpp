@@ -173,8 +173,11 @@ double sum_of_weights(const float* values, int64_t count, float largest, float t
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {attend<float>,    attend<Half>, memory_of_head, gated_silu<float>,
-                            gated_silu<Half>, argmax,       sum_of_weights};
+const CpuKernels kernels = {{attend<float>, gated_silu<float>},
+                            {attend<Half>, gated_silu<Half>},
+                            memory_of_head,
+                            argmax,
+                            sum_of_weights};
 
 }  // namespace LIGER_INSTRUCTIONS
 }  // namespace liger

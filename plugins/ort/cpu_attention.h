@@ -44,15 +44,18 @@ struct Call {
   Element *next_window_key, *next_window_value;  // may be window_key and window_value
 };
 
-// One compilation of cpu_attention.cpp for one instruction set.
-struct CpuKernels {
+// The kernels for activations of one dtype.
+template <class Element>
+struct TypedKernels {
   // All tokens of key/value head `head` (0 to B * G), in memory of memory_of_head() floats.
-  void (*attend_float)(const Sizes&, const Call<float>&, int64_t head, float* memory);
-  void (*attend_half)(const Sizes&, const Call<Half>&, int64_t head, float* memory);
-  int64_t (*memory_of_head)(const Sizes&, int64_t state_rows, int64_t length);
+  void (*attend)(const Sizes&, const Call<Element>&, int64_t head, float* memory);
   // output = silu(gate) * up; `count` is a multiple of 8.
-  void (*gated_silu_float)(const float* gate, const float* up, float* output, int64_t count);
-  void (*gated_silu_half)(const Half* gate, const Half* up, Half* output, int64_t count);
+  void (*gated_silu)(const Element* gate, const Element* up, Element* output, int64_t count);
+};
+
+// One compilation of cpu_attention.cpp for one instruction set.
+struct CpuKernels : TypedKernels<float>, TypedKernels<Half> {
+  int64_t (*memory_of_head)(const Sizes&, int64_t state_rows, int64_t length);
   // Index of the first of the largest of `count` values; -1 if one is NaN or the largest is infinite.
   int64_t (*argmax)(const float* values, int64_t count);
   // The sum of exp((value - largest) / temperature); no value is larger than `largest`.

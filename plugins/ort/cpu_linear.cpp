@@ -1,7 +1,7 @@
 // Linear layers on a CPU. Compiled once per instruction set, into a namespace of that name.
 //
-// With quantized weights, activations are rounded to 8 bits in blocks. With integers w of a row and a of a token, zero point z, and scales s and
-// t of a block, the product is the sum over blocks of s t (w . a) - s z t sum(a).
+// With quantized weights, activations are rounded to 8 bits in blocks. With integers w of a row and a of a token, zero
+// point z, and scales s and t of a block, the product is the sum over blocks of s t (w . a) - s z t sum(a).
 
 #include "cpu_linear.h"
 

@@ -93,11 +93,7 @@ struct DenseLinearKernels {
   void (*multiply)(const DenseLinearCall<Element>&, int64_t piece);
 };
 
-struct LinearKernels {
-  IntegerLinearKernels<float> of_float;
-  IntegerLinearKernels<Half> of_half;
-  DenseLinearKernels<Half> dense;
-};
+struct LinearKernels : IntegerLinearKernels<float>, IntegerLinearKernels<Half>, DenseLinearKernels<Half> {};
 
 // The kernels for the best instruction set of this processor.
 const LinearKernels& linear_kernels();

@@ -15,15 +15,6 @@
 namespace liger {
 namespace {
 
-template <class Element>
-const IntegerLinearKernels<Element>& kernels_of() {
-  if constexpr (std::is_same_v<Element, float>) {
-    return linear_kernels().of_float;
-  } else {
-    return linear_kernels().of_half;
-  }
-}
-
 // Runs a call's pieces on the threads of ONNX Runtime: body(piece, worker).
 template <class Body>
 void for_each_piece(const ort::Context& context, int64_t pieces, int64_t workers, const Body& body) {
@@ -66,14 +57,14 @@ void fill(CpuLinearCall<Element, Weight>& call, const LinearCall& from, bool is_
 }
 
 template <class Element, bool is_logits>
-class CpuLinear : LinearSignature<true, is_logits> {
+class CpuIntegerLinear : LinearSignature<true, is_logits> {
   using Signature = LinearSignature<true, is_logits>;
   using Signature::bits, Signature::block_size, Signature::epsilon, Signature::is_gated;
 
  public:
   using Signature::inputs, Signature::name, Signature::outputs;
 
-  explicit CpuLinear(const ort::Info& info) : Signature(info) {
+  explicit CpuIntegerLinear(const ort::Info& info) : Signature(info) {
     if (block_size != 32 && block_size != 64 && block_size != 128) {
       throw ort::Error(std::string("liger::") + name + " needs blocks of 32, 64 or 128 weights on a CPU");
     }
@@ -82,7 +73,7 @@ class CpuLinear : LinearSignature<true, is_logits> {
   void run(const ort::Context& context) const {
     IntegerLinearCall<Element> call = call_of(Signature::call(context));
     if (call.tokens == 0) return;
-    const auto& kernels = kernels_of<Element>();
+    const IntegerLinearKernels<Element>& kernels = linear_kernels();
     const int64_t pieces = pieces_of(call), workers = workers_for(pieces);
     const int64_t of_worker = aligned(kernels.memory_of_piece(call));
     const int64_t of_integers = product({call.tokens, RoundedActivations::padded(call.weight.columns())});
@@ -113,7 +104,7 @@ class CpuLinear : LinearSignature<true, is_logits> {
   }
 };
 
-template <bool is_logits>
+template <class Element, bool is_logits>
 class CpuDenseLinear : LinearSignature<false, is_logits> {
   using Signature = LinearSignature<false, is_logits>;
 
@@ -126,11 +117,11 @@ class CpuDenseLinear : LinearSignature<false, is_logits> {
     const LinearCall from = Signature::call(context);
     if (from.columns % 16) throw ort::Error(std::string("liger::") + name + " needs a multiple of 16 columns on a CPU");
     if (from.tokens == 0) return;
-    DenseLinearCall<Half> call{};
+    DenseLinearCall<Element> call{};
     fill(call, from, Signature::is_gated, is_logits, Signature::epsilon);
     call.weight.width = from.columns;
-    call.weight.numbers = from.weight.template as<Half>();
-    const DenseLinearKernels<Half>& kernels = linear_kernels().dense;
+    call.weight.numbers = from.weight.template as<Element>();
+    const DenseLinearKernels<Element>& kernels = linear_kernels();
     call.normalized = reinterpret_cast<float*>(memory_of_calls(product({call.tokens, from.columns, sizeof(float)})));
     for_each_token(context, call.tokens, [&](size_t token) { kernels.normalize(call, token); });
     const int64_t pieces = pieces_of(call);
@@ -138,25 +129,19 @@ class CpuDenseLinear : LinearSignature<false, is_logits> {
   }
 };
 
-template <class Element>
-void add(const OrtApi* api, OrtCustomOpDomain* domain, OrtElementType activation) {
-  static const ort::Operator<CpuLinear<Element, false>> linear(ort::CPU, activation);
-  static const ort::Operator<CpuLinear<Element, true>> logits(ort::CPU, activation);
-  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{&linear, &logits}) {
-    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
-  }
+// Adds the operator of layers and that of logits: Linear<Element, is_logits>.
+template <template <class, bool> class Linear, class Element, OrtElementType activation>
+void add(const OrtApi* api, OrtCustomOpDomain* domain) {
+  ort::add_operator<Linear<Element, false>, activation>(api, domain, ort::CPU);
+  ort::add_operator<Linear<Element, true>, activation>(api, domain, ort::CPU);
 }
 
 }  // namespace
 
 void add_cpu_linear_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
-  add<float>(api, domain, ORT_FLOAT);
-  add<Half>(api, domain, ORT_FLOAT16);
-  static const ort::Operator<CpuDenseLinear<false>> linear(ort::CPU, ORT_FLOAT16);
-  static const ort::Operator<CpuDenseLinear<true>> logits(ort::CPU, ORT_FLOAT16);
-  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{&linear, &logits}) {
-    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
-  }
+  add<CpuIntegerLinear, float, ORT_FLOAT>(api, domain);
+  add<CpuIntegerLinear, Half, ORT_FLOAT16>(api, domain);
+  add<CpuDenseLinear, Half, ORT_FLOAT16>(api, domain);
 }
 
 }  // namespace liger

@@ -123,8 +123,7 @@ class CpuTopLogits : public TopLogitsSignature {
 }  // namespace
 
 void add_cpu_top_logits(const OrtApi* api, OrtCustomOpDomain* domain) {
-  static const ort::Operator<CpuTopLogits> top_logits(ort::CPU, ORT_FLOAT);
-  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &top_logits));
+  ort::add_operator<CpuTopLogits, ORT_FLOAT>(api, domain, ort::CPU);
 }
 
 }  // namespace liger

@@ -129,26 +129,20 @@ class CudaLinear : LinearSignature<is_integer, is_logits> {
   std::string kernel_, dequantize_;
 };
 
-template <class Element, bool is_integer, bool is_logits>
-void add(const OrtApi* api, OrtCustomOpDomain* domain, OrtElementType activation) {
-  static const ort::Operator<CudaLinear<Element, is_integer, is_logits>> op(ort::CUDA, activation);
-  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &op));
-}
-
-template <class Element>
-void add_all(const OrtApi* api, OrtCustomOpDomain* domain, OrtElementType activation) {
-  add<Element, false, false>(api, domain, activation);
-  add<Element, false, true>(api, domain, activation);
-  add<Element, true, false>(api, domain, activation);
-  add<Element, true, true>(api, domain, activation);
+template <class Element, OrtElementType activation>
+void add_typed(const OrtApi* api, OrtCustomOpDomain* domain) {
+  ort::add_operator<CudaLinear<Element, false, false>, activation>(api, domain, ort::CUDA);
+  ort::add_operator<CudaLinear<Element, false, true>, activation>(api, domain, ort::CUDA);
+  ort::add_operator<CudaLinear<Element, true, false>, activation>(api, domain, ort::CUDA);
+  ort::add_operator<CudaLinear<Element, true, true>, activation>(api, domain, ort::CUDA);
 }
 
 }  // namespace
 
 void add_linear_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
-  add_all<float>(api, domain, ORT_FLOAT);
-  add_all<Half>(api, domain, ORT_FLOAT16);
-  add_all<BFloat16>(api, domain, ORT_BFLOAT16);
+  add_typed<float, ORT_FLOAT>(api, domain);
+  add_typed<Half, ORT_FLOAT16>(api, domain);
+  add_typed<BFloat16, ORT_BFLOAT16>(api, domain);
 }
 
 }  // namespace liger

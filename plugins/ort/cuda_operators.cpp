@@ -195,26 +195,23 @@ class CudaLastPositions : public LastPositionsSignature {
   }
 };
 
+// Adds the operators whose activations have any dtype.
+template <class Element, OrtElementType activation>
+void add_typed(const OrtApi* api, OrtCustomOpDomain* domain) {
+  ort::add_operator<CudaAttention<Element>, activation>(api, domain, ort::CUDA);
+  ort::add_operator<CudaGatedSiLU, activation>(api, domain, ort::CUDA);
+  ort::add_operator<CudaLastPositions<Element>, activation>(api, domain, ort::CUDA);
+}
+
 }  // namespace
 
 void add_cuda_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
-  static const ort::Operator<CudaAttention<float>> attention(ort::CUDA, ORT_FLOAT);
-  static const ort::Operator<CudaAttention<Half>> attention_half(ort::CUDA, ORT_FLOAT16);
-  static const ort::Operator<CudaAttention<BFloat16>> attention_bfloat16(ort::CUDA, ORT_BFLOAT16);
-  static const ort::Operator<CudaGatedSiLU> gated(ort::CUDA, ORT_FLOAT);
-  static const ort::Operator<CudaGatedSiLU> gated_half(ort::CUDA, ORT_FLOAT16);
-  static const ort::Operator<CudaGatedSiLU> gated_bfloat16(ort::CUDA, ORT_BFLOAT16);
-  static const ort::Operator<CudaArgmax> argmax(ort::CUDA, ORT_FLOAT);
-  static const ort::Operator<CudaRotaryAngles<int64_t>> angles(ort::CUDA, ORT_INT64);
-  static const ort::Operator<CudaRotaryAngles<float>> angles_of_frequencies(ort::CUDA, ORT_FLOAT);
-  static const ort::Operator<CudaLastPositions<float>> last(ort::CUDA, ORT_FLOAT);
-  static const ort::Operator<CudaLastPositions<Half>> last_half(ort::CUDA, ORT_FLOAT16);
-  static const ort::Operator<CudaLastPositions<BFloat16>> last_bfloat16(ort::CUDA, ORT_BFLOAT16);
-  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &attention, &attention_half, &attention_bfloat16, &gated, &gated_half, &gated_bfloat16, &argmax, &angles,
-           &angles_of_frequencies, &last, &last_half, &last_bfloat16}) {
-    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
-  }
+  add_typed<float, ORT_FLOAT>(api, domain);
+  add_typed<Half, ORT_FLOAT16>(api, domain);
+  add_typed<BFloat16, ORT_BFLOAT16>(api, domain);
+  ort::add_operator<CudaArgmax, ORT_FLOAT>(api, domain, ort::CUDA);
+  ort::add_operator<CudaRotaryAngles<int64_t>, ORT_INT64>(api, domain, ort::CUDA);
+  ort::add_operator<CudaRotaryAngles<float>, ORT_FLOAT>(api, domain, ort::CUDA);
   add_linear_operators(api, domain);
   add_cuda_top_logits(api, domain);
 }

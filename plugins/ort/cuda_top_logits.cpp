@@ -57,8 +57,7 @@ void launch_top_logits(const CudaKernels& kernels, const TopLogitsSignature::Cal
 }
 
 void add_cuda_top_logits(const OrtApi* api, OrtCustomOpDomain* domain) {
-  static const ort::Operator<CudaTopLogits> top_logits(ort::CUDA, ORT_FLOAT);
-  ort::check(api, ort::CustomOpDomainAdd::call(api, domain, &top_logits));
+  ort::add_operator<CudaTopLogits, ORT_FLOAT>(api, domain, ort::CUDA);
 }
 
 }  // namespace liger

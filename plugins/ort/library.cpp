@@ -17,15 +17,6 @@
 namespace liger {
 namespace {
 
-template <class Element>
-constexpr auto attend(const CpuKernels& kernels) {
-  if constexpr (std::is_same_v<Element, float>) {
-    return kernels.attend_float;
-  } else {
-    return kernels.attend_half;
-  }
-}
-
 // Padding may only end a row: before a token, it would count as one in the window.
 void check_positions(const int64_t* positions, int64_t batch, int64_t length) {
   for (int64_t sequence = 0; sequence < batch; ++sequence, positions += length) {
@@ -53,10 +44,10 @@ class CpuAttention : public Signature {
     static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
     const int64_t workers = std::min(heads, threads), each = kernels.memory_of_head(sizes, call.state_rows, call.length);
     auto* const memory = reinterpret_cast<float*>(memory_of_calls(product({workers, each, sizeof(float)})));
-    const auto function = attend<Element>(kernels);
+    const TypedKernels<Element>& typed = kernels;
     std::atomic<int64_t> next{0};
     context.parallel(workers, [&](size_t worker) {
-      for (int64_t head = next++; head < heads; head = next++) function(sizes, call, head, memory + worker * each);
+      for (int64_t head = next++; head < heads; head = next++) typed.attend(sizes, call, head, memory + worker * each);
     });
   }
 };
@@ -71,15 +62,11 @@ class CpuGatedSiLU : public GatedSiLUSignature {
     const int64_t size = output.shape[2], pieces = (size + PIECE - 1) / PIECE;
     const auto *rows = input.template as<const Element>();
     auto *to = output.template as<Element>();
-    const CpuKernels& kernels = cpu_kernels();
+    const TypedKernels<Element>& kernels = cpu_kernels();
     context.parallel(product({output.shape[0], output.shape[1], pieces}), [&](size_t index) {
       const int64_t row = index / pieces, start = index % pieces * PIECE, count = std::min(PIECE, size - start);
       const Element *gate = rows + row * 2 * size + start, *up = gate + size;
-      if constexpr (std::is_same_v<Element, float>) {
-        kernels.gated_silu_float(gate, up, to + row * size + start, count);
-      } else {
-        kernels.gated_silu_half(gate, up, to + row * size + start, count);
-      }
+      kernels.gated_silu(gate, up, to + row * size + start, count);
     });
   }
 
@@ -133,25 +120,21 @@ class CpuRotaryAngles : public RotaryAnglesSignature<int64_t> {
   static constexpr double PI = 3.14159265358979323846;
 };
 
-// Operators are static, because sessions keep pointers to them.
+// Adds the operators whose activations have any dtype.
+template <class Element, OrtElementType activation>
+void add_typed(const OrtApi* api, OrtCustomOpDomain* domain) {
+  ort::add_operator<CpuAttention<AttentionSignature, Element>, activation>(api, domain, ort::CPU);
+  ort::add_operator<CpuAttention<GSASignature, Element>, activation>(api, domain, ort::CPU);
+  ort::add_operator<CpuAttention<LoLCATsSignature, Element>, activation>(api, domain, ort::CPU);
+  ort::add_operator<CpuGatedSiLU<Element>, activation>(api, domain, ort::CPU);
+  ort::add_operator<CpuLastPositions<Element>, activation>(api, domain, ort::CPU);
+}
+
 void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
-  static const ort::Operator<CpuAttention<AttentionSignature, float>> cpu_attention(ort::CPU, ORT_FLOAT);
-  static const ort::Operator<CpuAttention<AttentionSignature, Half>> cpu_attention_half(ort::CPU, ORT_FLOAT16);
-  static const ort::Operator<CpuAttention<GSASignature, float>> cpu_gsa(ort::CPU, ORT_FLOAT);
-  static const ort::Operator<CpuAttention<GSASignature, Half>> cpu_gsa_half(ort::CPU, ORT_FLOAT16);
-  static const ort::Operator<CpuAttention<LoLCATsSignature, float>> cpu_lolcats(ort::CPU, ORT_FLOAT);
-  static const ort::Operator<CpuAttention<LoLCATsSignature, Half>> cpu_lolcats_half(ort::CPU, ORT_FLOAT16);
-  static const ort::Operator<CpuGatedSiLU<float>> cpu_gated(ort::CPU, ORT_FLOAT);
-  static const ort::Operator<CpuGatedSiLU<Half>> cpu_gated_half(ort::CPU, ORT_FLOAT16);
-  static const ort::Operator<CpuArgmax> cpu_argmax(ort::CPU, ORT_FLOAT);
-  static const ort::Operator<CpuRotaryAngles> cpu_angles(ort::CPU, ORT_INT64);
-  static const ort::Operator<CpuLastPositions<float>> cpu_last(ort::CPU, ORT_FLOAT);
-  static const ort::Operator<CpuLastPositions<Half>> cpu_last_half(ort::CPU, ORT_FLOAT16);
-  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &cpu_attention, &cpu_attention_half, &cpu_gsa, &cpu_gsa_half, &cpu_lolcats, &cpu_lolcats_half, &cpu_gated,
-           &cpu_gated_half, &cpu_argmax, &cpu_angles, &cpu_last, &cpu_last_half}) {
-    ort::check(api, ort::CustomOpDomainAdd::call(api, domain, op));
-  }
+  add_typed<float, ORT_FLOAT>(api, domain);
+  add_typed<Half, ORT_FLOAT16>(api, domain);
+  ort::add_operator<CpuArgmax, ORT_FLOAT>(api, domain, ort::CPU);
+  ort::add_operator<CpuRotaryAngles, ORT_INT64>(api, domain, ort::CPU);
   add_cpu_top_logits(api, domain);
   add_cpu_linear_operators(api, domain);
   add_cuda_operators(api, domain);

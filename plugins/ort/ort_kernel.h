@@ -250,4 +250,11 @@ class Operator : public OrtCustomOp {
   Signature signature_;
 };
 
+// Adds an operator to a domain. It is static, because sessions keep pointers to it.
+template <class Kernel, OrtElementType activation>
+void add_operator(const OrtApi* api, OrtCustomOpDomain* domain, const char* provider) {
+  static const Operator<Kernel> op(provider, activation);
+  check(api, CustomOpDomainAdd::call(api, domain, &op));
+}
+
 }  // namespace ort
