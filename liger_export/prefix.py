@@ -22,7 +22,8 @@ def read_prefix_text(path: Path, precision: Precision) -> str:
     """
     if precision.activations == "bfloat16":
         raise UnsupportedModelError(
-            "The state after a prefix is computed on the CPU, which cannot run bfloat16.", "Omit --prefix."
+            "The state after a prefix is computed with the stock graph on the CPU, which cannot run bfloat16.",
+            "Omit --prefix.",
         )
     try:
         text = path.read_text(encoding="utf-8").rstrip("\r\n")

@@ -55,7 +55,7 @@ def validate(
           --text held-out.txt
     """
     with exporter():
-        from liger_export.parity.bfloat16 import ROUNDED
+        from liger_export.parity.opening import ROUNDED
         from liger_export.validate import ValidationSettings, can_record
         from liger_export.validate import validate as run
     quiet_transformers()
@@ -73,7 +73,7 @@ def validate(
     show(parity_table(report, details=not is_narrow()))
     if report.device == ROUNDED:
         print_note(
-            "no GPU was used: the CPU computed each operator in float32 and rounded to bfloat16; no memory check"
+            "the stock graph does not run in bfloat16: each operator computed in float32 and rounded; no memory check"
         )
     _write(json, report.to_json())
     if not settings.record:

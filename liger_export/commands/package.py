@@ -45,6 +45,7 @@ from liger_export.commands.options import (
 )
 from liger_export.commands.tables import contract_table, engine_rows, megabytes, profile_table, summary_table
 from liger_export.errors import InputError
+from liger_export.package import FUSED
 from liger_export.precision import CALIBRATION_TOKENS, FLOATS, METHODS, Calibration, Precision
 from liger_export.runtime.defaults import read_defaults
 from liger_export.runtime.profile import end_profile
@@ -186,9 +187,8 @@ def _print_package(directory: Path, manifest: "Manifest") -> None:
     for adapter in manifest.adapters:
         if not adapter["base_verified"]:
             print_note(f"adapter {adapter['name']} does not record its base weights; only shapes were checked")
-    has_kernels = any(graph.targets for graph in manifest.graphs.values())
-    if manifest.activations == "bfloat16" and not has_kernels:
-        print_note("bfloat16 runs only on a GPU, and this package has no GPU kernels: add --lowering fused --targets")
+    if manifest.activations == "bfloat16" and FUSED not in manifest.graphs:
+        print_note("bfloat16 runs only with the fused graph, which this package lacks: add --lowering fused")
     note_ignored(read_defaults(directory))
     size = sum(entry["bytes"] for entry in manifest.files.values())
     typer.echo(f"{directory}: {megabytes(size)}, {manifest.precision}, {' and '.join(manifest.graphs)} lowering")

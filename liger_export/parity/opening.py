@@ -5,14 +5,16 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from liger_export.export.bfloat16 import compute_in_float32
 from liger_export.ort import ort, session_options
 from liger_export.package import MODEL_FILES, STOCK, read_manifest
-from liger_export.parity.bfloat16 import emulate_bfloat16
 from liger_export.runtime import Session, load, read_tokenizer
 from liger_export.runtime.buffers import CPU
 from liger_export.runtime.dynamic import DynamicExecutor
 
-__all__ = ["open_emulated", "open_stock", "open_with_float_products"]
+__all__ = ["ROUNDED", "open_emulated", "open_stock", "open_with_float_products"]
+
+ROUNDED = "cpu, each operator in float32 and rounded to bfloat16"  # the device of ``open_emulated`` in reports
 
 
 def open_stock(package: Path) -> Session:
@@ -23,11 +25,11 @@ def open_stock(package: Path) -> Session:
 
 
 def open_emulated(package: Path) -> Session:
-    """Open a bfloat16 package's stock graph on the CPU, with bfloat16 emulated in float32."""
+    """Open a bfloat16 package's stock graph on the CPU, each operator in float32 between conversions."""
     model = ir.load(package / MODEL_FILES[STOCK])
     InlinePass()(model)
     _multiply_in_float32(model.graph)
-    emulate_bfloat16(model.graph)
+    compute_in_float32(model.graph)
     return _open_edited(package, model)
 
 

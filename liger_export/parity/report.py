@@ -41,7 +41,7 @@ class ParityReport:
         package: name of the package directory.
         reference: names of the checkpoint directory and its adapters.
         lowering: the lowering that was measured.
-        device: the device it ran on: ``cpu``, ``cuda`` or ``bfloat16.ROUNDED``.
+        device: the device it ran on: ``cpu``, ``cuda`` or ``opening.ROUNDED``.
         manifest_sha256: SHA-256 of the manifest that was validated.
         versions: version of each library that took part.
         checks: all checks, in the order they ran.

@@ -31,10 +31,11 @@ def not_finite(manifest: Manifest, state: dict[str, Array], logits: Logits) -> N
             "Check the checkpoint, its adapters and, if one was loaded, the saved state.",
         )
     command = "Build the engine again" if manifest.engine else "Convert the checkpoint again"
+    wider = "bf16 for a GPU" if manifest.engine else "bf16 with --lowering fused"
     option = "--activations" if manifest.engine or manifest.precision.weights != "fp16" else "--precision"
     return NotFiniteError(
         f"The logits are not finite: a value of {place} was too large for {name}, which ends at 65,504.",
-        f"{command} in another precision: {option} fp32, or bf16 for a GPU.",
+        f"{command} in another precision: {option} fp32, or {wider}.",
     )
 
 

@@ -92,7 +92,7 @@ def load(
             or ``trace`` is set for an engine directory or a GPU.
         PackageError: The package is incomplete, changed or has a newer format, or lacks the requested lowering.
         EnvironmentMismatchError: The installation lacks a requested feature, its ONNX Runtime is too old, the engine
-            cannot run here, or the package computes in bfloat16 and there is no GPU.
+            cannot run here, or the package computes in bfloat16 and has no graph for that on this machine.
     """
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
         raise InputError(
@@ -152,7 +152,7 @@ def _session(directory: Path, manifest: Manifest, tokenizer: Tokenizer, executor
 
 
 def has_bfloat16() -> bool:
-    """Return True if there is a GPU for bfloat16. ONNX Runtime's CPU provider lacks most operators in it."""
+    """Return True if there is a GPU for bfloat16."""
     return PROVIDERS[CUDA] in ort.get_available_providers() and has_gpu()
 
 
@@ -194,13 +194,25 @@ def choose_graph(manifest: Manifest, lowering: str | None, device: str | None) -
             "Convert it with --lowering fused and --targets for the GPU, such as sm_90.",
         )
     on_cuda = device == CUDA or (device is None and on_gpu)
-    if manifest.activations == "bfloat16" and not (on_cuda and has_bfloat16()):
-        raise EnvironmentMismatchError(
-            "The package computes in bfloat16, which ONNX Runtime supports only on a GPU.",
-            "Run it on an NVIDIA GPU with onnxruntime-gpu and kernels for that GPU (convert with --lowering fused and "
-            "--targets, such as sm_90), or convert it for a CPU with fp16 instead of bf16.",
-        )
+    if manifest.activations == "bfloat16":
+        _require_bfloat16(uses_fused=uses_fused, on_cuda=on_cuda)
     return Choice(FUSED_CUDA, CUDA) if on_cuda else Choice(FUSED if uses_fused else STOCK, CPU)
+
+
+def _require_bfloat16(*, uses_fused: bool, on_cuda: bool) -> None:
+    """Raise EnvironmentMismatchError if the chosen graph cannot compute in bfloat16 here.
+
+    ONNX Runtime's CPU provider lacks most operators in it. The fused graph has the library's instead.
+    """
+    if on_cuda and not has_bfloat16():
+        raise EnvironmentMismatchError(
+            "The package computes in bfloat16 on a GPU, and there is none.", "Open it with device='cpu'."
+        )
+    if not uses_fused:
+        raise EnvironmentMismatchError(
+            "The package computes in bfloat16, for which ONNX Runtime has no operators on a CPU.",
+            "Convert it with --lowering fused and open the fused graph, or convert it with fp16 instead of bf16.",
+        )
 
 
 def _for_others(manifest: Manifest, lowering: str, device: str | None) -> Choice:

@@ -13,15 +13,13 @@ from liger_export.data import TextEncoder, read_tokens
 from liger_export.errors import DataError, InputError, NotFiniteError, OutputError
 from liger_export.files import new_file, sha256_file
 from liger_export.package import FUSED, MANIFEST_FILE, REPORT_FILE, STOCK, Manifest, read_manifest
-from liger_export.parity.bfloat16 import ROUNDED
-from liger_export.parity.opening import open_emulated, open_stock
+from liger_export.parity.opening import ROUNDED, open_emulated, open_stock
 from liger_export.parity.report import Check, ParityReport
 from liger_export.parity.tolerances import Tolerances, tolerances_of
 from liger_export.progress import NO_PROGRESS, Progress
 from liger_export.runtime import Sampling, Session, load
 from liger_export.runtime.buffers import CPU
 from liger_export.runtime.growth import FIRST_TOKEN, Growth
-from liger_export.runtime.opening import has_bfloat16
 from liger_export.validate import laws
 from liger_export.validate.memory import measure_memory, record_memory
 from liger_export.validate.reference import TorchReference
@@ -42,7 +40,7 @@ class ValidationSettings:
         max_tokens: tokens of text to compare logits on, at least 4,096.
         memory_tokens: tokens to measure memory growth over, starting at token 64.
         device: device, as in ``load``. Memory is measured on the CPU if the package runs there, on any ``device``.
-            Without a GPU, a bfloat16 package's stock graph is emulated (``parity.bfloat16``), memory not measured.
+            A bfloat16 package's stock graph is emulated (``parity.open_emulated``), memory not measured.
         lowering: lowering, as in ``load``.
         record: write the report and the memory growth into the package; otherwise nothing in it is changed.
     """
@@ -106,7 +104,7 @@ def validate(
             f"{package} is read-only, so the results cannot be written into it.",
             "Make it writable, or write the results elsewhere: --json FILE, in Python record=False.",
         )
-    is_emulated = session.manifest.activations == "bfloat16" and session.device == CPU
+    is_emulated = session.manifest.activations == "bfloat16" and session.lowering == STOCK
     reference = TorchReference(checkpoint, adapters)
     reference.require_config(session.manifest.model_config)
     progress.stage("measuring memory")
@@ -148,10 +146,10 @@ def _record(report: ParityReport, package: Path, settings: ValidationSettings) -
 
 
 def _open(package: Path, settings: ValidationSettings) -> Session:
-    """Open a package, its files checked against the manifest; a bfloat16 package is emulated where there is no GPU."""
+    """Open a package, its files checked against the manifest; the stock graph of a bfloat16 package is emulated."""
     manifest, device, lowering = read_manifest(package), settings.device, settings.lowering
-    is_native = device != CPU and (device is not None or has_bfloat16())
-    if manifest.engine or manifest.activations != "bfloat16" or lowering == FUSED or is_native:
+    is_stock = lowering == STOCK or (lowering is None and FUSED not in manifest.graphs)
+    if manifest.engine or manifest.activations != "bfloat16" or not is_stock or device not in (None, CPU):
         return load(package, device=device, lowering=lowering, verify=True)
     manifest.check_files(package)
     return open_emulated(package)

@@ -175,6 +175,7 @@ double sum_of_weights(const float* values, int64_t count, float largest, float t
 extern const CpuKernels kernels;
 const CpuKernels kernels = {{attend<float>, gated_silu<float>},
                             {attend<Half>, gated_silu<Half>},
+                            {attend<BFloat16>, gated_silu<BFloat16>},
                             memory_of_head,
                             argmax,
                             sum_of_weights};

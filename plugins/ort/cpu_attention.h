@@ -54,7 +54,7 @@ struct TypedKernels {
 };
 
 // One compilation of cpu_attention.cpp for one instruction set.
-struct CpuKernels : TypedKernels<float>, TypedKernels<Half> {
+struct CpuKernels : TypedKernels<float>, TypedKernels<Half>, TypedKernels<BFloat16> {
   int64_t (*memory_of_head)(const Sizes&, int64_t state_rows, int64_t length);
   // Index of the first of the largest of `count` values; -1 if one is NaN or the largest is infinite.
   int64_t (*argmax)(const float* values, int64_t count);

@@ -116,7 +116,9 @@ void multiply_dense(const DenseLinearCall<Element>& call, int64_t piece) {
 extern const LinearKernels linear;
 const LinearKernels linear = {{round_token<float>, multiply<float>, memory_of_piece<float>},
                               {round_token<Half>, multiply<Half>, memory_of_piece<Half>},
-                              {normalize_token<Half>, multiply_dense<Half>}};
+                              {round_token<BFloat16>, multiply<BFloat16>, memory_of_piece<BFloat16>},
+                              {normalize_token<Half>, multiply_dense<Half>},
+                              {normalize_token<BFloat16>, multiply_dense<BFloat16>}};
 
 }  // namespace LIGER_INSTRUCTIONS
 }  // namespace liger

@@ -93,7 +93,11 @@ struct DenseLinearKernels {
   void (*multiply)(const DenseLinearCall<Element>&, int64_t piece);
 };
 
-struct LinearKernels : IntegerLinearKernels<float>, IntegerLinearKernels<Half>, DenseLinearKernels<Half> {};
+struct LinearKernels : IntegerLinearKernels<float>,
+                       IntegerLinearKernels<Half>,
+                       IntegerLinearKernels<BFloat16>,
+                       DenseLinearKernels<Half>,
+                       DenseLinearKernels<BFloat16> {};
 
 // The kernels for the best instruction set of this processor.
 const LinearKernels& linear_kernels();

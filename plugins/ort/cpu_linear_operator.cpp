@@ -1,4 +1,5 @@
-// liger::IntegerLinear and liger::IntegerLogits on a CPU, and liger::Linear and liger::Logits with float16 weights.
+// liger::IntegerLinear and liger::IntegerLogits on a CPU, and liger::Linear and liger::Logits with float16 or bfloat16
+// weights.
 //
 // The weight is read where ONNX Runtime has it: with external data, in the mapped file. Threads share a call's pieces, so
 // that one that is interrupted computes fewer.
@@ -141,7 +142,9 @@ void add(const OrtApi* api, OrtCustomOpDomain* domain) {
 void add_cpu_linear_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   add<CpuIntegerLinear, float, ORT_FLOAT>(api, domain);
   add<CpuIntegerLinear, Half, ORT_FLOAT16>(api, domain);
+  add<CpuIntegerLinear, BFloat16, ORT_BFLOAT16>(api, domain);
   add<CpuDenseLinear, Half, ORT_FLOAT16>(api, domain);
+  add<CpuDenseLinear, BFloat16, ORT_BFLOAT16>(api, domain);
 }
 
 }  // namespace liger

@@ -56,10 +56,6 @@ class Workspace {
   void* memory_;
 };
 
-// bfloat16, as bits.
-struct BFloat16 {
-  uint16_t bits;
-};
 template <class Element>
 struct ActivationName;
 template <>

@@ -1,4 +1,4 @@
-// IEEE half precision, as bits.
+// 16-bit floating-point numbers, as bits: IEEE half precision, and bfloat16, the upper half of a float32.
 
 #pragma once
 
@@ -7,6 +7,10 @@
 namespace liger {
 
 struct Half {
+  uint16_t bits;
+};
+
+struct BFloat16 {
   uint16_t bits;
 };
 

@@ -16,8 +16,8 @@
 //                         of rows 2 p and 2 p + 1 by tokens 2 q and 2 q + 1. Weights are two vectors of 4 columns of each row
 //   sort_pairs            such sums to one vector per token
 //   to_numbers            32-bit integers to floats
-//   number_of             a float, from a float or a half
-//   load_numbers          LANES floats, from floats or halves
+//   number_of             a float, from a number of any dtype
+//   load_numbers          LANES floats, from numbers of any dtype
 //   spread_products<each> products of two series of numbers, each in `each` lanes, or in all if that is more than
 //                         LANES; all that fit into a vector, or the first `count` followed by zeros
 //   nibbles, bytes        LANES floats, from 4-bit or 8-bit integers
@@ -57,6 +57,12 @@ LIGER_INLINE float number_of(Half half) {
   read(halves, numbers, WIDTH);
   return numbers[0];
 #endif
+}
+LIGER_INLINE float number_of(BFloat16 number) {
+  const uint32_t bits = uint32_t{number.bits} << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
 }
 
 }  // namespace

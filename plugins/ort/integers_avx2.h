@@ -66,6 +66,10 @@ LIGER_INLINE Numbers load_numbers(const float* from) { return _mm256_loadu_ps(fr
 LIGER_INLINE Numbers load_numbers(const Half* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
+LIGER_INLINE Numbers load_numbers(const BFloat16* from) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
 
 template <class Number>
 LIGER_INLINE __m128 product_in_all(const Number* from, const float* factor) {

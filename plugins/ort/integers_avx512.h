@@ -40,12 +40,19 @@ LIGER_INLINE Numbers load_numbers(const float* from) { return _mm512_loadu_ps(fr
 LIGER_INLINE Numbers load_numbers(const Half* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
+LIGER_INLINE Numbers load_numbers(const BFloat16* from) {
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
 
 LIGER_INLINE __m128 first_numbers(const float* from, int64_t count) {
   return count == 4 ? _mm_loadu_ps(from) : _mm_maskz_loadu_ps((1 << count) - 1, from);
 }
 LIGER_INLINE __m128 first_numbers(const Half* from, int64_t count) {
   return _mm_cvtph_ps(_mm_maskz_loadu_epi16((1 << count) - 1, from));
+}
+LIGER_INLINE __m128 first_numbers(const BFloat16* from, int64_t count) {
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_maskz_loadu_epi16((1 << count) - 1, from)), 16));
 }
 template <int each, class Number>
 LIGER_INLINE Numbers spread_products(const Number* from, const float* factors, int64_t count = per_vector(each)) {

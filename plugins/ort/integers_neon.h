@@ -73,6 +73,9 @@ LIGER_INLINE Numbers load_numbers(const float* from) { return vld1q_f32(from); }
 LIGER_INLINE Numbers load_numbers(const Half* from) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits)));
 }
+LIGER_INLINE Numbers load_numbers(const BFloat16* from) {
+  return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16(&from->bits)), 16));
+}
 template <int each, class Number>
 LIGER_INLINE Numbers spread_products(const Number* from, const float* factors, int64_t = 1) {
   return vdupq_n_f32(number_of(*from) * *factors);

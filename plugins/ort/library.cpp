@@ -133,6 +133,7 @@ void add_typed(const OrtApi* api, OrtCustomOpDomain* domain) {
 void add_operators(const OrtApi* api, OrtCustomOpDomain* domain) {
   add_typed<float, ORT_FLOAT>(api, domain);
   add_typed<Half, ORT_FLOAT16>(api, domain);
+  add_typed<BFloat16, ORT_BFLOAT16>(api, domain);
   ort::add_operator<CpuArgmax, ORT_FLOAT>(api, domain, ort::CPU);
   ort::add_operator<CpuRotaryAngles, ORT_INT64>(api, domain, ort::CPU);
   add_cpu_top_logits(api, domain);

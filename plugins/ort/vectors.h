@@ -1,5 +1,5 @@
 // Vectors of floats in the compiler's vector types: eight, which are one register with AVX2 and two with SSE or NEON, or as
-// many as LIGER_WIDTH says; their exponential; and arrays of float32 and float16 numbers. Compiled once per instruction set,
+// many as LIGER_WIDTH says; their exponential; and arrays of float32, float16 and bfloat16 numbers. Compiled once per instruction set,
 // into a namespace of that name.
 
 #pragma once
@@ -109,6 +109,19 @@ LIGER_INLINE void read(const Half* from, float* to, int64_t count) {
   }
 }
 
+// Eight bfloat16 numbers, and their bits in words.
+typedef uint16_t Eight __attribute__((vector_size(16)));
+typedef uint32_t EightWords __attribute__((vector_size(32)));
+
+LIGER_INLINE void read(const BFloat16* from, float* to, int64_t count) {
+  for (int64_t at = 0; at < count; at += 8) {
+    Eight bits;
+    std::memcpy(&bits, from + at, sizeof(bits));
+    const EightWords wide = __builtin_convertvector(bits, EightWords) << 16;
+    std::memcpy(to + at, &wide, sizeof(wide));
+  }
+}
+
 // Reads any number of elements; `read` and `write` take multiples of 8.
 template <class Element>
 LIGER_INLINE void read_any(const Element* from, float* to, int64_t count) {
@@ -150,6 +163,17 @@ LIGER_INLINE void write(const float* from, Half* to, int64_t count) {
       to[lane].bits = static_cast<uint16_t>(sign | half);
     }
 #endif
+  }
+}
+
+LIGER_INLINE void write(const float* from, BFloat16* to, int64_t count) {
+  for (int64_t at = 0; at < count; at += 8) {
+    EightWords bits;
+    std::memcpy(&bits, from + at, sizeof(bits));
+    const EightWords nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // ties to even
+    const EightWords not_a_number = bits >> 16 | 0x40;
+    const Eight rounded = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : nearest, Eight);
+    std::memcpy(to + at, &rounded, sizeof(rounded));
   }
 }
 

@@ -215,15 +215,17 @@ def test_bad_input_is_refused_with_cause_and_fix(package_copy: Path, checkpoint_
 
 
 @pytest.mark.slow
-def test_a_bfloat16_package_is_made_noted_and_refused_without_a_gpu(checkpoint_copy: Path, tmp_path: Path) -> None:
+def test_a_bfloat16_package_without_a_fused_graph_is_made_noted_and_refused(
+    checkpoint_copy: Path, tmp_path: Path
+) -> None:
     package = tmp_path / "package"
     made = liger_export("convert", checkpoint_copy, "-o", package, "--precision", "bf16")
     assert made.returncode == 0
     assert ", bf16, stock lowering" in made.stdout
-    assert "note: bfloat16 runs only on a GPU" in made.stderr
-    assert_refused(liger_export("run", package, "def"), "bfloat16", "--targets", "fp16 instead of bf16")
+    assert "note: bfloat16 runs only with the fused graph" in made.stderr
+    assert_refused(liger_export("run", package, "def"), "bfloat16", "--lowering fused", "fp16 instead of bf16")
     measured = liger_export("validate", package, "--reference", checkpoint_copy, "--max-tokens", 4096)
-    assert "note: no GPU was used" in measured.stderr
+    assert "note: the stock graph does not run in bfloat16" in measured.stderr
     assert "bfloat16" in liger_export("inspect", package).stdout
 
 

@@ -1,4 +1,4 @@
-"""The fused graph's quantized linear layers are operators that compute what MatMulNBits does."""
+"""The fused graph's linear layers are operators that compute what the stock graph does."""
 
 from pathlib import Path
 
@@ -9,14 +9,16 @@ import pytest
 from liger_export.convert import convert
 from liger_export.package import MODEL_FILES
 from liger_export.parity.compare import mean_kl
+from liger_export.parity.opening import open_stock
 from liger_export.precision import Precision
 from liger_export.runtime import load
-from tests.backbones import VARIANTS, write_variant
+from tests.backbones import VARIANTS, write_hybrid, write_variant
 from tests.cells import slow_except
 from tests.plugins.sessions import needs_library
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 60)]
 BOUND = 1e-3  # mean KL: both graphs round activations to 8 bits, which amplifies differences in the last bit
+BFLOAT16_BOUND = 5e-3  # mean KL: of a bfloat16 package
 
 
 def package_of(directory: Path, precision: Precision, variant: str = "llama", **sizes: int) -> Path:
@@ -32,7 +34,7 @@ def operators(package: Path) -> list[str]:
 
 def distance(package: Path) -> float:
     """Mean KL between the fused and the stock graph: in one call, and token by token."""
-    stock, fused = load(package, lowering="stock"), load(package, lowering="fused")
+    stock, fused = open_stock(package), load(package, lowering="fused")
     expected = stock.all_logits(TOKENS)
     whole = fused.all_logits(TOKENS)
     fused.reset()
@@ -93,6 +95,35 @@ def test_float16_rows_that_are_not_a_multiple_of_16_keep_their_operator(tmp_path
         3 * names.count("Attention"),
     )
     assert distance(package) < BOUND
+
+
+@needs_library
+@pytest.mark.parametrize("variant", slow_except(["qwen3"], ["qwen3", "llama-biased", "qwen2-tied"]))
+@pytest.mark.parametrize("weights", slow_except(["bf16"], ["bf16", "int4"]))
+def test_bfloat16_layers_compute_what_stock_does_in_float32_and_rounded(
+    weights: str, variant: str, tmp_path: Path
+) -> None:
+    precision = Precision(weights=weights, activation_precision="bf16")
+    package = package_of(tmp_path, precision, variant, hidden_size=64, intermediate_size=96)
+    names = operators(package)
+    assert not {"FusedMatMul", "Gemm", "MatMul", "MatMulNBits"} & set(names)
+    assert distance(package) < BFLOAT16_BOUND
+
+
+@needs_library
+@pytest.mark.parametrize("mixer", slow_except(["gsa"], ["gla", "hgrn2", "gsa", "lolcats"]))
+def test_every_mixer_and_softmax_run_in_bfloat16(mixer: str, tmp_path: Path) -> None:
+    write_hybrid(tmp_path / "liger", mixer)
+    convert(tmp_path / "liger", tmp_path / "package", lowering="fused", precision=Precision(weights="bf16"))
+    assert {"SoftmaxAttention", "Cast"} < set(operators(tmp_path / "package"))
+    assert distance(tmp_path / "package") < BFLOAT16_BOUND
+
+
+@needs_library
+def test_a_bfloat16_layer_without_an_operator_is_multiplied_in_float32(tmp_path: Path) -> None:
+    package = package_of(tmp_path, Precision(weights="bf16"), hidden_size=64, intermediate_size=40)
+    assert (operators(package).count("FusedMatMul"), operators(package).count("Linear")) == (2, 6)
+    assert distance(package) < BFLOAT16_BOUND
 
 
 @needs_library

@@ -35,7 +35,7 @@ class Random {
   Item pick(std::initializer_list<Item> items) { return items.begin()[between(0, items.size() - 1)]; }
   uint64_t bits() { return engine_(); }
 
-  // A multiple of 1 / 64, which float16 represents too.
+  // A multiple of 1 / 64, which float16 and bfloat16 represent too.
   float ordinary() { return static_cast<float>(between(-128, 128)) / 64; }
 
   float number(Values values) {
@@ -67,6 +67,22 @@ inline double number_of(uint16_t half) {
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
+// The upper half of a float32's bits, rounded to nearest, ties to even.
+inline uint16_t bfloat16_of(float value) {
+  if (std::isnan(value)) return 0x7fc0;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t below = bits & 0xffff, upper = bits >> 16;
+  return static_cast<uint16_t>(upper + (below > 0x8000 || (below == 0x8000 && upper % 2)));
+}
+
+inline double number_of_bfloat16(uint16_t upper) {
+  const uint32_t bits = uint32_t{upper} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 // A tensor's numbers.
 inline std::vector<double> numbers_of(const OrtValue& tensor) {
   if (tensor.data == nullptr) return {};
@@ -76,18 +92,29 @@ inline std::vector<double> numbers_of(const OrtValue& tensor) {
       case ORT_FLOAT: numbers[at] = static_cast<float*>(tensor.data)[at]; break;
       case ORT_INT64: numbers[at] = static_cast<double>(static_cast<int64_t*>(tensor.data)[at]); break;
       case ORT_FLOAT16: numbers[at] = number_of(static_cast<uint16_t*>(tensor.data)[at]); break;
+      case ORT_BFLOAT16: numbers[at] = number_of_bfloat16(static_cast<uint16_t*>(tensor.data)[at]); break;
       default: numbers[at] = static_cast<uint8_t*>(tensor.data)[at];
     }
   }
   return numbers;
 }
 
+// Writes a floating-point number.
+inline void put(const OrtValue& tensor, size_t at, float number) {
+  if (tensor.type == ORT_FLOAT) static_cast<float*>(tensor.data)[at] = number;
+  if (tensor.type == ORT_FLOAT16) static_cast<uint16_t*>(tensor.data)[at] = half_of(number);
+  if (tensor.type == ORT_BFLOAT16) static_cast<uint16_t*>(tensor.data)[at] = bfloat16_of(number);
+}
+
+inline bool is_floating(OrtElementType type) {
+  return type == ORT_FLOAT || type == ORT_FLOAT16 || type == ORT_BFLOAT16;
+}
+
 inline OrtValue filled(OrtElementType type, const std::vector<int64_t>& shape, Random& random, Values values) {
   OrtValue made = host::tensor(type, shape);
   const size_t count = host::bytes_of(type, shape) / host::item_size(type);
   for (size_t at = 0; at < count; ++at) {
-    if (type == ORT_FLOAT) static_cast<float*>(made.data)[at] = random.number(values);
-    if (type == ORT_FLOAT16) static_cast<uint16_t*>(made.data)[at] = half_of(random.number(values));
+    if (is_floating(type)) put(made, at, random.number(values));
     if (type == ORT_INT64) static_cast<int64_t*>(made.data)[at] = random.between(0, 9);
     if (type == ORT_UINT8) static_cast<uint8_t*>(made.data)[at] = random.bits();
   }
@@ -114,11 +141,7 @@ inline std::vector<int64_t> mutated(std::vector<int64_t> shape, Random& random) 
 template <class Function>
 void apply(const OrtValue& tensor, const Function& function) {
   const std::vector<double> numbers = numbers_of(tensor);
-  for (size_t at = 0; at < numbers.size(); ++at) {
-    const float number = function(static_cast<float>(numbers[at]));
-    if (tensor.type == ORT_FLOAT) static_cast<float*>(tensor.data)[at] = number;
-    if (tensor.type == ORT_FLOAT16) static_cast<uint16_t*>(tensor.data)[at] = half_of(number);
-  }
+  for (size_t at = 0; at < numbers.size(); ++at) put(tensor, at, function(static_cast<float>(numbers[at])));
 }
 
 inline bool is_attention(const Case& made) { return made.name.find("Attention") != std::string::npos; }
@@ -214,23 +237,23 @@ inline Case linear(const std::string& name, Random& random, OrtElementType activ
   return made;
 }
 
-// float16 numbers, the only ones for which a CPU has the operator.
-inline Case dense_linear(const std::string& name, Random& random, Values values) {
+// float16 or bfloat16 numbers, the only ones for which a CPU has the operator.
+inline Case dense_linear(const std::string& name, Random& random, OrtElementType activation, Values values) {
   const bool is_logits = name == "Logits", is_gated = random.chance(30);
   const int64_t columns = 16 * random.between(1, 9), batch = random.chance(10) ? 0 : random.between(1, 2);
   const int64_t rows = is_gated ? 2 * random.between(1, 40) : random.between(1, 140);
   const int64_t length = random.between(1, random.chance(30) ? 24 : 3);
-  Case made{name, ORT_FLOAT16, {}, {}, {is_logits ? ORT_FLOAT : ORT_FLOAT16}, values, -1, false};
+  Case made{name, activation, {}, {}, {is_logits ? ORT_FLOAT : activation}, values, -1, false};
   made.attributes.integers = {{"gated", is_gated}};
   made.attributes.numbers = {{"epsilon", 1e-5f}};
   const auto add = [&](bool is_present, OrtElementType type, const std::vector<int64_t>& shape) {
     made.inputs.push_back(is_present ? filled(type, shape, random, values) : OrtValue{ORT_UNDEFINED, {}, nullptr});
   };
-  add(true, ORT_FLOAT16, {batch, length, columns});
-  add(true, ORT_FLOAT16, {rows, columns});
-  add(random.chance(50), ORT_FLOAT16, {columns});
-  add(!is_logits && random.chance(50), ORT_FLOAT16, {rows});
-  add(!is_logits && !is_gated && random.chance(50), ORT_FLOAT16, {batch, length, rows});
+  add(true, activation, {batch, length, columns});
+  add(true, activation, {rows, columns});
+  add(random.chance(50), activation, {columns});
+  add(!is_logits && random.chance(50), activation, {rows});
+  add(!is_logits && !is_gated && random.chance(50), activation, {batch, length, rows});
   add(random.chance(10), ORT_UINT8, {random.between(0, 3)});
   return made;
 }
@@ -302,15 +325,16 @@ inline void spoil(Case& made, Random& random) {
 inline Case case_of(uint64_t seed, uint64_t number) {
   Random random(seed * 0x9E3779B97F4A7C15u + number);
   const Values values = random.pick({Values::ordinary, Values::ordinary, Values::special, Values::huge});
-  const OrtElementType activation = random.pick({ORT_FLOAT, ORT_FLOAT16});
+  const OrtElementType activation = random.pick({ORT_FLOAT, ORT_FLOAT16, ORT_BFLOAT16});
   const std::string name = random.pick({"Attention", "Attention", "GSAAttention", "LoLCATsAttention", "GatedSiLU", "MostLikely", "LastPositions",
                                         "Candidates", "IntegerLinear", "IntegerLogits", "Linear", "Logits"});
   const bool is_typed = name != "MostLikely" && name != "Candidates";
   const bool is_attention = name.find("Attention") != std::string::npos;
   Case made = is_attention                    ? attention(name, random, activation, values)
               : name.rfind("Integer", 0) == 0 ? linear(name, random, activation, values)
-              : name == "Linear" || name == "Logits" ? dense_linear(name, random, values)
-                                             : simple(name, random, is_typed ? activation : ORT_FLOAT, values);
+              : name == "Linear" || name == "Logits"
+                  ? dense_linear(name, random, activation == ORT_FLOAT ? ORT_FLOAT16 : activation, values)
+                  : simple(name, random, is_typed ? activation : ORT_FLOAT, values);
   for (int64_t defects = random.pick({0, 0, 1, 1, 2}); defects > 0; --defects) spoil(made, random);
   return made;
 }

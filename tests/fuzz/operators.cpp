@@ -83,8 +83,7 @@ std::string outcome(const Case& made, const Results& expected, const Answer& ans
   for (size_t at = 0; at < answer.outputs.size() && !is_undefined; ++at) {
     if (!is_same(answer.outputs[at], again.outputs[at])) return "wrong other threads, other bits";
     if (made.values == Values::huge && made.name != "LastPositions") continue;  // float32 rounds these too coarsely
-    const double bound = made.activation == ORT_FLOAT16 ? 2e-2 : 1e-4;
-    const std::string found = difference(expected->at(at), answer.outputs[at], bound);
+    const std::string found = difference(expected->at(at), answer.outputs[at], 10 * bound_of(made.activation));
     if (!found.empty()) return "wrong output " + std::to_string(at) + ": " + found;
   }
   return "same";

@@ -31,6 +31,11 @@ inline void softmax(double* values, int64_t count, double scale) {
   for (int64_t at = 0; at < count; ++at) values[at] *= scale / total;
 }
 
+// The number that a dtype stores: infinity if a number is too large for float16. No case has numbers near bfloat16's end.
+inline double stored(double number, OrtElementType type) {
+  return type == ORT_FLOAT16 && std::abs(number) >= 65520 ? std::copysign(INFINITY, number) : number;
+}
+
 inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 enum class Mixer { gla, hgrn2, gsa, lolcats };
@@ -417,14 +422,14 @@ inline Numbers dequantized(const Case& made, const LinearShape& shape) {
 
 // A token's activations: normalized if there is a norm, and rounded to 8 bits in blocks. NaN and infinities spread over
 // the whole block.
-inline Numbers rounded(Numbers hidden, const Numbers& norm, int64_t block_size, bool is_half) {
+inline Numbers rounded(Numbers hidden, const Numbers& norm, int64_t block_size, OrtElementType activation) {
   double squares = 0;
   for (const double number : hidden) squares += number * number / static_cast<double>(hidden.size());
   for (size_t at = 0; at < norm.size(); ++at) hidden[at] *= norm[at] / std::sqrt(squares + 1e-5);
   for (auto block = hidden.begin(); block != hidden.end(); block += block_size) {
     float largest = 0;
     for (auto at = block; at != block + block_size; ++at) {
-      if (is_half && std::abs(*at) > 65504) *at = std::copysign(INFINITY, *at);
+      *at = stored(*at, activation);
       if (!std::isfinite(*at)) largest = NAN;
       largest = std::isnan(largest) ? largest : std::max(largest, static_cast<float>(std::abs(*at)));
     }
@@ -457,11 +462,10 @@ inline Results linear(const Case& made) {
   const int64_t columns = shape.blocks * shape.block_size, results = shape.is_gated ? shape.rows / 2 : shape.rows;
   const Numbers weight = dequantized(made, shape), hidden = numbers_of(made.inputs[0]), norm = numbers_of(made.inputs[4]);
   const Numbers bias = numbers_of(made.inputs[5]), residual = numbers_of(made.inputs[6]);
-  const bool is_half = made.activation == ORT_FLOAT16;
   Result result{{made.inputs[0].shape[0], made.inputs[0].shape[1], results}, {}, {}};
   for (int64_t token = 0; token < shape.tokens; ++token) {
     const auto first = hidden.begin() + token * columns;
-    const Numbers read = rounded(Numbers(first, first + columns), norm, shape.block_size, is_half);
+    const Numbers read = rounded(Numbers(first, first + columns), norm, shape.block_size, made.activation);
     const auto product = [&](int64_t row) {
       const double sum = std::inner_product(read.begin(), read.end(), weight.begin() + row * columns, 0.0);
       return bias.empty() ? sum : sum + bias[row];
@@ -475,8 +479,7 @@ inline Results linear(const Case& made) {
         number = gate * up;
       }
       number = residual.empty() ? number : number + residual[token * results + row];
-      if (is_half && made.outputs[0] == ORT_FLOAT16 && std::abs(number) >= 65520) number = std::copysign(INFINITY, number);
-      result.numbers.push_back(number);
+      result.numbers.push_back(stored(number, made.outputs[0]));
       result.slack.push_back(may_differ);
     }
   }
@@ -507,16 +510,16 @@ inline Results dense_linear(const Case& made) {
     const double squares = std::inner_product(read.begin(), read.end(), read.begin(), 0.0);
     for (size_t at = 0; at < norm.size(); ++at) {
       read[at] *= norm[at] / std::sqrt(squares / static_cast<double>(columns) + 1e-5);
-      if (std::abs(read[at]) >= 65520) read[at] = std::copysign(INFINITY, read[at]);
+      read[at] = stored(read[at], activation);
     }
-    // A product, and by how much it may differ: normalized numbers are rounded to float16, and sums to float32.
+    // A product, and by how much it may differ: normalized numbers are rounded to their dtype, and sums to float32.
     const auto product = [&](int64_t row, double& slack) {
       double sum = bias.empty() ? 0 : bias[row], magnitudes = std::abs(sum);
       for (int64_t at = 0; at < columns; ++at) {
         sum += read[at] * weight[row * columns + at];
         magnitudes += std::abs(read[at] * weight[row * columns + at]);
       }
-      slack = std::isfinite(magnitudes) ? magnitudes * (norm.empty() ? 1e-6 : 1e-3) : 0;
+      slack = std::isfinite(magnitudes) ? magnitudes * (norm.empty() ? 1e-6 : activation == ORT_FLOAT16 ? 1e-3 : 8e-3) : 0;
       return sum;
     };
     for (int64_t row = 0; row < results; ++row) {
@@ -528,8 +531,7 @@ inline Results dense_linear(const Case& made) {
         number = gate * up;
       }
       number = residual.empty() ? number : number + residual[token * results + row];
-      if (!is_logits && std::abs(number) >= 65520) number = std::copysign(INFINITY, number);
-      result.numbers.push_back(number);
+      result.numbers.push_back(stored(number, made.outputs[0]));
       result.slack.push_back(slack);
     }
   }

@@ -39,9 +39,8 @@ std::map<std::string, int> calls;  // by instruction set and operator
 void compare(const Case& made, const Results& expected, const std::string& instructions, const std::string& text) {
   const Answer answer = call(made, THREADS);
   std::string wrong = answer.message;
-  const double bound = made.activation == ORT_FLOAT16 ? 2e-3 : 1e-5;
   for (size_t at = 0; at < answer.outputs.size() && wrong.empty(); ++at) {
-    wrong = difference(expected->at(at), answer.outputs[at], bound);
+    wrong = difference(expected->at(at), answer.outputs[at], bound_of(made.activation));
   }
   if (!wrong.empty()) std::printf("wrong: %s %s: %s\n", instructions.c_str(), text.c_str(), wrong.c_str());
   ++calls[instructions + " " + made.name];
@@ -59,28 +58,27 @@ struct Linear {
   int64_t bits, block_size, tokens;
   bool has_zeros;
   Sizes sizes;
-  bool is_gated, is_half, has_norm;
+  bool is_gated;
+  OrtElementType activation;
+  bool has_norm;
 
   std::string text() const {
     return std::to_string(bits) + " bits, blocks of " + std::to_string(block_size) + ", " + std::to_string(tokens) +
            " tokens, " + std::to_string(sizes.rows) + " rows of " + std::to_string(sizes.blocks) + " blocks" +
-           (has_zeros ? ", zero points" : "") + (is_gated ? ", gated" : "") + (is_half ? ", half" : "") +
-           (has_norm ? ", norm" : "");
+           (has_zeros ? ", zero points" : "") + (is_gated ? ", gated" : "") + (has_norm ? ", norm" : "") +
+           ", activations of type " + std::to_string(activation);
   }
 };
 
 void fill(OrtValue& tensor, const std::function<float(int64_t)>& number) {
   const int64_t count = numbers_of(tensor).size();
-  for (int64_t at = 0; at < count; ++at) {
-    if (tensor.type == ORT_FLOAT16) static_cast<uint16_t*>(tensor.data)[at] = half_of(number(at));
-    else static_cast<float*>(tensor.data)[at] = number(at);
-  }
+  for (int64_t at = 0; at < count; ++at) put(tensor, at, number(at));
 }
 
-// A call whose numbers are all exact in float16. With a norm, activations are multiples of a block's largest divided by
+// A call whose numbers are all exact in float16 and bfloat16. With a norm, activations are multiples of a block's largest divided by
 // 127, so that no rounding depends on the last bit of the norm.
 Case case_of(const Linear& linear, Random& random) {
-  const OrtElementType activation = linear.is_half ? ORT_FLOAT16 : ORT_FLOAT;
+  const OrtElementType activation = linear.activation;
   const int64_t rows = linear.sizes.rows * (linear.is_gated ? 2 : 1), blocks = linear.sizes.blocks;
   const int64_t columns = blocks * linear.block_size, bits = linear.bits, block_size = linear.block_size;
   const bool is_logits = !linear.is_gated && linear.tokens % 3 == 0, has_rest = !is_logits && linear.tokens % 2;
@@ -99,7 +97,7 @@ Case case_of(const Linear& linear, Random& random) {
   add(has_rest, activation, {rows});
   add(has_rest && !linear.is_gated, activation, {1, linear.tokens, rows});
   add(false, ORT_UINT8, {});
-  fill(made.inputs[2], [&](int64_t) { return random.ordinary() / 64; });
+  fill(made.inputs[2], [&](int64_t) { return random.ordinary() / 16; });
   if (!linear.has_norm) return made;
   fill(made.inputs[0], [&](int64_t at) { return at % block_size ? random.between(-127, 127) : 127; });
   fill(made.inputs[4], [&](int64_t at) { return at / block_size % 2 ? -2.0f : 0.5f; });
@@ -133,7 +131,7 @@ void compare_linear(const std::string& damage) {
         for (int64_t tokens = 1; tokens <= MOST_TOKENS + 1; ++tokens, ++number) {
           const int64_t read = tokens > MOST_TOKENS ? MANY_TOKENS : tokens;
           const Linear linear{bits, block_size, read, has_zeros, SIZES[number % std::size(SIZES)], random.chance(30),
-                              random.chance(30), random.chance(50)};
+                              random.pick({ORT_FLOAT, ORT_FLOAT, ORT_FLOAT16, ORT_BFLOAT16}), random.chance(50)};
           const Case made = case_of(linear, random);
           Results expected = reference(damaged(made, linear, damage));
           expected->at(0).slack.clear();  // numbers are chosen so that nothing may differ
@@ -150,8 +148,9 @@ void compare_linear(const std::string& damage) {
 
 void compare_dense() {
   Random random(0);
-  for (int number = 0; number < 60; ++number) {
-    const Case made = dense_linear(number % 4 ? "Linear" : "Logits", random, Values::ordinary);
+  for (int number = 0; number < 120; ++number) {
+    const OrtElementType activation = number < 60 ? ORT_FLOAT16 : ORT_BFLOAT16;
+    const Case made = dense_linear(number % 4 ? "Linear" : "Logits", random, activation, Values::ordinary);
     const Results expected = reference(made);
     for (const auto& compiled : liger::compiled_linear()) {
       liger::linear_in_use = compiled;
@@ -164,7 +163,7 @@ void compare_dense() {
 void compare_others() {
   Random random(0);
   std::vector<Case> cases;
-  for (const OrtElementType activation : {ORT_FLOAT, ORT_FLOAT16}) {
+  for (const OrtElementType activation : {ORT_FLOAT, ORT_FLOAT16, ORT_BFLOAT16}) {
     for (int number = 0; number < 40; ++number) {
       const char* const name = random.pick({"Attention", "GSAAttention", "LoLCATsAttention"});
       cases.push_back(attention(name, random, activation, Values::ordinary));

@@ -95,16 +95,19 @@ def test_errors_name_what_is_missing(fused: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "precision", [Precision(weights="bf16"), Precision(weights="int4", activation_precision="bf16")], ids=str
 )
-def test_a_bfloat16_package_is_converted_and_says_that_it_needs_a_gpu(
+def test_a_bfloat16_package_opens_with_the_fused_graph_only(
     precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
     checkpoint = write_liger(tmp_path / "liger", num_hidden_layers=1, **sizes)
     convert(checkpoint, tmp_path / "package", lowering="fused", precision=precision)
-    needs_gpu = r"bfloat16.*NVIDIA GPU.*--targets.*fp16 instead of bf16"
-    for options in ({}, {"device": "cpu"}, {"lowering": "stock"}, {"device": "cpu", "lowering": "fused"}):
-        with pytest.raises(EnvironmentMismatchError, match=needs_gpu):
-            load(tmp_path / "package", **options)
+    with pytest.raises(EnvironmentMismatchError, match=r"bfloat16.*--lowering fused.*fp16 instead of bf16"):
+        load(tmp_path / "package", lowering="stock")
+    for options in ({}, {"device": "cpu"}, {"lowering": "fused"}):
+        choice = opening.choose_graph(
+            read_manifest(tmp_path / "package"), **{"lowering": None, "device": None, **options}
+        )
+        assert choice == opening.Choice("fused", "cpu")
     monkeypatch.setattr(opening.ort, "get_available_providers", lambda: list(opening.PROVIDERS.values()))
     monkeypatch.setattr("liger_export.runtime.cuda.LIBRARY", "libcuda-absent.so")
     values = json.loads((tmp_path / "package" / "manifest.json").read_text())
@@ -113,7 +116,7 @@ def test_a_bfloat16_package_is_converted_and_says_that_it_needs_a_gpu(
     files["model.cuda.onnx"] = files["model.fused.onnx"]
     edit_json(tmp_path / "package" / "manifest.json", graphs=graphs, files=files)
     for options in ({}, {"device": "cuda"}):
-        with pytest.raises(EnvironmentMismatchError, match=needs_gpu):
+        with pytest.raises(EnvironmentMismatchError, match=r"on a GPU, and there is none.*device='cpu'"):
             load(tmp_path / "package", **options)
     manifest = read_manifest(tmp_path / "package")
     monkeypatch.setattr(opening, "has_gpu", lambda: True)

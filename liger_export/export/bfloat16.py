@@ -1,48 +1,65 @@
-"""Emulation of bfloat16 on a CPU, where ONNX Runtime has no bfloat16 kernels.
+"""bfloat16 on a CPU, where ONNX Runtime has almost no bfloat16 kernels.
 
-GPU kernels read bfloat16, accumulate in float32 and round their results. The emulation does the same to each operator
-of a graph: it widens the inputs to float32, which is exact, and rounds the outputs to bfloat16. This covers a package's
-weights, stock graph and state. It does not cover the fused graph and its GPU kernels.
+Kernels for bfloat16 read it, accumulate in float32 and round their results. Conversions around an operator do the same:
+they widen the inputs to float32, which is exact, and round the outputs to bfloat16.
 """
+
+from collections.abc import Collection
 
 import onnx_ir as ir
 
-__all__ = ["ROUNDED", "emulate_bfloat16"]
+__all__ = ["compute_in_float32"]
 
-ROUNDED = "cpu, each operator in float32 and rounded to bfloat16"
 GRAPH = ir.AttributeType.GRAPH
 WITHOUT_FLOAT_RESULT = ("Shape", "Size", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual")
+WITH_FLOAT_STATES = ("Attention", "GSAAttention", "LoLCATsAttention")  # outputs: attended, states, window key and value
+WITH_FLOAT_LOGITS = ("Logits", "IntegerLogits")
 FLOAT, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
 
 
-def emulate_bfloat16(graph: ir.Graph) -> None:
+def compute_in_float32(graph: ir.Graph, native: Collection[str] = ()) -> None:
     """Rewrite a graph in place so that each operator computes in float32 and rounds its results to bfloat16.
 
-    Functions must have been inlined. Inputs, outputs and initializers keep their types.
+    Inputs, outputs and initializers keep their types. A call of a function counts as one operator.
+
+    Args:
+        graph: a graph; without bfloat16 values it does not change.
+        native: operators that read and write bfloat16 themselves.
     """
     values = (*graph.inputs, *graph.initializers.values())
-    _rewrite(graph, {value for value in values if value.dtype == BFLOAT16})
+    _rewrite(graph, {value for value in values if value.dtype == BFLOAT16}, native)
 
 
-def _rewrite(graph: ir.Graph, narrow: set[ir.Value]) -> None:
+def _rewrite(graph: ir.Graph, narrow: set[ir.Value], native: Collection[str]) -> None:
     """Rewrite the nodes in order; ``narrow`` holds the bfloat16 values so far and receives those of the nodes."""
     for node in list(graph):
         bodies = [attribute.as_graph() for attribute in node.attributes.values() if attribute.type == GRAPH]
         if bodies:
-            _rewrite_bodies(node, bodies, narrow)
+            _rewrite_bodies(node, bodies, narrow, native)
         elif node.op_type == "Cast":
             narrow |= set(node.outputs) if node.attributes.get_int("to", 0) == BFLOAT16 else set()
         elif node.op_type == "CastLike":
             narrow |= set(node.outputs) if node.inputs[1] in narrow else set()
-        elif node.op_type not in WITHOUT_FLOAT_RESULT and narrow.intersection(node.inputs):
+        elif node.op_type in WITHOUT_FLOAT_RESULT or not narrow.intersection(node.inputs):
+            continue
+        elif node.op_type in native:
+            narrow |= _narrow_outputs(node)
+        else:
             _rewrite_node(graph, node, narrow)
 
 
-def _rewrite_bodies(node: ir.Node, bodies: list[ir.Graph], narrow: set[ir.Value]) -> None:
+def _narrow_outputs(node: ir.Node) -> set[ir.Value]:
+    """The bfloat16 outputs of an operator that computes in bfloat16."""
+    if node.op_type in WITH_FLOAT_STATES:
+        return {node.outputs[0], *node.outputs[-2:]}
+    return set() if node.op_type in WITH_FLOAT_LOGITS else set(node.outputs)
+
+
+def _rewrite_bodies(node: ir.Node, bodies: list[ir.Graph], narrow: set[ir.Value], native: Collection[str]) -> None:
     """Rewrite the branches of an If, which read outer values, or the body of a Scan, which has the node's inputs."""
     for body in bodies:
         narrow |= {inner for inner, outer in zip(body.inputs, node.inputs, strict=False) if outer in narrow}
-        _rewrite(body, narrow)
+        _rewrite(body, narrow, native)
         narrow |= {outer for outer, inner in zip(node.outputs, body.outputs, strict=True) if inner in narrow}
 
 

@@ -13,13 +13,13 @@ from liger_export.convert import convert
 from liger_export.errors import EnvironmentMismatchError, PackageError
 from liger_export.linearize import LinearizeSettings
 from liger_export.package import read_manifest
-from liger_export.parity.bfloat16 import ROUNDED
 from liger_export.parity.compare import mean_kl, relative_l2
-from liger_export.parity.opening import open_emulated
+from liger_export.parity.opening import ROUNDED, open_emulated
 from liger_export.precision import Precision
 from liger_export.runtime import SavedState, Session
 from liger_export.runtime.dtypes import narrowed, widened
 from liger_export.validate import ValidationSettings, validate
+from tests.plugins.sessions import needs_library
 from tests.tiny import Shape, load_model, write_liger
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, 260, 60)]
@@ -101,6 +101,19 @@ def test_the_report_names_the_emulation_and_memory_is_not_measured(bf16_package:
     assert report.device == json.loads((bf16_package / "parity.json").read_text())["device"] == ROUNDED
     assert not any(check.name.startswith("memory") for check in report.checks)
     assert read_manifest(bf16_package).memory is None
+
+
+@pytest.mark.slow
+@needs_library
+def test_the_fused_graph_is_validated_as_it_runs(tmp_path: Path) -> None:
+    checkpoint = write_liger(tmp_path / "liger", initializer_range=0.1)
+    convert(checkpoint, tmp_path / "package", lowering="fused", precision=Precision(weights="bf16"))
+    report = validate(tmp_path / "package", checkpoint, ValidationSettings(max_tokens=4096, memory_tokens=128))
+    assert report.passed
+    assert (report.lowering, report.device) == ("fused", "cpu")
+    names = [check.name for check in report.checks]
+    assert any(name.startswith("memory") for name in names)
+    assert any(name.startswith("fused against stock") for name in names)
 
 
 def test_a_damaged_package_and_a_graph_for_a_gpu_are_refused(
