@@ -117,7 +117,11 @@ LIGER_INLINE void read(const BFloat16* from, float* to, int64_t count) {
   for (int64_t at = 0; at < count; at += 8) {
     Eight bits;
     std::memcpy(&bits, from + at, sizeof(bits));
+#ifdef __AVX2__  // GCC would convert two halves and join them
+    const EightWords wide = (EightWords)_mm256_cvtepu16_epi32((__m128i)bits) << 16;
+#else
     const EightWords wide = __builtin_convertvector(bits, EightWords) << 16;
+#endif
     std::memcpy(to + at, &wide, sizeof(wide));
   }
 }
