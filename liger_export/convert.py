@@ -32,7 +32,7 @@ from liger_export.export import (
     weight_bytes,
 )
 from liger_export.export.weights import Weight
-from liger_export.files import CARRIED_FILES, copy_files, drop_cached, require_space, sha256_file, sha256_files
+from liger_export.files import CARRIED_FILES, copy_files, drop_cached, require_space, sha256_file, sha256_meanwhile
 from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
@@ -115,7 +115,7 @@ def convert(
     tokens = read_calibration(calibration, model.encoder) if calibration else None
     source = model.weight_source(tokens)
     inputs = (checkpoint, *adapters, *([calibration.text] if calibration else []), *([prefix] if prefix else []))
-    with new_directory(output, overwrite, inputs) as partial:
+    with new_directory(output, overwrite, inputs) as partial, sha256_meanwhile(model.source_files) as digests:
         graphs, weights = _build_graphs(model, lowering, gpus, progress)
         nbytes = weight_bytes(weights)
         require_space(output, nbytes + GRAPH_BYTES)
@@ -131,7 +131,8 @@ def convert(
         described = _write_graphs(graphs, partial, gpus)
         copy_files(CARRIED_FILES, checkpoint, partial)
         progress.stage("hashing")
-        manifest = _describe(model, described, _describe_calibration(calibration, tokens), partial)
+        source_digests = digests.result()
+        manifest = _describe(model, described, source_digests, _describe_calibration(calibration, tokens), partial)
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         if prefix is not None and prefix_text is not None:
             progress.stage("reading the prefix")
@@ -170,6 +171,12 @@ class _Model:
         weights.check()
         precision.check(model.matrices, model.config.tie_word_embeddings)
         return model
+
+    @property
+    def source_files(self) -> list[Path]:
+        """The checkpoint's files of weights, and its config."""
+        checkpoint = self.weights.checkpoint
+        return sorted([*checkpoint.files, checkpoint.directory / "config.json"])
 
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
@@ -285,11 +292,15 @@ def _check_defaults(checkpoint: Path) -> None:
 
 
 def _describe(
-    model: _Model, graphs: dict[str, Graph], calibration: dict[str, object] | None, directory: Path
+    model: _Model,
+    graphs: dict[str, Graph],
+    digests: dict[Path, str],
+    calibration: dict[str, object] | None,
+    directory: Path,
 ) -> Manifest:
     """The manifest of a package whose other files are all in ``directory``."""
     return Manifest(
-        source=_describe_source(model.weights.checkpoint),
+        source=_describe_source(model.weights.checkpoint, digests),
         adapters=[_describe_adapter(adapter) for adapter in model.weights.adapters],
         config=model.values,
         precision=model.precision,
@@ -309,8 +320,7 @@ def _describe_graph(model: ir.Model, targets: tuple[str, ...]) -> Graph:
     )
 
 
-def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:
-    digests = sha256_files(sorted([*checkpoint.files, checkpoint.directory / "config.json"]))
+def _describe_source(checkpoint: Checkpoint, digests: dict[Path, str]) -> dict[str, object]:
     return {
         "name": checkpoint.directory.resolve().name,
         "files": {file.name: digest for file, digest in digests.items()},

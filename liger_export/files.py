@@ -6,9 +6,10 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from liger_export.errors import CheckpointError, LigerExportError, OutputError
@@ -31,6 +32,7 @@ __all__ = [
     "require_writable",
     "sha256_file",
     "sha256_files",
+    "sha256_meanwhile",
 ]
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -227,6 +229,28 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in chunks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def sha256_meanwhile(paths: Iterable[Path]) -> Iterator[Future[dict[Path, str]]]:
+    """Hex SHA-256 of each file, computed in a thread during a block of other work.
+
+    Take the result inside the block: at its end, hashing stops.
+    """
+    is_over, paths = Event(), list(paths)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(lambda: {path: _sha256_until(path, is_over) for path in paths})
+        finally:
+            is_over.set()
+
+
+def _sha256_until(path: Path, is_over: Event) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as stream:
+        while not is_over.is_set() and (count := stream.readinto(buffer)):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 def drop_cached(file: Path) -> None:

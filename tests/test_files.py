@@ -1,3 +1,4 @@
+import hashlib
 import os
 import resource
 from collections.abc import Callable
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.errors import OutputError
-from liger_export.files import drop_cached, new_file, read_ahead, require_space, require_writable
+from liger_export.files import drop_cached, new_file, read_ahead, require_space, require_writable, sha256_meanwhile
 from tests.interruption import interrupt, kill, runs_ended_by
 
 
@@ -131,3 +132,19 @@ def test_a_dropped_file_is_read_again_and_a_cached_one_is_not(tmp_path: Path) ->
     assert is_cached(file)
     assert not read_ahead(file)
     assert file.read_bytes() == bytes(3 << 22)
+
+
+def test_hashes_are_computed_during_other_work(tmp_path: Path) -> None:
+    files = {tmp_path / "large": bytes(range(256)) * (3 << 14), tmp_path / "empty": b""}
+    for path, content in files.items():
+        path.write_bytes(content)
+    with sha256_meanwhile(files) as digests:
+        found = digests.result()
+    assert found == {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+
+
+def test_hashing_stops_when_the_work_fails(tmp_path: Path) -> None:
+    with (tmp_path / "endless").open("wb") as stream:
+        stream.truncate(1 << 42)  # hashing it would take half an hour
+    with pytest.raises(ValueError, match="failed"), sha256_meanwhile([tmp_path / "endless"]):
+        raise ValueError("failed")

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 ALIGNMENT = 4096  # bytes per page, so that a runtime can memory-map each tensor
-BLOCK_BYTES = 16 << 20  # of float32 rows per task
+BLOCK_BYTES = 4 << 20  # of float32 rows per task: what a core's cache holds
 THREADS = 2  # one reads or writes while the other quantizes
 
 Rows = npt.NDArray[np.float32]

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnxruntime.capi import _pybind_state as ort_quantizers
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
 from liger_export.precision import Scheme
 
 __all__ = ["Blocks", "block_offsets", "dequantize", "encode", "largest_value"]
+
+BELOW_HALF = 0.49999997  # the largest float32 below 0.5: adding it and rounding down rounds halves up, and no others
 
 Rows = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -75,12 +76,15 @@ def largest_value(blocks: Blocks, scheme: Scheme) -> float:
         return float((abs(blocks.scales) * steps).max())
 
 
-def pack(integers: Bytes, bits: int) -> Bytes:
-    """Pack integers [N, K], one per byte, into [N, K * bits / 8] bytes, rounded up."""
+def pack(integers: Bytes, bits: int, rest: int = 0) -> Bytes:
+    """Pack integers [N, K], one per byte, into [N, K * bits / 8] bytes, rounded up; ``rest`` fills half a byte."""
     if bits == 8:
         return integers
-    even: Bytes = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
-    return even[:, ::2] | np.left_shift(even[:, 1::2], 4, dtype=np.uint8)
+    if integers.shape[1] % 2:
+        integers = np.pad(integers, ((0, 0), (0, 1)), constant_values=rest)
+    pairs = np.ascontiguousarray(integers).view("<u2")  # faster than strided halves
+    packed: Bytes = (pairs | pairs >> 4).astype(np.uint8)
+    return packed
 
 
 def unpack(packed: Bytes, bits: int) -> Bytes:
@@ -91,17 +95,33 @@ def unpack(packed: Bytes, bits: int) -> Bytes:
 
 
 def _round_to_nearest(rows: Rows, scheme: Scheme) -> Blocks:
-    """Round to nearest with ONNX Runtime's quantizer: a block's largest value, or its range, sets the scale."""
-    count, columns = rows.shape
-    packed = np.zeros((count, scheme.blocks(columns), scheme.row_bytes(scheme.block_size)), np.uint8)
-    scales = np.zeros((count, scheme.blocks(columns)), np.float32)
-    zero_points = np.zeros((count, scheme.zero_point_bytes(columns)), np.uint8)
-    quantizers = {4: ort_quantizers.quantize_matmul_4bits, 8: ort_quantizers.quantize_matmul_8bits}
-    transposed = torch.from_numpy(rows).T.contiguous().numpy()  # three times as fast as a numpy copy
-    quantizers[scheme.bits](
-        packed, transposed, scales, zero_points, scheme.block_size, count, columns, scheme.symmetric
+    """Round to nearest: a block's largest value, or its range, sets the scale.
+
+    The bits are those of ONNX Runtime's quantizer (MLAS), which takes ten times as long and reads a transposed copy.
+    """
+    grouped = torch.from_numpy(rows).view(len(rows), -1, scheme.block_size)
+    low, high = grouped.amin(2), grouped.amax(2)
+    top = 2**scheme.bits - 1
+    if scheme.symmetric:
+        scales = torch.where(high.abs() > low.abs(), high, low) / -scheme.fixed_zero_point
+        zero_points = torch.full_like(scales, scheme.fixed_zero_point)
+    else:
+        low, high = low.clamp_(max=0), high.clamp_(min=0)
+        scales = (high - low) / top
+        zero_points = torch.where(scales != 0, 0 - low / scales, low).add_(BELOW_HALF).clamp_(0, top).floor_()
+    inverse = torch.where(scales != 0, scales.reciprocal(), 0)
+    shifted = (grouped * inverse[:, :, None]).add_(zero_points[:, :, None]).add_(BELOW_HALF).clamp_(0, top)
+    return Blocks(
+        pack(_truncated(shifted.view(rows.shape)), scheme.bits),
+        scales.numpy(),
+        None if scheme.symmetric else pack(_truncated(zero_points), scheme.bits, scheme.fixed_zero_point),
     )
-    return Blocks(packed.reshape(count, -1), scales, None if scheme.symmetric else zero_points)
+
+
+def _truncated(values: torch.Tensor) -> Bytes:
+    """Convert to integers in numpy, in a fifth of PyTorch's time."""
+    with np.errstate(invalid="ignore"):  # NaN, of a block whose scale has no inverse, becomes 0
+        return values.numpy().astype(np.uint8)
 
 
 def _k_quant(rows: Rows, scheme: Scheme) -> Blocks:

@@ -3,6 +3,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.capi import _pybind_state as ort_quantizers
 
 from liger_export.precision import Scheme
 from liger_export.quantize.blocks import ENCODERS, Blocks, dequantize, encode, largest_value, pack, unpack
@@ -53,6 +54,40 @@ def test_dequantize_equals_the_naive_version_and_approximates_the_weights(scheme
     step = 2 * np.abs(per_block).max(-1) / (2**scheme.bits - 1) if scheme.symmetric else step
     error = np.abs(values - rows).reshape(per_block.shape).max(-1)
     assert np.all(error <= 1.2 * step)
+
+
+def extreme_rows(columns: int) -> npt.NDArray[np.float32]:
+    """Rows of bfloat16 numbers, whose magnitudes are often equal, and rows at the ends of float32."""
+    rows = (random_rows(24, columns).view(np.uint32) & 0xFFFF0000).view(np.float32)
+    rows[0], rows[1], rows[2] = 0, abs(rows[1]), -abs(rows[2])
+    rows[3, ::2], rows[3, 1::2] = 3.4e38, -3.4e38
+    rows[4], rows[4, ::5] = 1e-40, 0
+    rows[5], rows[5, ::3] = 0.5, -0.5
+    rows[6], rows[7] = np.arange(columns) % 32 - 7.5, -0.0
+    rows[8, ::2], rows[8, 1::2] = -1e-40, 0
+    return rows
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rounding_to_nearest_gives_the_bits_of_onnxruntimes_quantizer(
+    bits: int, block_size: int, symmetric: bool
+) -> None:
+    scheme, columns = Scheme(bits, block_size, symmetric), 384
+    rows = extreme_rows(columns)
+    shape = (len(rows), scheme.blocks(columns))
+    packed, scales = np.zeros((*shape, scheme.row_bytes(block_size)), np.uint8), np.zeros(shape, np.float32)
+    zero_points = np.zeros((len(rows), scheme.zero_point_bytes(columns)), np.uint8)
+    quantize = getattr(ort_quantizers, f"quantize_matmul_{bits}bits")
+    quantize(packed, np.ascontiguousarray(rows.T), scales, zero_points, block_size, len(rows), columns, symmetric)
+    found = encode(rows, scheme, "rtn")
+    np.testing.assert_array_equal(found.packed, packed.reshape(len(rows), -1))
+    np.testing.assert_array_equal(found.scales.view(np.uint32), scales.view(np.uint32))
+    if symmetric:
+        assert found.zero_points is None
+    else:
+        np.testing.assert_array_equal(found.zero_points, zero_points)
 
 
 @pytest.mark.parametrize("method", ENCODERS)
