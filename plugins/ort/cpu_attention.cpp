@@ -135,18 +135,18 @@ void gated_silu(const Element* gate, const Element* up, Element* output, int64_t
 
 int64_t argmax(const float* values, int64_t count) {
   Floats peaks = all(-INFINITY);
-  Ints are_nan{};
+  Words largest{};
   int64_t at = 0;
   for (; at + WIDTH <= count; at += WIDTH) {
     const Floats piece = load(values + at);
     peaks = larger(piece, peaks);
-    are_nan |= piece != piece;
+    largest = larger(magnitudes(piece), largest);
   }
   float peak = -INFINITY;
   bool has_nan = false;
   for (int lane = 0; lane < WIDTH; ++lane) {
     peak = std::max(peak, peaks[lane]);
-    has_nan |= are_nan[lane] != 0;
+    has_nan |= largest[lane] > 0x7f800000;
   }
   for (; at < count; ++at) {
     peak = values[at] > peak ? values[at] : peak;

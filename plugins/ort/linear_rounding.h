@@ -54,8 +54,7 @@ float round_block(const Element* hidden, const Element* norm, float factor, int6
       read(rounded, numbers + at, WIDTH);
       values = load(numbers + at);
     }
-    const Words magnitude = (Words)values & 0x7fffffff;  // the order of magnitudes, with NaN as the largest
-    largest = magnitude > largest ? magnitude : largest;
+    largest = larger(magnitudes(values), largest);
   }
   uint32_t bits = 0;
   for (int lane = 0; lane < WIDTH; ++lane) bits = std::max(bits, largest[lane]);

@@ -11,6 +11,8 @@
 
 #ifdef __F16C__
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace liger {
@@ -44,9 +46,40 @@ LIGER_INLINE float sum(Floats values) {
   return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
+// The part of a vector that is one register. GCC compares vectors of several registers lane by lane.
+#ifdef __AVX2__
+typedef Floats FloatPart;
+typedef Words WordPart;
+#else
+typedef float FloatPart __attribute__((vector_size(16)));
+typedef uint32_t WordPart __attribute__((vector_size(16)));
+#endif
+
+// body(a, b), computed register by register.
+template <class Part, class Vector, class Body>
+LIGER_INLINE Vector by_parts(Vector a, Vector b, const Body& body) {
+  constexpr size_t count = sizeof(Vector) / sizeof(Part);
+  Part first[count], second[count];
+  std::memcpy(first, &a, sizeof(a));
+  std::memcpy(second, &b, sizeof(b));
+  for (size_t part = 0; part < count; ++part) first[part] = body(first[part], second[part]);
+  std::memcpy(&a, first, sizeof(a));
+  return a;
+}
+
 // If a number is NaN, the result is b.
-LIGER_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-LIGER_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+LIGER_INLINE Floats larger(Floats a, Floats b) {
+  return by_parts<FloatPart>(a, b, [](FloatPart x, FloatPart y) LIGER_ALWAYS_INLINE { return x > y ? x : y; });
+}
+LIGER_INLINE Floats smaller(Floats a, Floats b) {
+  return by_parts<FloatPart>(a, b, [](FloatPart x, FloatPart y) LIGER_ALWAYS_INLINE { return x < y ? x : y; });
+}
+LIGER_INLINE Words larger(Words a, Words b) {
+  return by_parts<WordPart>(a, b, [](WordPart x, WordPart y) LIGER_ALWAYS_INLINE { return x > y ? x : y; });
+}
+
+// The bits of magnitudes have the order of the magnitudes, with NaN as the largest.
+LIGER_INLINE Words magnitudes(Floats values) { return (Words)values & 0x7fffffff; }
 
 // e^r - 1 for r from -ln 2 / 2 to ln 2 / 2, by the minimax polynomial of (e^r - 1 - r) / r^2.
 LIGER_INLINE Floats exponential_less_one(Floats r) {
@@ -92,6 +125,10 @@ LIGER_INLINE void read(const Half* from, float* to, int64_t count) {
 #ifdef __F16C__
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at));
     _mm256_storeu_ps(to + at, _mm256_cvtph_ps(halves));
+#elif defined(__aarch64__)
+    const float16x8_t halves = vreinterpretq_f16_u16(vld1q_u16(&from[at].bits));
+    vst1q_f32(to + at, vcvt_f32_f16(vget_low_f16(halves)));
+    vst1q_f32(to + at + 4, vcvt_high_f32_f16(halves));
 #else
     for (int64_t lane = at; lane < at + 8; ++lane) {
       const uint32_t bits = from[lane].bits, magnitude = (bits & 0x7fff) << 13;
@@ -112,6 +149,7 @@ LIGER_INLINE void read(const Half* from, float* to, int64_t count) {
 // Eight bfloat16 numbers, and their bits in words.
 typedef uint16_t Eight __attribute__((vector_size(16)));
 typedef uint32_t EightWords __attribute__((vector_size(32)));
+typedef int32_t EightInts __attribute__((vector_size(32)));
 
 LIGER_INLINE void read(const BFloat16* from, float* to, int64_t count) {
   for (int64_t at = 0; at < count; at += 8) {
@@ -145,6 +183,9 @@ LIGER_INLINE void write(const float* from, Half* to, int64_t count) {
 #ifdef __F16C__
     const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + at), _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + at), halves);
+#elif defined(__aarch64__)
+    const float16x4_t low = vcvt_f16_f32(vld1q_f32(from + at));
+    vst1q_u16(&to[at].bits, vreinterpretq_u16_f16(vcvt_high_f16_f32(low, vld1q_f32(from + at + 4))));
 #else
     for (int64_t lane = at; lane < at + 8; ++lane) {
       uint32_t bits;
@@ -176,7 +217,8 @@ LIGER_INLINE void write(const float* from, BFloat16* to, int64_t count) {
     std::memcpy(&bits, from + at, sizeof(bits));
     const EightWords nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // ties to even
     const EightWords not_a_number = bits >> 16 | 0x40;
-    const Eight rounded = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : nearest, Eight);
+    const EightWords is_nan = (EightWords)((EightInts)(0x7f800000 - (bits & 0x7fffffff)) >> 31);  // all bits, or none
+    const Eight rounded = __builtin_convertvector((is_nan & not_a_number) | (~is_nan & nearest), Eight);
     std::memcpy(to + at, &rounded, sizeof(rounded));
   }
 }
