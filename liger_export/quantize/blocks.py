@@ -97,7 +97,7 @@ def unpack(packed: Bytes, bits: int) -> Bytes:
 def _round_to_nearest(rows: Rows, scheme: Scheme) -> Blocks:
     """Round to nearest: a block's largest value, or its range, sets the scale.
 
-    The bits are those of ONNX Runtime's quantizer (MLAS), which takes ten times as long and reads a transposed copy.
+    The bits are those of ONNX Runtime's quantizer (MLAS), which takes seven times as long and reads a transposed copy.
     """
     grouped = torch.from_numpy(rows).view(len(rows), -1, scheme.block_size)
     low, high = grouped.amin(2), grouped.amax(2)
