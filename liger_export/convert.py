@@ -32,7 +32,7 @@ from liger_export.export import (
     weight_bytes,
 )
 from liger_export.export.weights import Weight
-from liger_export.files import CARRIED_FILES, copy_files, drop_cached, require_space, sha256_file, sha256_meanwhile
+from liger_export.files import CARRIED_FILES, copy_files, require_space, sha256_file, sha256_meanwhile
 from liger_export.kernels.shapes import KERNEL_MIXERS
 from liger_export.kernels.targets import require_target
 from liger_export.package.manifest import (
@@ -48,6 +48,7 @@ from liger_export.package.manifest import (
     Manifest,
     describe_files,
 )
+from liger_export.page_cache import drop_cached
 from liger_export.precision import EMBEDDING, Calibration, Precision
 from liger_export.prefix import add_prefix, read_prefix_text
 from liger_export.progress import NO_PROGRESS, Progress

@@ -20,10 +20,8 @@ __all__ = [
     "TOKENIZER_FILES",
     "TOOL_USE_TEMPLATE",
     "copy_files",
-    "drop_cached",
     "is_file_name",
     "new_file",
-    "read_ahead",
     "read_json",
     "reading",
     "require_inside",
@@ -53,7 +51,6 @@ CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")  # from the base to
 MOST_JSON_BYTES = 1 << 28  # the largest tokenizers and indexes have some tens of MB
 MOST_JSON_LEVELS = 64
 READ_BYTES = 1 << 22
-PROBES = 16
 
 
 @contextmanager
@@ -251,44 +248,3 @@ def _sha256_until(path: Path, is_over: Event) -> str:
         while not is_over.is_set() and (count := stream.readinto(buffer)):
             digest.update(buffer[:count])
     return digest.hexdigest()
-
-
-def drop_cached(file: Path) -> None:
-    """Write a file to the disk and drop it from the page cache, for ``read_ahead`` or a hash to read it again.
-
-    The kernel caches what is written in small pieces in single pages. Mapped, they are read at half the speed of the
-    large ones that it takes for a file read from start to end.
-    """
-    if hasattr(os, "posix_fadvise"):  # on Linux
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_ahead(file: Path) -> bool:
-    """Read a file from start to end if any of ``PROBES`` places is not in the page cache. Returns True if it did.
-
-    Otherwise a mapping would bring it in page by page, and the kernel would keep those single pages. See
-    ``drop_cached``.
-    """
-    with file.open("rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if all(_is_cached(stream.fileno(), size * probe // PROBES) for probe in range(PROBES)):
-            return False
-        buffer = memoryview(bytearray(READ_BYTES))
-        while stream.readinto(buffer):
-            pass
-    return True
-
-
-def _is_cached(descriptor: int, offset: int) -> bool:
-    """Return False if a read at an offset would have to wait for the disk; True also where no system call tells."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return True
-    try:
-        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system does not know the flag
-        return True
-    return True

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from liger_export.errors import OutputError
-from liger_export.files import drop_cached, new_file, read_ahead, require_space, require_writable, sha256_meanwhile
+from liger_export.files import new_file, require_space, require_writable, sha256_meanwhile
 from tests.interruption import interrupt, kill, runs_ended_by
 
 
@@ -110,28 +110,6 @@ def test_a_file_in_a_read_only_directory_is_refused_before_work(
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="missing is not a directory"):
         write(tmp_path / "missing" / "report.json", "text")
-
-
-def is_cached(path: Path) -> bool:
-    with path.open("rb") as stream:
-        try:
-            os.preadv(stream.fileno(), [bytearray(1)], path.stat().st_size // 2, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return False
-    return True
-
-
-def test_a_dropped_file_is_read_again_and_a_cached_one_is_not(tmp_path: Path) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(bytes(3 << 22))
-    assert not read_ahead(file)
-    drop_cached(file)
-    if is_cached(file):
-        pytest.skip("needs a file system that drops pages and reports it, which this one does not")
-    assert read_ahead(file)
-    assert is_cached(file)
-    assert not read_ahead(file)
-    assert file.read_bytes() == bytes(3 << 22)
 
 
 def test_hashes_are_computed_during_other_work(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import liger_export
 ROOT = Path(liger_export.__file__).parent
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 RUNTIME = [
-    *("errors", "extras", "partials", "files", "progress", "ort"),
+    *("errors", "extras", "partials", "files", "page_cache", "progress", "ort"),
     *("config", "precision", "state", "package", "runtime"),
 ]
 EXPORTER = [

@@ -8,7 +8,7 @@ from packaging.version import Version
 from tokenizers import Tokenizer
 
 from liger_export.errors import EnvironmentMismatchError, InputError, PackageError
-from liger_export.files import read_ahead, reading, require_regular
+from liger_export.files import reading, require_regular
 from liger_export.ort import library_path, ort, session_options
 from liger_export.package import (
     FUSED,
@@ -22,6 +22,7 @@ from liger_export.package import (
     Manifest,
     read_manifest,
 )
+from liger_export.page_cache import read_ahead
 from liger_export.runtime.buffers import CPU, CUDA
 from liger_export.runtime.chat_template import ChatTemplate
 from liger_export.runtime.cuda import has_gpu
