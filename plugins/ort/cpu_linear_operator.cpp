@@ -1,11 +1,12 @@
 // liger::IntegerLinear and liger::IntegerLogits on a CPU, and liger::Linear and liger::Logits with float16 or bfloat16
 // weights.
 //
-// The weight is read where ONNX Runtime has it: with external data, in the mapped file. Threads share a call's pieces, so
-// that one that is interrupted computes fewer.
+// The weight is read where ONNX Runtime has it: with external data, in the mapped file. A thread reads pieces of a weight
+// that lie one after another, because it prefetches beyond the one it computes, and helps another when it has finished.
 
 #include "cpu_linear_operator.h"
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -16,12 +17,31 @@
 namespace liger {
 namespace {
 
-// Runs a call's pieces on the threads of ONNX Runtime: body(piece, worker).
+constexpr int64_t MAX_WORKERS = 64;
+
+// Consecutive pieces that workers take one by one.
+struct alignas(64) Range {
+  std::atomic<int64_t> next;
+  int64_t end;
+
+  int64_t left() const { return end - next.load(std::memory_order_relaxed); }
+};
+
+// Runs a call's pieces on the threads of ONNX Runtime: body(piece, worker). Each worker has a range of them, and then
+// takes from the one with the most left.
 template <class Body>
 void for_each_piece(const ort::Context& context, int64_t pieces, int64_t workers, const Body& body) {
-  std::atomic<int64_t> next{0};
+  Range ranges[MAX_WORKERS];
+  for (int64_t worker = 0; worker < workers; ++worker) {
+    ranges[worker].next = worker * pieces / workers;
+    ranges[worker].end = (worker + 1) * pieces / workers;
+  }
   context.parallel(workers, [&](size_t worker) {
-    for (int64_t piece = next++; piece < pieces; piece = next++) body(piece, worker);
+    for (Range* range = &ranges[worker]; range->left() > 0;) {
+      for (int64_t piece = range->next++; piece < range->end; piece = range->next++) body(piece, worker);
+      const auto has_less = [](const Range& one, const Range& other) { return one.left() < other.left(); };
+      range = std::max_element(ranges, ranges + workers, has_less);
+    }
   });
 }
 
@@ -34,7 +54,7 @@ void for_each_token(const ort::Context& context, int64_t tokens, const Body& bod
 
 int64_t workers_for(int64_t pieces) {
   static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
-  return std::min(pieces, threads);
+  return std::min({pieces, threads, MAX_WORKERS});
 }
 
 template <class Element, class Weight>
