@@ -129,18 +129,18 @@ def finetune(
     recipe: Annotated[
         str,
         typer.Option(
-            help="Defaults of --rank, --target and --lr: paper, or best, which recovers more with a larger adapter.",
+            help="Defaults of --rank, --target and --lr: paper; or best, a larger adapter that recovers more.",
             rich_help_panel="Adapter",
         ),
     ] = "paper",
     rank: Annotated[
         int | None,
-        typer.Option(min=1, show_default="paper 8, best 16", help="LoRA rank.", rich_help_panel="Adapter"),
+        typer.Option(min=1, show_default="paper: 8; best: 16", help="LoRA rank.", rich_help_panel="Adapter"),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            show_default="paper q_proj,k_proj,v_proj, best all",
+            show_default="paper: q_proj,k_proj,v_proj; best: all",
             help="Projections to adapt, separated by commas.",
             rich_help_panel="Adapter",
         ),
@@ -149,7 +149,7 @@ def finetune(
         int, typer.Option(min=2, help="Tokens per training block.", rich_help_panel="Training")
     ] = 1024,
     packing: Annotated[
-        bool, typer.Option("--packing", help="Read each document of a block by itself.", rich_help_panel="Training")
+        bool, typer.Option("--packing", help="Read each document of a block separately.", rich_help_panel="Training")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Blocks per forward pass.", rich_help_panel="Training")] = 8,
     accumulate: Annotated[
@@ -158,7 +158,7 @@ def finetune(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            "--lr", show_default="paper 0.0001, best 0.0015", help="Peak learning rate.", rich_help_panel="Training"
+            "--lr", show_default="paper: 0.0001; best: 0.0015", help="Peak learning rate.", rich_help_panel="Training"
         ),
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel="Training")] = 2.0,
@@ -184,7 +184,7 @@ def finetune(
 ) -> None:
     """Recover quality by training a small LoRA adapter.
 
-    With --precision int4 or int8 it trains on rounded weights: for a package that convert makes with the same options.
+    With --precision int4 or int8, train on weights rounded as convert rounds them with the same options.
 
     To train on several GPUs, run it as `accelerate launch -m liger_export finetune`.
 

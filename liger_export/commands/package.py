@@ -61,7 +61,7 @@ Targets = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TARGET,...",
-        help="GPUs to compile the fused graph's kernels for, such as sm_86,sm_90; web adds graphs for browsers.",
+        help="GPUs to add a CUDA graph for (with --lowering fused), such as sm_86,sm_90; web adds graphs for browsers.",
         rich_help_panel="Graphs",
     ),
 ]
@@ -88,7 +88,7 @@ def convert(
     lowering: Annotated[
         str,
         typer.Option(
-            help="stock (any ONNX Runtime), or fused: adds a graph for liger-export's operators.",
+            help="stock (any ONNX Runtime); fused adds a faster graph for liger-export's operators.",
             rich_help_panel="Graphs",
         ),
     ] = "stock",
@@ -121,12 +121,12 @@ def convert(
         typer.Option(min=1, help="Tokens to use from the start of the calibration text.", rich_help_panel="Rounding"),
     ] = CALIBRATION_TOKENS,
     prefix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="System prompt whose state the package ships.")
+        Path | None, typer.Option(metavar="FILE", help="System prompt whose state the package will contain.")
     ] = None,
     opset: Annotated[
         int,
         typer.Option(
-            help="23, or 27 to add a graph in ONNX's own operators, with its LinearAttention.",
+            help="23; 27 adds a graph of standard ONNX operators only, including LinearAttention.",
             rich_help_panel="Graphs",
         ),
     ] = 23,
