@@ -133,8 +133,8 @@ class BenchReport:
         lines = [
             f"{self.machine.processor}, threads: {settings.threads}; {versions}.",
             f"Median (10th-90th percentile) over {processes}, each decoding {settings.tokens} tokens; batch 1.",
-            "Peak RSS: the whole process including its libraries, after loading. Carried: the state (one set; a "
-            "session holds two) or the keys and values, after the context.",
+            "Peak RSS: the whole process including its libraries, after loading. Carried: the state (one set of "
+            "buffers) or the keys and values, after the context.",
         ]
         lines += [f"{name}: {text}." for name, text in self.precisions.items()]
         if any(row.first_token_seconds is None for row in self.rows):
