@@ -5,7 +5,7 @@
 # make fuzz:   set up, then open 10,000 damaged files of every kind, and call the C++ operators with 10,000 damaged inputs.
 # make docs:   set up, then build the documentation site in site/. A dead link is an error.
 # make figures: set up, then measure again what README.md and docs/ report of the models in the repository, into figures/.
-#              It takes 25 minutes on 2 cores that do nothing else. With .peers (benchmarks/peers/README.md), llama.cpp too.
+#              It takes 12 minutes on 2 cores that do nothing else. With .peers (benchmarks/peers/README.md), llama.cpp too.
 # make wheel:  set up, compile the GPU kernels of the default shapes, and build a wheel that contains them; also for Arm, if
 #              Debian's g++-aarch64-linux-gnu is installed.
 # make format: apply ruff's fixes and formatting.
