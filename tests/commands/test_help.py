@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from liger_export.cli import app
 from liger_export.commands.help import GroupedHelp
+from liger_export.finetune import RECIPES
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -56,3 +57,11 @@ def test_help_and_summaries_fit_into_80_columns(name: str) -> None:
     assert max(map(len, help_of(app, name).splitlines())) <= 80
     summary = next(line for line in help_of(app).splitlines() if line.split()[:1] == [name])
     assert not summary.endswith("...")
+
+
+def test_the_help_of_finetune_has_the_numbers_of_the_recipes() -> None:
+    text = " ".join(help_of(app, "finetune").split())
+    paper, best = RECIPES["paper"], RECIPES["best"]
+    assert f"(paper: {paper.rank}; best: {best.rank})" in text
+    assert f"(paper: {paper.learning_rate}; best: {best.learning_rate})" in text
+    assert f"(paper: {','.join(paper.target_modules)}; best: all)" in text
