@@ -17,6 +17,7 @@ __all__ = [
     "key_features",
     "log_gates",
     "rotated",
+    "softmax_gradient",
     "softmax_rows",
 ]
 
@@ -30,6 +31,12 @@ def softmax_rows(rows, real):
     rows = tl.where(real, rows, float("-inf"))
     powers = tl.exp(rows - tl.max(rows, axis=1)[:, None])
     return powers / tl.sum(powers, axis=1)[:, None]
+
+
+@triton.jit
+def softmax_gradient(softmax, gradient):
+    """Gradient of the softmax's input [N, D] from that of ``softmax``, row by row."""
+    return softmax * (gradient - tl.sum(softmax * gradient, axis=1)[:, None])
 
 
 @triton.jit

@@ -8,15 +8,13 @@ from torch import Tensor
 
 from liger_export.kernels.launch import gate_selections, no_triton, require_offsets, shape_of
 from liger_export.kernels.plans import BLOCK, CHUNK, Plan, chunkwise_plans
-from liger_export.kernels.runner import call_key, launch_all
+from liger_export.kernels.runner import Launch, Launches, call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.training_plans import backward_plans
 
 __all__ = ["projection_gradients"]
 
 Tensors = tuple[Tensor, ...]
-Launch = tuple[Any, Plan, tuple[Any, ...]]  # a kernel, its plan and its arguments
-Launches = list[Launch]
 
 
 def projection_gradients(

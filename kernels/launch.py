@@ -19,7 +19,7 @@ from liger_export.kernels.plans import (
     chunkwise_plans,
     step_plan,
 )
-from liger_export.kernels.runner import call_key, launch_all
+from liger_export.kernels.runner import Launches, call_key, launch_all
 from liger_export.kernels.shapes import AttentionShape
 from liger_export.kernels.targets import DEPENDENT_LAUNCH_CAPABILITY
 from liger_export.kernels.training_plans import SCANNED_CHUNKS, score_plan, state_plans
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 Tensors = tuple[Tensor, ...]
-Launches = list[tuple[Any, Plan, tuple[Any, ...]]]  # each kernel with its plan and its arguments
 
 
 def step(

@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from liger_export.kernels.features import GLA, GSA, rotated, softmax_rows
+from liger_export.kernels.features import GLA, GSA, rotated, softmax_gradient, softmax_rows
 from liger_export.kernels.plans import BLOCK
 
 __all__ = ["finish_keys_kernel", "finish_queries_kernel", "prepare_queries_kernel", "unrotated"]
@@ -115,7 +115,7 @@ def finish_queries_kernel(
     head_rows = (sequence * G * R + query_head) * padded_length * D
     features = tl.load(query_features + head_rows + tokens * D + dims, mask=real, other=0.0).to(tl.float32)
     gradient = tl.load(into_queries + head_rows + tokens * D + dims, mask=real, other=0.0)
-    gradient = features * (gradient - tl.sum(features * gradient, axis=1)[:, None])
+    gradient = softmax_gradient(features, gradient)
     angles = (sequence * length + tokens) * (D // 2) + dims % (D // 2)
     windowed = unrotated(rotated_query_gradient + head_rows, tokens, real, angles, cos, sin, dims, D)
     target = query_gradient + (sequence * length + tokens) * (G * R * D) + query_head * D + dims
@@ -178,7 +178,7 @@ def finish_keys_kernel(
     closed = 1 / (1 + tl.exp(keys))
     if MIXER == GLA:
         written = tl.load(features + (head * padded_length + tokens) * D + dims, mask=real, other=0.0)
-        gradient = written * (feature_gradient - tl.sum(written * feature_gradient, axis=1)[:, None])
+        gradient = softmax_gradient(written, feature_gradient)
     elif MIXER == GSA:
         written = tl.load(features + (head * padded_length + tokens) * D + dims, mask=real, other=0.0)
         gate_gradient += (written - 1) * feature_gradient

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from liger_export.kernels.plans import Plan
 
-__all__ = ["call_key", "launch_all"]
+__all__ = ["Launch", "Launches", "call_key", "launch_all"]
+
+Launch = tuple[Any, Plan, tuple[Any, ...]]  # a kernel, its plan and its arguments, without those that the plan gives
+Launches = list[Launch]
 
 KEPT = 256  # kinds of calls
 
@@ -22,12 +25,12 @@ def call_key(tensors: Iterable[Tensor]) -> Hashable:
     return tuple((tensor.dtype, tensor.stride(), tensor.data_ptr() % 16) for tensor in tensors)
 
 
-def launch_all(key: Hashable, launches: Sequence[tuple[Any, Plan, tuple[Any, ...]]], batch: int, length: int) -> None:
+def launch_all(key: Hashable, launches: Sequence[Launch], batch: int, length: int) -> None:
     """Launch kernels in order.
 
     Args:
         key: calls with the same key differ in no integer argument, and in no pointer's type or alignment.
-        launches: each kernel, its plan and its arguments, without those that the plan gives.
+        launches: the kernels.
         batch: number of sequences.
         length: T.
     """

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from liger_export.kernels.chunk_states import UP_TO, decays, selection, split
 from liger_export.kernels.chunkwise import is_pair
-from liger_export.kernels.features import finite
+from liger_export.kernels.features import finite, softmax_gradient
 from liger_export.kernels.plans import BLOCK, CHUNK, HALVINGS
 from liger_export.kernels.projection_backward import unrotated
 
@@ -136,7 +136,7 @@ def score_gradients_kernel(
     here = ((sequence * G * R + query_head) * padded_length + tokens) * D + dims
     features = tl.load(query_features + here, mask=real, other=0.0).to(tl.float32)
     gradient = tl.load(into_queries + here, mask=real, other=0.0)
-    gradient = features * (gradient - tl.sum(features * gradient, axis=1)[:, None])
+    gradient = softmax_gradient(features, gradient)
     tl.store(score_gradient + here, gradient, mask=dims < D)
 
 

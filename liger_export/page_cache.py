@@ -43,7 +43,7 @@ def read_ahead(file: Path) -> bool:
         drop_cached(file)
         if _is_all_cached(stream, size):  # another process has it mapped
             return False
-        _fill_large_pages(stream, size)
+        _fill_large_pages(stream, 0, size)
         if not _is_all_cached(stream, size):
             buffer = memoryview(bytearray(READ_BYTES))
             while stream.readinto(buffer):
@@ -51,11 +51,11 @@ def read_ahead(file: Path) -> bool:
     return True
 
 
-def _fill_large_pages(stream: FileIO, size: int) -> None:
-    """Map a file, and touch all of it in order for the kernel to read it in large pages, if it has any."""
+def _fill_large_pages(stream: FileIO, start: int, size: int) -> None:
+    """Map a part of a file, and touch all of it in order for the kernel to read it in large pages, if it has any."""
     if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
         return
-    with suppress(OSError), mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as mapped:
+    with suppress(OSError), mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ, offset=start) as mapped:
         mapped.madvise(mmap.MADV_HUGEPAGE)
         for at in range(0, size, LARGE):
             mapped[at]
@@ -85,9 +85,7 @@ def _can_have_large_pages(file: Path, stream: FileIO, size: int) -> bool:
     if not hasattr(mmap, "MADV_HUGEPAGE") or size < 4 * LARGE:
         return False
     os.posix_fadvise(stream.fileno(), start, LARGE, os.POSIX_FADV_DONTNEED)
-    with suppress(OSError), mmap.mmap(stream.fileno(), LARGE, access=mmap.ACCESS_READ, offset=start) as mapped:
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-        mapped[0]
+    _fill_large_pages(stream, start, LARGE)
     return _share_in_large_pages(file, start, LARGE) == 1
 
 

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from liger_export.data import token_blocks
 from liger_export.evaluate import open_model
+from liger_export.finetune.settings import ATTENTION_INPUTS, PROJECTIONS
 from liger_export.kernels.register import register_cuda_kernels
 from liger_export.linearize import LinearizeSettings, linearize
 from liger_export.metrics import Quality, measure_quality
@@ -37,8 +38,6 @@ from liger_export.ops import ATTENTIONS
 LENGTH = 1024
 WARMUP = 0.03  # share of the steps
 Line = dict[str, Any]  # one line of the results
-QKV = ("q_proj", "k_proj", "v_proj")
-EVERY = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Recipe:
 
     name: str
     rank: int = 8
-    targets: tuple[str, ...] = QKV
+    targets: tuple[str, ...] = ATTENTION_INPUTS
     rate: float = 1.0
     rate_ratio: float = 1.0
     transfer: float = 0.0
@@ -71,7 +70,7 @@ class Recipe:
     first_weight: float | None = None
 
 
-WIDE = Recipe("rank 16 on every projection", rank=16, targets=EVERY)
+WIDE = Recipe("rank 16 on every projection", rank=16, targets=PROJECTIONS)
 MIXED = replace(
     WIDE, name="the same, recurrent weight 0.25, gate normalizer 4", recurrent_weight=0.25, gate_normalizer=4.0
 )
@@ -79,7 +78,7 @@ RECIPES = [
     Recipe("paper: rank 8 on q, k, v"),
     Recipe("attention transfer for half the tokens, then LoRA", transfer=0.5),
     Recipe("LoRA+: rate of B 4 times that of A", rate=0.5, rate_ratio=4.0),
-    Recipe("rank 8 on every projection", targets=EVERY),
+    Recipe("rank 8 on every projection", targets=PROJECTIONS),
     Recipe("KL to the base, half of the loss", distill=0.5),
     WIDE,
     MIXED,

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from liger_export.data import token_blocks
 from liger_export.evaluate import open_model
 from liger_export.finetune import FinetuneSettings, finetune, transfer
+from liger_export.finetune.settings import PROJECTIONS
 from liger_export.linearize import LinearizeSettings, linearize
 from liger_export.metrics import Quality, measure_quality
 from liger_export.modeling import register
@@ -52,7 +53,7 @@ class Experiment:
 
 EVERYWHERE: dict[str, int | float | tuple[str, ...]] = {
     "rank": 64,
-    "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "target_modules": PROJECTIONS,
     "learning_rate": 0.5,
 }
 

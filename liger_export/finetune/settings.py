@@ -7,9 +7,10 @@ from liger_export.errors import InputError
 from liger_export.metrics import Quality
 from liger_export.precision import Precision
 
-__all__ = ["RECIPES", "FinetuneResult", "FinetuneSettings"]
+__all__ = ["ATTENTION_INPUTS", "PROJECTIONS", "RECIPES", "FinetuneResult", "FinetuneSettings"]
 
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
+PROJECTIONS = (*ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ RECIPES = {
     "paper": FinetuneSettings(),
     "best": FinetuneSettings(
         rank=16,
-        target_modules=(*ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj"),
+        target_modules=PROJECTIONS,
         learning_rate=1.5e-3,
     ),
 }
